@@ -1,0 +1,128 @@
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Backends;
+
+/// <summary>A row-major F32 matrix [Rows, Columns] in device memory. Owned by whoever asked the backend for it.</summary>
+internal abstract class DeviceTensor(int rows, int columns) : IDisposable
+{
+    public int Rows { get; } = rows;
+
+    public int Columns { get; } = columns;
+
+    /// <summary>Device bytes that this tensor holds.</summary>
+    public abstract long Bytes { get; }
+
+    /// <summary>Rows [start, start + count).</summary>
+    public TensorSlice Slice(int start, int count) => new(this, start, count);
+
+    public abstract void Dispose();
+
+    public static implicit operator TensorSlice(DeviceTensor tensor) => new(tensor, 0, tensor.Rows);
+}
+
+/// <summary>Rows [Start, Start + Rows) of a tensor: what nearly every operation reads and writes.</summary>
+internal readonly record struct TensorSlice
+{
+    public TensorSlice(DeviceTensor tensor, int start, int rows)
+    {
+        Check.That(start >= 0 && rows >= 0 && start + rows <= tensor.Rows);
+        Tensor = tensor;
+        Start = start;
+        Rows = rows;
+    }
+
+    public DeviceTensor Tensor { get; }
+
+    public int Start { get; }
+
+    public int Rows { get; }
+
+    public int Columns => Tensor.Columns;
+
+    /// <summary>Rows [start, start + count) of this slice.</summary>
+    public TensorSlice Slice(int start, int count)
+    {
+        Check.That(start >= 0 && count >= 0 && start + count <= Rows);
+        return new TensorSlice(Tensor, Start + start, count);
+    }
+}
+
+/// <summary>A frozen weight matrix W [OutFeatures, InFeatures] in whatever layout the backend multiplies best.</summary>
+internal abstract class DeviceWeight(int outFeatures, int inFeatures, DType type) : IDisposable
+{
+    public int OutFeatures { get; } = outFeatures;
+
+    public int InFeatures { get; } = inFeatures;
+
+    /// <summary>Storage type: F32 or BF16.</summary>
+    public DType Type { get; } = type;
+
+    public abstract long Bytes { get; }
+
+    public abstract void Dispose();
+}
+
+/// <summary>
+/// One LoRA pair: y += scale * (x A^T) B^T. A is [Rank, InFeatures] as PEFT stores lora_A; B is held transposed, [Rank,
+/// OutFeatures]. A backend may keep derived copies: call <see cref="IComputeBackend.RefreshLora"/> after writing A or B.
+/// </summary>
+internal abstract class DeviceLora(int inFeatures, int outFeatures, int rank) : IDisposable
+{
+    public int InFeatures { get; } = inFeatures;
+
+    public int OutFeatures { get; } = outFeatures;
+
+    public int Rank { get; } = rank;
+
+    /// <summary>[Rank, InFeatures].</summary>
+    public abstract DeviceTensor A { get; }
+
+    /// <summary>[Rank, OutFeatures]: PEFT's lora_B transposed.</summary>
+    public abstract DeviceTensor BTransposed { get; }
+
+    /// <summary>Device bytes, derived copies included.</summary>
+    public abstract long Bytes { get; }
+
+    public abstract void Dispose();
+}
+
+/// <summary>
+/// Paged storage of keys (after RoPE) and values for every layer: Blocks blocks of <see cref="TokensPerBlock"/> positions.
+/// Which block holds which positions of which sequence is the caller's business (block tables).
+/// </summary>
+internal abstract class DeviceKvCache(int layers, int blocks, int kvHeads, int headDim) : IDisposable
+{
+    /// <summary>Positions per KV block, on every backend.</summary>
+    public const int TokensPerBlock = 16;
+
+    public int Layers { get; } = layers;
+
+    public int Blocks { get; } = blocks;
+
+    public int KvHeads { get; } = kvHeads;
+
+    public int HeadDim { get; } = headDim;
+
+    public abstract long Bytes { get; }
+
+    public abstract void Dispose();
+}
+
+/// <summary>Rows [RowStart, RowStart + RowCount) of a batch go through one adapter's pair at one site.</summary>
+internal readonly record struct LoraSegment(int RowStart, int RowCount, DeviceLora Lora, float Scale);
+
+/// <summary>
+/// Rows [RowStart, RowStart + RowCount) of a batch are the positions [PositionStart, PositionStart + RowCount) of one
+/// sequence: a decode row, a prefill chunk or a finetuning window. Position p lives in block BlockTable[p / 16] at offset
+/// p % 16. Where <see cref="LogSumExp"/> is given ([positions, query heads]), attention stores the natural-log sum of
+/// exponentials of each row's scaled scores at the row's absolute position.
+/// </summary>
+internal readonly record struct AttentionSegment(
+    int RowStart, int RowCount, int PositionStart, DeviceKvCache Cache, int[] BlockTable, DeviceTensor? LogSumExp = null);
+
+/// <summary>Where AdamW stands: hyper-parameters and the 1-based number of this step.</summary>
+internal readonly record struct AdamWStepOptions(
+    float LearningRate, float Beta1, float Beta2, float Epsilon, float WeightDecay, int Step);
+
+/// <summary>Hyper-parameters of one SGD step.</summary>
+internal readonly record struct SgdStepOptions(float LearningRate, float Momentum, bool Nesterov, float WeightDecay);

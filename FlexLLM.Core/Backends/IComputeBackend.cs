@@ -1,0 +1,151 @@
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Backends;
+
+/// <summary>
+/// The narrow waist: everything that the engine asks of a device, forward and backward side by side, on row-major F32
+/// batches. The caller owns every tensor, also the destinations. One thread calls at a time. Shapes are the caller's promise:
+/// a wrong one is a broken invariant (<see cref="System.Diagnostics.UnreachableException"/>), never a silent result.
+/// Unless an operation says otherwise, a destination must not overlap a source, and an empty slice (0 rows) is legal and does
+/// nothing.
+/// </summary>
+/// <remarks>
+/// A backend that promises bitwise determinism (the CPU backend does) computes each output element by one fixed sequence of
+/// floating-point operations, which depends neither on the other rows of the call, nor on how a sequence was cut into calls,
+/// nor on the number of threads. Sums over tokens (gradients of LoRA weights, keys and values) take rows in descending order
+/// and continue from the value already in the accumulator, so that backward windows taken from the end of a sequence give the
+/// bits of one call over all of it.
+/// </remarks>
+internal interface IComputeBackend : IDisposable
+{
+    /// <summary>What the user reads in logs and reports, for example "cpu (2 threads)".</summary>
+    string Name { get; }
+
+    /// <summary>Device bytes now held by tensors, weights, caches and workspace of this backend.</summary>
+    long AllocatedBytes { get; }
+
+    /// <summary>A tensor of zeros.</summary>
+    DeviceTensor Allocate(int rows, int columns);
+
+    /// <summary>Copies W [out, in] to the device. <paramref name="type"/> is F32 or BF16; narrowing rounds to nearest even.</summary>
+    DeviceWeight CreateWeight(in HostMatrix source, DType type);
+
+    /// <summary>A KV cache; contents are undefined until appended.</summary>
+    DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim);
+
+    /// <summary>A LoRA pair of zeros.</summary>
+    DeviceLora CreateLora(int inFeatures, int outFeatures, int rank);
+
+    /// <summary>Brings derived copies up to date after A or BTransposed was written (upload, optimizer step).</summary>
+    void RefreshLora(DeviceLora lora);
+
+    /// <summary>Copies host floats, row-major, into all of <paramref name="destination"/>.</summary>
+    void Upload(ReadOnlySpan<float> source, TensorSlice destination);
+
+    /// <summary>Copies all of <paramref name="source"/> to the host, waiting for it.</summary>
+    void Download(TensorSlice source, Span<float> destination);
+
+    /// <summary>destination = source (equal shapes).</summary>
+    void Copy(TensorSlice source, TensorSlice destination);
+
+    /// <summary>destination = 0.</summary>
+    void Zero(TensorSlice destination);
+
+    /// <summary>y[i] = table row ids[i], widened to F32. table: [vocab, cols]; y: [ids.Length, cols].</summary>
+    void Gather(DeviceWeight table, ReadOnlySpan<int> ids, TensorSlice y);
+
+    /// <summary>
+    /// y = x / rms(x) * gain, rms(x) = sqrt(mean(x^2) + epsilon), over each group of gain.Columns columns: gain [1, n], x and
+    /// y [rows, g * n]. g = 1 is the ordinary norm, g = heads is Qwen3's q/k norm. y may be x.
+    /// </summary>
+    void RmsNorm(TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice y);
+
+    /// <summary>
+    /// Gradient of <see cref="RmsNorm"/> for a frozen gain, with r = 1/rms(x) of the group:
+    /// dx (+)= r * (dy*gain) - x * r^3 / n * sum(dy*gain*x). x is the forward input. Adds to dx when
+    /// <paramref name="accumulate"/>. dx may be dy when not accumulating.
+    /// </summary>
+    void RmsNormBackward(TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice dy, TensorSlice dx, bool accumulate);
+
+    /// <summary>y (+)= x W^T + bias. x [rows, in], W [out, in], bias [1, out] or null, y [rows, out].</summary>
+    void Linear(TensorSlice x, DeviceWeight weight, DeviceTensor? bias, TensorSlice y, bool accumulate);
+
+    /// <summary>dx (+)= dy W: the input gradient of <see cref="Linear"/>. dy [rows, out], dx [rows, in].</summary>
+    void LinearBackwardInput(TensorSlice dy, DeviceWeight weight, TensorSlice dx, bool accumulate);
+
+    /// <summary>
+    /// For each segment's rows: y += scale * (x A^T) B^T. x [rows, in], y [rows, out]. Segments ascend and do not overlap; rows
+    /// outside every segment keep their y.
+    /// </summary>
+    void LoraBypass(TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y);
+
+    /// <summary>
+    /// Gradients of <see cref="LoraBypass"/> for rows of one adapter, with u = x A^T and du = scale * dy B:
+    /// gradA += du^T x, gradBTransposed += (scale * u)^T dy, both over rows in descending order, continuing from the stored
+    /// accumulator; and dx += du A unless dx is null. gradA [rank, in], gradBTransposed [rank, out], dy [rows, out].
+    /// </summary>
+    void LoraBypassBackward(
+        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
+        TensorSlice? dx);
+
+    /// <summary>
+    /// Rotates each head of x in place by its row's position: with h = headDim/2, (x[i], x[i+h]) becomes (x[i] cos - x[i+h] sin,
+    /// x[i+h] cos + x[i] sin). table [positions, headDim] holds cos in columns [0, h) and sin in [h, headDim). x [rows, heads *
+    /// headDim], one position per row. The inverse (sin negated) is also the gradient.
+    /// </summary>
+    void Rope(TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse);
+
+    /// <summary>Stores key and value rows of each segment at its positions. k, v [rows, kvHeads * headDim].</summary>
+    void AppendKv(TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments);
+
+    /// <summary>
+    /// Causal attention: the row at position t attends positions 0..t of its sequence, all appended before. q, o [rows,
+    /// queryHeads * headDim]; query head i reads KV head i / (queryHeads / kvHeads). Scores are scaled by 1/sqrt(headDim).
+    /// Rows of q outside every segment are not touched in o.
+    /// </summary>
+    void Attention(TensorSlice q, TensorSlice o, int layer, ReadOnlySpan<AttentionSegment> segments);
+
+    /// <summary>
+    /// Gradient of <see cref="Attention"/> for one window (a segment with LogSumExp filled by the forward call): with P =
+    /// exp(S - lse), dV[j] += P^T dO, dP = dO V^T, dS = P * (dP - rowsum(P * dP)), dQ = dS K / sqrt(headDim), dK[j] +=
+    /// dS^T Q / sqrt(headDim), summed over the query heads of a group. q, dO, dQ [window rows, queryHeads * headDim]: the
+    /// segment's RowStart is ignored, row i is position PositionStart + i. dQ is overwritten; dK, dV [positions, kvHeads *
+    /// headDim] are accumulators at absolute positions: rows [0, end of window) receive their share, in descending row order.
+    /// </summary>
+    void AttentionBackward(
+        TensorSlice q, TensorSlice dO, int layer, in AttentionSegment window, TensorSlice dQ, DeviceTensor dK, DeviceTensor dV);
+
+    /// <summary>y = silu(gate) * up, element by element; equal shapes. y may be gate or up.</summary>
+    void SiluGate(TensorSlice gate, TensorSlice up, TensorSlice y);
+
+    /// <summary>dGate = dy * up * s * (1 + gate * (1 - s)), dUp = dy * gate * s, s = sigmoid(gate). Destinations may be dy or the sources.</summary>
+    void SiluGateBackward(TensorSlice gate, TensorSlice up, TensorSlice dy, TensorSlice dGate, TensorSlice dUp);
+
+    /// <summary>y = a + b. y may be a or b.</summary>
+    void Add(TensorSlice a, TensorSlice b, TensorSlice y);
+
+    /// <summary>logits row i = x row rows[i] times head^T. x [*, hidden], head [vocab, hidden], logits [rows.Length, vocab].</summary>
+    void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits);
+
+    /// <summary>
+    /// Cross-entropy of softmax(x head^T) against targets, forward and backward at once, in chunks of rows, so that rows x vocab
+    /// logits never exist. targets[i] &lt; 0 means no target: the row is not multiplied with the head, its loss is 0 and its dx
+    /// is 0. losses[i] = -log softmax(logits_i)[targets[i]] (not scaled); dx_i = gradientScale * (softmax(logits_i) - onehot)
+    /// head. x, dx [rows, hidden]; losses [rows] on the host.
+    /// </summary>
+    void FusedLinearCrossEntropy(
+        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses);
+
+    /// <summary>
+    /// PyTorch's SGD: g = gradient + weightDecay * p; with momentum: v = momentum * v + g (on the first step v = g, which zeros in v
+    /// give) and g = nesterov ? g + momentum * v : v; p -= learningRate * g. velocity is null without momentum.
+    /// </summary>
+    void SgdStep(DeviceTensor parameter, DeviceTensor gradient, DeviceTensor? velocity, in SgdStepOptions options);
+
+    /// <summary>
+    /// PyTorch's AdamW: p *= 1 - lr * weightDecay; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
+    /// p -= lr / (1 - b1^step) * m / (sqrt(v) / sqrt(1 - b2^step) + epsilon).
+    /// </summary>
+    void AdamWStep(
+        DeviceTensor parameter, DeviceTensor gradient, DeviceTensor moment1, DeviceTensor moment2, in AdamWStepOptions options);
+}
