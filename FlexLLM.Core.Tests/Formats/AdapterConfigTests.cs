@@ -96,7 +96,8 @@ internal sealed class AdapterConfigTests
     [TestCase("q_proj", "'q_proj' is listed twice")]
     public void Parse_BadTargetInList_NamesItsIndex(string target, string fault)
     {
-        InvalidFileException e = Assert.Throws<InvalidFileException>(() => Edit(json => json["target_modules"] = new JsonArray("q_proj", target)))!;
+        InvalidFileException e = Assert.Throws<InvalidFileException>(
+            () => Edit(json => json["target_modules"] = new JsonArray("q_proj", target)))!;
         Assert.That(e.Field, Is.EqualTo("target_modules[1]"));
         Assert.That(e.Fault, Does.Contain(fault));
     }
@@ -122,7 +123,8 @@ internal sealed class AdapterConfigTests
     }
 
     [Test]
-    public void Write_WhatPeftWrote_GivesTheSameJson([Values("tiny-llama", "tiny-qwen2", "tiny-qwen3")] string model, [Values("all", "down_proj")] string adapter)
+    public void Write_WhatPeftWrote_GivesTheSameJson(
+        [Values("tiny-llama", "tiny-qwen2", "tiny-qwen3")] string model, [Values("all", "down_proj")] string adapter)
     {
         string path = SharedData.Require("golden", model, $"adapter-{adapter}", AdapterConfig.FileName);
         using var folder = new TempFolder();
@@ -130,7 +132,8 @@ internal sealed class AdapterConfigTests
         JsonElement theirs = JsonElement.Parse(File.ReadAllBytes(path));
         JsonElement ours = JsonElement.Parse(File.ReadAllBytes(folder[AdapterConfig.FileName]));
         Assert.That(JsonElement.DeepEquals(ours, theirs));
-        Assert.That(ours.EnumerateObject().Select(member => member.Name), Is.EqualTo(theirs.EnumerateObject().Select(member => member.Name)));
+        Assert.That(ours.EnumerateObject().Select(member => member.Name),
+            Is.EqualTo(theirs.EnumerateObject().Select(member => member.Name)));
     }
 
     private static AdapterConfig Parse(string json) => AdapterConfig.Parse(Encoding.UTF8.GetBytes(json), "adapter_config.json");

@@ -10,10 +10,15 @@ namespace FlexLLM.Tests.Formats;
 internal static class FuzzRig
 {
     private static readonly string[] Numbers =
-        ["0", "-1", "1", "3", "4294967296", "9223372036854775807", "-9223372036854775808", "18446744073709551616", "1e999", "0.5", "1e-400"];
+    [
+        "0", "-1", "1", "3", "4294967296", "9223372036854775807", "-9223372036854775808", "18446744073709551616", "1e999", "0.5",
+    ];
 
     private static readonly string[] Fragments =
-        ["{", "}", "[", "]", "\"", ",", ":", "null", "\\", "\\ud800", "\\u0000", "\n", "\r", "\uFEFF", "true", "[[[[[[[[", "{\"a\":", "\"dtype\":", "0"];
+    [
+        "{", "}", "[", "]", "\"", ",", ":", "null", "\\", "\\ud800", "\\u0000", "\n", "\r", "\uFEFF", "true", "[[[[[[[[",
+        "{\"a\":", "\"dtype\":", "0",
+    ];
 
     /// <summary>Runs the cases and returns the first findings; empty when the reader is sound.</summary>
     public static List<string> Run(int seed, int cases, byte[] valid, Action<byte[]> read, TimeSpan? timeout = null)
@@ -42,7 +47,9 @@ internal static class FuzzRig
         })
         { IsBackground = true };
         thread.Start();
-        return thread.Join(timeout ?? TimeSpan.FromSeconds(60)) ? findings : [$"seed {seed}, case {Volatile.Read(ref current)}: does not end"];
+        return thread.Join(timeout ?? TimeSpan.FromSeconds(60))
+            ? findings
+            : [$"seed {seed}, case {Volatile.Read(ref current)}: does not end"];
     }
 
     private static byte[] Mutate(ref SeededRandom random, byte[] valid)

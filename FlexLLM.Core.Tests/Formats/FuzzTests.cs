@@ -8,6 +8,8 @@ namespace FlexLLM.Tests.Formats;
 [TestFixture]
 internal sealed class FuzzTests
 {
+    private const string Lines = "\uFEFF{\"text\": \"a\\u00e9\"}\r\n\n{\"messages\": [{\"role\": \"user\", \"n\": 1}]}\n3";
+
     private TempFolder _folder = null!;
 
     [SetUp]
@@ -71,7 +73,7 @@ internal sealed class FuzzTests
 
     [Test]
     public void Jsonl_DamagedFile_IsReadOrRefused([Range(0, 1)] int seed) =>
-        Assert.That(FuzzRig.Run(seed, 1000, "\uFEFF{\"text\": \"a\\u00e9\"}\r\n\n{\"messages\": [{\"role\": \"user\", \"n\": 1}]}\n3"u8.ToArray(), bytes =>
+        Assert.That(FuzzRig.Run(seed, 1000, Encoding.UTF8.GetBytes(Lines), bytes =>
         {
             using var reader = new JsonlReader(new MemoryStream(bytes), "data.jsonl", 64);
             foreach (JsonlLine line in reader.ReadLines())
@@ -96,12 +98,14 @@ internal sealed class FuzzTests
     [Test]
     public void Rig_ReaderThatReadsRawJson_IsCaught() =>
         Assert.That(
-            FuzzRig.Run(0, 500, Encoding.UTF8.GetBytes(ModelConfigTests.Llama), bytes => System.Text.Json.JsonElement.Parse(bytes)),
+            FuzzRig.Run(
+                0, 500, Encoding.UTF8.GetBytes(ModelConfigTests.Llama), bytes => System.Text.Json.JsonElement.Parse(bytes)),
             Has.Some.Contains("JsonReaderException"));
 
     [Test]
     public void Rig_ReaderThatRefusesEverything_IsCaught() =>
-        Assert.That(FuzzRig.Run(0, 500, ValidSafetensors(), _ => throw new InvalidFileException("t", "header", "no")), Has.Count.EqualTo(1));
+        Assert.That(FuzzRig.Run(0, 500, ValidSafetensors(), _ => throw new InvalidFileException("t", "header", "no")),
+            Has.Count.EqualTo(1));
 
     [Test]
     public void Rig_ReaderThatHangs_IsCaught()
@@ -119,7 +123,8 @@ internal sealed class FuzzTests
         return File.ReadAllBytes(path);
     }
 
-    private static TensorToWrite Zeros(string name, int bytes) => TensorToWrite.FromBytes(name, StoredType.U8, [bytes], new byte[bytes]);
+    private static TensorToWrite Zeros(string name, int bytes) =>
+        TensorToWrite.FromBytes(name, StoredType.U8, [bytes], new byte[bytes]);
 
     // Touches every byte that the header admits, through every conversion.
     private static unsafe void ReadWhole(string path)

@@ -9,7 +9,8 @@ internal sealed class GenerationDefaultsTests
 {
     internal const string Qwen = """
         {"bos_token_id":151643,"pad_token_id":151643,"do_sample":true,"eos_token_id":[151645,151643],"repetition_penalty":1.1,
-         "temperature":0.7,"top_p":0.8,"top_k":20,"min_p":0.05,"max_new_tokens":2048,"max_length":20,"transformers_version":"4.37.0"}
+         "temperature":0.7,"top_p":0.8,"top_k":20,"min_p":0.05,"max_new_tokens":2048,"max_length":20,
+         "transformers_version":"4.37.0"}
         """;
 
     [Test]
@@ -71,5 +72,6 @@ internal sealed class GenerationDefaultsTests
         Assert.That((e.File, e.Field), Is.EqualTo(("generation_config.json", field)));
     }
 
-    private static GenerationDefaults Parse(string json) => GenerationDefaults.Parse(Encoding.UTF8.GetBytes(json), "generation_config.json");
+    private static GenerationDefaults Parse(string json) =>
+        GenerationDefaults.Parse(Encoding.UTF8.GetBytes(json), "generation_config.json");
 }

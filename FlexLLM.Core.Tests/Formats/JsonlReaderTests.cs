@@ -17,7 +17,8 @@ internal sealed class JsonlReaderTests
     public void ReadLines_AnyLineEnds_YieldsValuesWithNumbers(string text, string expected)
     {
         using JsonlReader reader = Reader(text);
-        Assert.That(string.Join(' ', reader.ReadLines().Select(line => $"{line.Number}:{line.Value.GetRawText()}")), Is.EqualTo(expected));
+        Assert.That(string.Join(' ', reader.ReadLines().Select(line => $"{line.Number}:{line.Value.GetRawText()}")),
+            Is.EqualTo(expected));
     }
 
     [TestCase("1\n{", "line 2", "not valid JSON")]
@@ -55,7 +56,8 @@ internal sealed class JsonlReaderTests
     [Test]
     public void ReadLines_LinesAcrossBufferEdges_ComeWhole()
     {
-        string[] lines = [.. Enumerable.Range(0, 300).Select(i => "\"" + new string((char)('a' + (i % 26)), i * 7919 % 200_000) + "\"")];
+        string[] lines = [.. Enumerable.Range(0, 300).Select(
+            i => "\"" + new string((char)('a' + (i % 26)), i * 7919 % 200_000) + "\"")];
         using var reader = new JsonlReader(new MemoryStream(Encoding.UTF8.GetBytes(string.Join('\n', lines))), "data.jsonl");
         Assert.That(reader.ReadLines().Select(line => line.Value.GetRawText()), Is.EqualTo(lines));
     }

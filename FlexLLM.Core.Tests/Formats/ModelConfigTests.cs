@@ -35,7 +35,8 @@ internal sealed class ModelConfigTests
                 HighFrequencyFactor = 4,
                 OriginalMaxPositions = 1000,
             }));
-            Assert.That((config.TieWordEmbeddings, config.QkvBias, config.OutputBias, config.MlpBias, config.QkNorm), Is.EqualTo((false, false, false, false, false)));
+            Assert.That((config.TieWordEmbeddings, config.QkvBias, config.OutputBias, config.MlpBias, config.QkNorm),
+                Is.EqualTo((false, false, false, false, false)));
             Assert.That(config.BosTokenId, Is.EqualTo(1));
             Assert.That(config.EosTokenIds, Is.EqualTo([2, 3]));
             Assert.That(config.TorchDtype, Is.EqualTo(DType.BF16));
@@ -68,10 +69,13 @@ internal sealed class ModelConfigTests
     {
         ModelConfig config = Parse($$"""
             {"architectures":["{{architecture}}"],"hidden_size":64,"intermediate_size":160,"num_hidden_layers":4,
-             "num_attention_heads":4,"num_key_value_heads":null,"vocab_size":512,"max_position_embeddings":2048,"rope_scaling":null}
+             "num_attention_heads":4,"num_key_value_heads":null,"vocab_size":512,"max_position_embeddings":2048,
+             "rope_scaling":null}
             """);
-        Assert.That((config.KeyValueHeads, config.HeadDim, config.RmsNormEpsilon, config.RopeTheta), Is.EqualTo((4, headDim, 1e-6, 10000.0)));
-        Assert.That((config.TieWordEmbeddings, config.RopeScaling, config.BosTokenId, config.TorchDtype), Is.EqualTo((false, default(RopeScaling), default(int?), default(DType?))));
+        Assert.That((config.KeyValueHeads, config.HeadDim, config.RmsNormEpsilon, config.RopeTheta),
+            Is.EqualTo((4, headDim, 1e-6, 10000.0)));
+        Assert.That((config.TieWordEmbeddings, config.RopeScaling, config.BosTokenId, config.TorchDtype),
+            Is.EqualTo((false, default(RopeScaling), default(int?), default(DType?))));
         Assert.That(config.EosTokenIds, Is.Empty);
     }
 
@@ -106,7 +110,8 @@ internal sealed class ModelConfigTests
     // Arguments: member, its JSON (null removes it), the field in the error if another, part of its text.
     [TestCase("architectures", null, null, "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM")]
     [TestCase("architectures", "[]", null, "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM")]
-    [TestCase("architectures", "[\"MistralForCausalLM\"]", null, "'MistralForCausalLM' is not supported; supported are LlamaForCausalLM")]
+    [TestCase("architectures", "[\"MistralForCausalLM\"]", null,
+        "'MistralForCausalLM' is not supported; supported are LlamaForCausalLM")]
     [TestCase("architectures", "[5]", "architectures[0]", "must be a string, not a number")]
     [TestCase("architectures", "\"LlamaForCausalLM\"", null, "must be a list of strings, not a string")]
     [TestCase("hidden_size", null, null, "is missing")]
@@ -137,17 +142,21 @@ internal sealed class ModelConfigTests
     [TestCase("rms_norm_eps", "true", null, "must be a number, not true or false")]
     [TestCase("rope_theta", "-10000", null, "between")]
     [TestCase("rope_theta", "1e999", null, "between")]
-    [TestCase("rope_scaling", "{\"rope_type\":\"yarn\",\"factor\":4}", "rope_scaling.rope_type", "'yarn' is not supported; supported are default, linear, llama3")]
+    [TestCase("rope_scaling", "{\"rope_type\":\"yarn\",\"factor\":4}", "rope_scaling.rope_type",
+        "'yarn' is not supported; supported are default, linear, llama3")]
     [TestCase("rope_scaling", "{\"type\":\"dynamic\",\"factor\":4}", "rope_scaling.rope_type", "'dynamic' is not supported")]
     [TestCase("rope_scaling", "{\"type\":\"longrope\"}", "rope_scaling.rope_type", "'longrope' is not supported")]
     [TestCase("rope_scaling", "{\"factor\":4}", "rope_scaling.rope_type", "is missing")]
     [TestCase("rope_scaling", "{\"type\":\"linear\"}", "rope_scaling.factor", "is missing")]
     [TestCase("rope_scaling", "{\"type\":\"linear\",\"factor\":0}", "rope_scaling.factor", "between")]
-    [TestCase("rope_scaling", "{\"type\":\"llama3\",\"low_freq_factor\":4,\"high_freq_factor\":4}", "rope_scaling.high_freq_factor", "must be above")]
-    [TestCase("rope_scaling", "{\"type\":\"llama3\",\"low_freq_factor\":1,\"high_freq_factor\":4,\"factor\":8}", "rope_scaling.original_max_position_embeddings", "is missing")]
+    [TestCase("rope_scaling", "{\"type\":\"llama3\",\"low_freq_factor\":4,\"high_freq_factor\":4}",
+        "rope_scaling.high_freq_factor", "must be above")]
+    [TestCase("rope_scaling", "{\"type\":\"llama3\",\"low_freq_factor\":1,\"high_freq_factor\":4,\"factor\":8}",
+        "rope_scaling.original_max_position_embeddings", "is missing")]
     [TestCase("rope_scaling", "4", null, "must be an object, not a number")]
     [TestCase("rope_parameters", "{\"rope_type\":\"default\"}", null, "something else than rope_scaling")]
-    [TestCase("rope_parameters", "{\"full_attention\":{\"rope_type\":\"default\"}}", "rope_parameters.full_attention", "per layer type")]
+    [TestCase("rope_parameters", "{\"full_attention\":{\"rope_type\":\"default\"}}", "rope_parameters.full_attention",
+        "per layer type")]
     [TestCase("partial_rotary_factor", "0.5", null, "0.5 is not supported")]
     [TestCase("tie_word_embeddings", "1", null, "must be true or false, not a number")]
     [TestCase("attention_bias", "\"no\"", null, "must be true or false, not a string")]
@@ -156,7 +165,7 @@ internal sealed class ModelConfigTests
     [TestCase("eos_token_id", "\"2\"", null, "must be a token id or a list of them")]
     [TestCase("torch_dtype", "\"float64\"", null, "'float64' is not supported; supported are float32, float16, bfloat16")]
     [TestCase("hidden_act", "\"gelu\"", null, "'gelu' is not supported; only 'silu' is")]
-    [TestCase("use_sliding_window", "true", null, "windowed layers are not supported")]
+    [TestCase("use_sliding_window", "true", null, "sees the whole prefix")]
     [TestCase("layer_types", "[\"full_attention\",\"sliding_attention\"]", null, "'sliding_attention' is not supported")]
     [TestCase("quantization_config", "{\"quant_method\":\"gptq\"}", null, "quantized checkpoints are not supported")]
     public void Parse_BadField_NamesIt(string name, string? value, string? field, string fault)
@@ -187,7 +196,8 @@ internal sealed class ModelConfigTests
     [Test]
     public void Parse_LongUnknownName_IsShortenedInTheError()
     {
-        InvalidFileException e = Assert.Throws<InvalidFileException>(() => Edit(json => json["hidden_act"] = new string('x', 100_000)))!;
+        InvalidFileException e = Assert.Throws<InvalidFileException>(
+            () => Edit(json => json["hidden_act"] = new string('x', 100_000)))!;
         Assert.That(e.Message, Has.Length.LessThan(300));
     }
 
@@ -195,7 +205,8 @@ internal sealed class ModelConfigTests
     public void Load_MissingOrHugeFile_IsRefused()
     {
         using var folder = new TempFolder();
-        Assert.That(() => ModelConfig.Load(folder.Path), Throws.TypeOf<InvalidFileException>().With.Message.Contains("config.json: file: does not exist"));
+        Assert.That(() => ModelConfig.Load(folder.Path), Throws.TypeOf<InvalidFileException>()
+            .With.Message.Contains("config.json: file: does not exist"));
         using (FileStream huge = File.Create(folder["config.json"]))
         {
             huge.SetLength(JsonFile.ConfigBytesMax + 1);
@@ -254,6 +265,12 @@ internal sealed class ModelConfigTests
     }
 
     [Test]
+    public void ToJson_BiasWithoutPlace_IsRefused() =>
+        Assert.That(
+            () => (Parse(Llama) with { Architecture = ModelArchitecture.Qwen3, MlpBias = true }).ToJson(),
+            Throws.InvalidOperationException);
+
+    [Test]
     public void Save_ThenLoad_IsTheSameModel()
     {
         using var folder = new TempFolder();
@@ -268,7 +285,8 @@ internal sealed class ModelConfigTests
 
     [Test]
     public void InverseFrequencies_Linear_AreDivided() =>
-        Assert.That(Frequencies(new RopeScaling { Kind = RopeScalingKind.Linear, Factor = 4 }), Is.EqualTo([0.25, 0.025, 0.0025, 0.00025]).Within(1e-15));
+        Assert.That(Frequencies(new RopeScaling { Kind = RopeScalingKind.Linear, Factor = 4 }),
+            Is.EqualTo([0.25, 0.025, 0.0025, 0.00025]).Within(1e-15));
 
     // Wavelengths 2 pi (1, 10, 100, 1000) = 6.28, 62.8, 628, 6283 against the bounds 1000 / 4 = 250 and 1000 / 1: the first two
     // are kept, the last is divided by 8. The third: smooth = (1000 / 628.3185 - 1) / 3 = (5 / pi - 1) / 3 = 0.19718314,

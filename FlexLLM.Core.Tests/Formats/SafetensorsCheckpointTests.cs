@@ -86,7 +86,8 @@ internal sealed class SafetensorsCheckpointTests
     [Test]
     public void Open_TooManyShards_IsRefused()
     {
-        IEnumerable<string> rows = Enumerable.Range(0, SafetensorsCheckpoint.ShardsMax + 1).Select(i => $"\"{i}\":\"{i}.safetensors\"");
+        IEnumerable<string> rows = Enumerable.Range(0, SafetensorsCheckpoint.ShardsMax + 1).Select(
+            i => $"\"{i}\":\"{i}.safetensors\"");
         Index("{\"weight_map\":{" + string.Join(',', rows) + "}}");
         AssertRefused(_folder[SafetensorsCheckpoint.IndexFileName], "weight_map", "at most 4096");
     }

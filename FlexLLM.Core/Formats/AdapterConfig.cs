@@ -146,7 +146,8 @@ internal sealed record AdapterConfig
             return IsModuleName(text)
                 ? ([text], false)
                 : throw json.Fault(
-                    "target_modules", $"{JsonFile.Quote(text)} is neither a plain module name nor '{AllLinearName}'; patterns are not supported");
+                    "target_modules",
+                    $"{JsonFile.Quote(text)} is neither a plain module name nor '{AllLinearName}'; patterns are not supported");
         }
 
         string[] names = json.OptionalStrings("target_modules")!;

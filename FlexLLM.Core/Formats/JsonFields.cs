@@ -40,7 +40,8 @@ internal readonly struct JsonFields
 
     public int Int32(string name, int min, int max) => OptionalInt32(name, min, max) ?? throw Missing(name);
 
-    public int? OptionalInt32(string name, int min, int max) => TryGet(name, out JsonElement value) ? ToInt32(name, value, min, max) : null;
+    public int? OptionalInt32(string name, int min, int max) =>
+        TryGet(name, out JsonElement value) ? ToInt32(name, value, min, max) : null;
 
     public double Double(string name, double min, double max) => OptionalDouble(name, min, max) ?? throw Missing(name);
 
@@ -149,7 +150,8 @@ internal readonly struct JsonFields
     {
         if (value.ValueKind != JsonValueKind.Number || !value.TryGetInt64(out long number))
         {
-            throw Fault(name, $"must be an integer, not {(value.ValueKind == JsonValueKind.Number ? "this number" : Kind(value))}");
+            string found = value.ValueKind == JsonValueKind.Number ? "this number" : Kind(value);
+            throw Fault(name, $"must be an integer, not {found}");
         }
 
         return number >= min && number <= max

@@ -63,7 +63,7 @@ public sealed record ModelConfig
     /// <summary>The head is the embedding matrix; the checkpoint has no lm_head.weight.</summary>
     public bool TieWordEmbeddings { get; init; }
 
-    /// <summary>"attention_bias" of Llama and Qwen3: biases on q, k, v and o. Qwen2 has a fixed rule and does not look at it.</summary>
+    /// <summary>"attention_bias" of Llama and Qwen3: biases on q, k, v and o. Qwen2 has a fixed rule instead.</summary>
     public bool AttentionBias { get; init; }
 
     /// <summary>"mlp_bias" of Llama: biases on gate, up and down.</summary>
@@ -89,7 +89,7 @@ public sealed record ModelConfig
 
     /// <summary>Reads the config.json of a model folder, or the given file.</summary>
     /// <param name="folderOrFile">A folder that holds config.json, or the path of such a file.</param>
-    /// <exception cref="InvalidFileException">The file is missing or malformed, or describes a model that is not supported.</exception>
+    /// <exception cref="InvalidFileException">The file is missing or malformed, or the model is not supported.</exception>
     public static ModelConfig Load(string folderOrFile)
     {
         string path = Directory.Exists(folderOrFile) ? Path.Combine(folderOrFile, FileName) : folderOrFile;
@@ -99,11 +99,12 @@ public sealed record ModelConfig
     /// <summary>Parses the text of a config.json.</summary>
     /// <param name="json">UTF-8 text.</param>
     /// <param name="fileNameForErrors">Name that errors carry.</param>
-    /// <exception cref="InvalidFileException">The text is malformed, or describes a model that is not supported.</exception>
+    /// <exception cref="InvalidFileException">The text is malformed, or the model is not supported.</exception>
     public static ModelConfig Parse(ReadOnlySpan<byte> json, string fileNameForErrors) =>
         ModelConfigJson.Read(JsonFile.Parse(json, fileNameForErrors, "JSON"), fileNameForErrors);
 
     /// <summary>The text of a config.json that this library and HuggingFace transformers read back as this model.</summary>
+    /// <exception cref="InvalidOperationException"><see cref="MlpBias"/> is set on a family without it.</exception>
     public string ToJson()
     {
         using var stream = new MemoryStream();
@@ -113,6 +114,7 @@ public sealed record ModelConfig
 
     /// <summary>Writes config.json into a folder, replacing one that is there.</summary>
     /// <param name="folder">An existing folder.</param>
+    /// <exception cref="InvalidOperationException"><see cref="MlpBias"/> is set on a family without it.</exception>
     public void Save(string folder) =>
         AtomicFile.WriteJson(Path.Combine(folder, FileName), json => ModelConfigJson.Write(json, this));
 

@@ -59,6 +59,11 @@ internal static class ModelConfigJson
 
     public static void Write(Utf8JsonWriter json, ModelConfig config)
     {
+        if (config.MlpBias && config.Architecture != ModelArchitecture.Llama)
+        {
+            throw new InvalidOperationException($"{nameof(ModelConfig.MlpBias)} is set, but only Llama has a place for it in config.json.");
+        }
+
         (_, string className, string modelType) = Families.Single(family => family.Architecture == config.Architecture);
         json.WriteStartObject();
         json.WriteStartArray("architectures");
@@ -132,7 +137,7 @@ internal static class ModelConfigJson
 
         if (json.OptionalBool("use_sliding_window") is true)
         {
-            throw json.Fault("use_sliding_window", "is true, but attention here always sees the whole prefix; windowed layers are not supported");
+            throw json.Fault("use_sliding_window", "is true, but attention always sees the whole prefix here");
         }
 
         string[] layerTypes = json.OptionalStrings("layer_types") ?? [];
@@ -157,7 +162,8 @@ internal static class ModelConfigJson
 
         if (given is null && hidden % heads != 0)
         {
-            throw json.Fault("num_attention_heads", $"is {heads}, which does not divide hidden_size {hidden}, and head_dim is missing");
+            throw json.Fault(
+                "num_attention_heads", $"is {heads}, which does not divide hidden_size {hidden}, and head_dim is missing");
         }
 
         int headDim = given ?? (hidden / heads);
@@ -259,8 +265,7 @@ internal static class ModelConfigJson
         int index = Array.FindIndex(DTypeNames, row => row.Name == plain);
         return index >= 0
             ? DTypeNames[index].Type
-            : throw json.Fault(
-                field, $"{JsonFile.Quote(name)} is not supported; supported are {string.Join(", ", DTypeNames.Select(row => row.Name))}");
+            : throw json.Fault(field, $"{JsonFile.Quote(name)} is not supported; supported are float32, float16, bfloat16");
     }
 
     private static void WriteTokenIds(Utf8JsonWriter json, string name, IReadOnlyList<int> ids)

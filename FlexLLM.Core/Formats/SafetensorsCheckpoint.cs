@@ -68,7 +68,7 @@ internal sealed class SafetensorsCheckpoint : IDisposable
     /// <summary>The tensor of that name.</summary>
     /// <exception cref="InvalidFileException">The checkpoint has no such tensor.</exception>
     public SafetensorsTensor Get(string name) =>
-        _tensors.TryGetValue(name, out SafetensorsTensor? tensor) ? tensor : throw new InvalidFileException(_path, name, "tensor is missing");
+        _tensors.GetValueOrDefault(name) ?? throw new InvalidFileException(_path, name, "tensor is missing");
 
     public void Dispose()
     {
@@ -131,7 +131,8 @@ internal sealed class SafetensorsCheckpoint : IDisposable
         {
             if (!ownerOfTensor.TryAdd(tensor.Name, name))
             {
-                throw new InvalidFileException(path, tensor.Name, $"tensor is in two shards, {ownerOfTensor[tensor.Name]} and {name}");
+                throw new InvalidFileException(
+                    path, tensor.Name, $"tensor is in two shards, {ownerOfTensor[tensor.Name]} and {name}");
             }
 
             if (shardOfTensor.GetValueOrDefault(tensor.Name) == name)
@@ -146,5 +147,7 @@ internal sealed class SafetensorsCheckpoint : IDisposable
         name.EndsWith(".safetensors", StringComparison.Ordinal) && name.AsSpan().IndexOfAny("/\\:\0") < 0
             ? name
             : throw new InvalidFileException(
-                _path, $"weight_map.{tensor}", $"{JsonFile.Quote(name)} is not the plain name of a .safetensors file in this folder");
+                _path,
+                $"weight_map.{tensor}",
+                $"{JsonFile.Quote(name)} is not the plain name of a .safetensors file in this folder");
 }

@@ -27,7 +27,8 @@ internal sealed unsafe class SafetensorsFile : IDisposable
         {
             ulong declared = BinaryPrimitives.ReadUInt64LittleEndian(new ReadOnlySpan<byte>(start, 8));
             int length = SafetensorsHeader.CheckLength(declared, fileBytes, path);
-            SafetensorsHeader header = SafetensorsHeader.Parse(new ReadOnlySpan<byte>(start + 8, length), fileBytes - 8 - length, path);
+            var json = new ReadOnlySpan<byte>(start + 8, length);
+            SafetensorsHeader header = SafetensorsHeader.Parse(json, fileBytes - 8 - length, path);
             _data = start + 8 + length;
             Metadata = header.Metadata;
             foreach (SafetensorsHeader.Entry entry in header.Tensors)
@@ -66,7 +67,7 @@ internal sealed unsafe class SafetensorsFile : IDisposable
             long bytes = stream.Length;
             if (bytes < 8)
             {
-                throw new InvalidFileException(path, "header", $"is cut off: the file has {bytes} bytes, fewer than the 8 of its length");
+                throw new InvalidFileException(path, "header", $"is cut off: the file has only {bytes} bytes");
             }
 
             map = MemoryMappedFile.CreateFromFile(
@@ -84,7 +85,7 @@ internal sealed unsafe class SafetensorsFile : IDisposable
     /// <summary>The tensor of that name.</summary>
     /// <exception cref="InvalidFileException">The file has no such tensor.</exception>
     public SafetensorsTensor Get(string name) =>
-        _tensors.TryGetValue(name, out SafetensorsTensor? tensor) ? tensor : throw new InvalidFileException(Path, name, "tensor is missing");
+        _tensors.GetValueOrDefault(name) ?? throw new InvalidFileException(Path, name, "tensor is missing");
 
     public void Dispose()
     {

@@ -15,7 +15,7 @@ internal sealed class SafetensorsHeader
     public const int TensorsMax = 1_000_000;
 
     /// <summary>Most dimensions of one tensor.</summary>
-    public const int RankMax = 32;
+    public const int RankMax = 16;
 
     /// <summary>The key that holds metadata instead of a tensor.</summary>
     public const string MetadataKey = "__metadata__";
@@ -87,8 +87,8 @@ internal sealed class SafetensorsHeader
         {
             if (property.Value.ValueKind != JsonValueKind.String)
             {
-                throw new InvalidFileException(
-                    _file, MetadataKey, $"{JsonFile.Quote(property.Name)} must be a string, not {JsonFields.Kind(property.Value)}");
+                throw Fault(
+                    MetadataKey, $"{JsonFile.Quote(property.Name)} must be a string, not {JsonFields.Kind(property.Value)}");
             }
 
             Metadata.Add(property.Name, property.Value.GetString()!);
@@ -139,7 +139,8 @@ internal sealed class SafetensorsHeader
 
         if (bytes != end - begin)
         {
-            throw Fault(name, $"shape [{string.Join(", ", shape)}] of {StoredTypes.NameOf(type)} takes {bytes} bytes, but data_offsets span {end - begin}");
+            string what = $"shape [{string.Join(", ", shape)}] of {StoredTypes.NameOf(type)}";
+            throw Fault(name, $"{what} takes {bytes} bytes, but data_offsets span {end - begin}");
         }
 
         return new Entry(name, type, shape, count, begin, bytes);

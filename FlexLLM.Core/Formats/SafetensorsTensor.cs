@@ -74,7 +74,7 @@ internal sealed unsafe class SafetensorsTensor
             throw Fault($"is stored as {StoredTypes.NameOf(Type)}; F32, F16 or BF16 is needed");
         }
 
-        float[] values = NewArray<float>();
+        var values = new float[AsBytes().Length / DTypes.BytesOf(type)];
         switch (type)
         {
             case DType.F32:
@@ -115,7 +115,6 @@ internal sealed unsafe class SafetensorsTensor
         }
     }
 
-    private T[] NewArray<T>() => Count <= Array.MaxLength ? new T[Count] : throw Fault($"has {Count} elements, too many for one array");
 
     private InvalidFileException Fault(string fault) => new(_file.Path, Name, fault);
 }

@@ -5,7 +5,7 @@ using System.Text.Json;
 
 namespace FlexLLM.Formats;
 
-/// <summary>A tensor to be written: its description, and a callback that writes exactly its bytes, little-endian, row-major.</summary>
+/// <summary>A tensor to be written, and a callback that writes exactly its bytes: row-major, little-endian.</summary>
 internal sealed record TensorToWrite(string Name, StoredType Type, long[] Shape, Action<Stream> WriteData)
 {
     /// <summary>Bytes of the data.</summary>
@@ -30,8 +30,9 @@ internal static class SafetensorsWriter
     private static readonly Dictionary<string, string> DefaultMetadata = new() { ["format"] = "pt" };
 
     /// <summary>Writes one file. Without metadata it says {"format": "pt"}, which transformers asks for.</summary>
-    /// <exception cref="ArgumentException">Names repeat or are reserved, a shape is negative, or a callback wrote too much or little.</exception>
-    public static void Write(string path, IEnumerable<TensorToWrite> tensors, IReadOnlyDictionary<string, string>? metadata = null)
+    /// <exception cref="ArgumentException">A name repeats, a shape is negative, or a callback wrote a wrong length.</exception>
+    public static void Write(
+        string path, IEnumerable<TensorToWrite> tensors, IReadOnlyDictionary<string, string>? metadata = null)
     {
         TensorToWrite[] sorted = Sort(tensors);
         byte[] header = Header(sorted, metadata ?? DefaultMetadata);
@@ -42,10 +43,11 @@ internal static class SafetensorsWriter
             {
                 long begin = stream.Position;
                 tensor.WriteData(stream);
-                if (stream.Position - begin != tensor.Bytes)
+                long written = stream.Position - begin;
+                if (written != tensor.Bytes)
                 {
                     throw new ArgumentException(
-                        $"The callback of tensor '{tensor.Name}' wrote {stream.Position - begin} bytes instead of {tensor.Bytes}.", nameof(tensors));
+                        $"The callback of '{tensor.Name}' wrote {written} bytes instead of {tensor.Bytes}.", nameof(tensors));
                 }
             }
         });
@@ -55,7 +57,7 @@ internal static class SafetensorsWriter
     /// Writes model-00001-of-0000N.safetensors ... and model.safetensors.index.json as transformers does, filling shards in the
     /// given order; a tensor above the limit gets a shard of its own, and what fits one shard becomes model.safetensors.
     /// </summary>
-    /// <exception cref="IOException">The folder holds a checkpoint of the other form, which readers could take for this one.</exception>
+    /// <exception cref="IOException">The folder holds a checkpoint of the other form, which could be read instead.</exception>
     public static void WriteSharded(string folder, IEnumerable<TensorToWrite> tensors, long maxShardBytes)
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(maxShardBytes, 1);
@@ -130,7 +132,8 @@ internal static class SafetensorsWriter
     {
         TensorToWrite[] sorted =
         [
-            .. tensors.OrderByDescending(tensor => StoredTypes.BytesOf(tensor.Type)).ThenBy(tensor => tensor.Name, StringComparer.Ordinal),
+            .. tensors.OrderByDescending(tensor => StoredTypes.BytesOf(tensor.Type))
+                .ThenBy(tensor => tensor.Name, StringComparer.Ordinal),
         ];
         CheckNames(sorted);
         return sorted;
