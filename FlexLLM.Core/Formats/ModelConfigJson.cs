@@ -61,7 +61,7 @@ internal static class ModelConfigJson
     {
         if (config.MlpBias && config.Architecture != ModelArchitecture.Llama)
         {
-            throw new InvalidOperationException($"{nameof(ModelConfig.MlpBias)} is set, but only Llama has a place for it in config.json.");
+            throw new InvalidOperationException("MlpBias is set, but only Llama has a place for it in config.json.");
         }
 
         (_, string className, string modelType) = Families.Single(family => family.Architecture == config.Architecture);
