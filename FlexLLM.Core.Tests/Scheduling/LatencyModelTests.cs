@@ -1,0 +1,222 @@
+using FlexLLM.Primitives;
+using FlexLLM.Scheduling;
+using NUnit.Framework;
+
+namespace FlexLLM.Tests.Scheduling;
+
+[TestFixture]
+internal sealed class LatencyModelTests
+{
+    /// <summary>A machine much like a small GPU: 8 ms a step, 20 us a row.</summary>
+    private static readonly LatencyCoefficients Machine = new(
+        Step: 8e-3, Row: 2e-5, Context: 2e-9, ForwardWindow: 1e-3, ForwardRow: 3e-5, ForwardContext: 3e-9,
+        BackwardItem: 5e-4, BackwardRow: 2e-6, BackwardContext: 2e-10);
+
+    [Test]
+    public void Predict_MoreOfAnything_IsNeverFaster()
+    {
+        var random = new SeededRandom(1);
+        LatencyModel model = LatencyModel.FromCalibration(Measure(ref random, 200, noise: 0.1, spikes: 0.02));
+        for (int i = 0; i < 500; i++)
+        {
+            StepFeatures step = RandomStep(ref random);
+            int start = random.Next(4_000);
+            TimeSpan time = model.Predict(step);
+            Assert.That(model.Predict(step.WithInference(start, 3)), Is.GreaterThanOrEqualTo(time));
+            Assert.That(model.Predict(step.WithForward(start, 3)), Is.GreaterThanOrEqualTo(time));
+            Assert.That(model.Predict(step.WithBackward(start, 3)), Is.GreaterThanOrEqualTo(time));
+            Assert.That(model.Expect(step), Is.LessThanOrEqualTo(time));
+        }
+    }
+
+    [Test]
+    public void WithInference_TwoHalves_EqualTheWhole()
+    {
+        StepFeatures whole = default(StepFeatures).WithInference(100, 30);
+
+        Assert.That(default(StepFeatures).WithInference(100, 12).WithInference(112, 18), Is.EqualTo(whole));
+        Assert.That(whole.InferenceContext, Is.EqualTo(Enumerable.Range(101, 30).Sum()));
+    }
+
+    [TestCase(0.0)]
+    [TestCase(0.03)]
+    public void FromCalibration_NoisyMeasurementsWithSpikes_PredictsNewSteps(double spikes)
+    {
+        var random = new SeededRandom(2);
+        LatencyModel model = LatencyModel.FromCalibration(Measure(ref random, 400, noise: 0.03, spikes));
+
+        Assert.That(MedianError(model, Machine, ref random), Is.LessThan(0.03));
+    }
+
+    [Test]
+    public void FromCalibration_OtherMachine_IsDetectedByTheErrorRig()
+    {
+        var random = new SeededRandom(2);
+        LatencyModel model = LatencyModel.FromCalibration(Measure(ref random, 400, noise: 0.03, spikes: 0.0));
+
+        Assert.That(MedianError(model, Machine with { Step = 1e-2, BackwardRow = 4e-6 }, ref random), Is.GreaterThan(0.1));
+    }
+
+    [Test]
+    public void FromCalibration_InferenceOnly_GuessesFinetuningInProportion()
+    {
+        (StepFeatures, TimeSpan)[] measured =
+        [
+            .. Enumerable.Range(1, 50).Select(i => default(StepFeatures).WithInference(0, i)).Select(f => (f, Time(Machine.Dot(f)))),
+        ];
+        LatencyModel model = LatencyModel.FromCalibration(measured);
+
+        Assert.That(model.Coefficients.ForwardRow, Is.InRange(1e-7, 1e-2));
+        Assert.That(model.Coefficients.BackwardRow, Is.InRange(1e-8, 1e-2));
+        Assert.That(LatencyModel.FromCalibration([]), Is.EqualTo(LatencyModel.Default));
+    }
+
+    [Test]
+    public void Observe_FromDefault_LearnsAnotherMachine()
+    {
+        var random = new SeededRandom(3);
+        LatencyModel model = LatencyModel.Default;
+        double before = MedianError(model, Machine, ref random);
+        foreach ((StepFeatures step, TimeSpan time) in Measure(ref random, 4_000, noise: 0.05, spikes: 0.01))
+        {
+            model = model.Observe(step, time);
+        }
+
+        Assert.That(before, Is.GreaterThan(0.5));
+        Assert.That(MedianError(model, Machine, ref random), Is.LessThan(0.15));
+    }
+
+    [Test]
+    public void Observe_SlowerMachine_IsFollowedWithinSomeDozenSteps()
+    {
+        var random = new SeededRandom(4);
+        LatencyModel model = LatencyModel.FromCalibration(Measure(ref random, 300, noise: 0.02, spikes: 0.0));
+        StepFeatures step = RandomStep(ref random);
+        TimeSpan slow = model.Expect(step) * 3;
+        for (int i = 0; i < 40; i++)
+        {
+            model = model.Observe(step, slow);
+        }
+
+        Assert.That(model.Expect(step) / slow, Is.InRange(0.9, 1.1));
+    }
+
+    [Test]
+    public void Observe_OneSpike_MovesThePredictionLittle()
+    {
+        var random = new SeededRandom(5);
+        LatencyModel model = LatencyModel.FromCalibration(Measure(ref random, 300, noise: 0.02, spikes: 0.0));
+        StepFeatures step = RandomStep(ref random);
+
+        LatencyModel after = model.Observe(step, model.Expect(step) * 100);
+
+        Assert.That(after.Expect(step) / model.Expect(step), Is.InRange(1.0, 1.15));
+        Assert.That(after.Predict(step) / model.Predict(step), Is.LessThan(1.2));
+    }
+
+    [TestCase(0.05)]
+    [TestCase(0.2)]
+    public void Predict_AfterNoisySteps_CoversAboutNineteenInTwenty(double noise)
+    {
+        (double predicted, double expected) = Coverage(noise);
+
+        Assert.That(predicted, Is.InRange(0.91, 0.99));
+        Assert.That(expected, Is.InRange(0.35, 0.65), "the control: the middle covers about half");
+    }
+
+    [Test]
+    public void Observe_AnyMeasurement_KeepsCoefficientsPositiveAndFinite()
+    {
+        var random = new SeededRandom(6);
+        LatencyModel model = LatencyModel.Default;
+        double[] values = new double[LatencyCoefficients.Count];
+        for (int i = 0; i < 3_000; i++)
+        {
+            model = model.Observe(RandomStep(ref random), TimeSpan.FromTicks((long)Math.Pow(10, random.Next(10)) - 1));
+            model.Coefficients.CopyTo(values);
+            Assert.That(values, Is.All.GreaterThan(0.0).And.All.LessThan(1e6));
+            Assert.That(model.Tail, Is.InRange(1.0, 3.0));
+        }
+    }
+
+    [Test]
+    public void PredictAndObserve_Allocate_Nothing()
+    {
+        LatencyModel model = LatencyModel.Default;
+        StepFeatures step = default(StepFeatures).WithInference(5, 5);
+        model = model.Observe(step, model.Predict(step));
+        long before = GC.GetAllocatedBytesForCurrentThread();
+        for (int i = 0; i < 100; i++)
+        {
+            model = model.Observe(step, model.Predict(step));
+        }
+
+        Assert.That(GC.GetAllocatedBytesForCurrentThread() - before, Is.Zero);
+    }
+
+    private static (double Predicted, double Expected) Coverage(double noise)
+    {
+        var random = new SeededRandom(7);
+        LatencyModel model = LatencyModel.FromCalibration(Measure(ref random, 300, noise, spikes: 0.0));
+        int predicted = 0;
+        int expected = 0;
+        const int Steps = 4_000;
+        foreach ((StepFeatures step, TimeSpan time) in Measure(ref random, Steps, noise, spikes: 0.0))
+        {
+            predicted += time <= model.Predict(step) ? 1 : 0;
+            expected += time <= model.Expect(step) ? 1 : 0;
+            model = model.Observe(step, time);
+        }
+
+        return (predicted / (double)Steps, expected / (double)Steps);
+    }
+
+    private static List<(StepFeatures, TimeSpan)> Measure(ref SeededRandom random, int count, double noise, double spikes)
+    {
+        var measured = new List<(StepFeatures, TimeSpan)>();
+        for (int i = 0; i < count; i++)
+        {
+            StepFeatures step = RandomStep(ref random);
+            double factor = Math.Exp(noise * random.NextGaussian()) * (random.NextDouble() < spikes ? 20.0 : 1.0);
+            measured.Add((step, Time(Machine.Dot(step) * factor)));
+        }
+
+        return measured;
+    }
+
+    private static StepFeatures RandomStep(ref SeededRandom random)
+    {
+        StepFeatures step = default;
+        for (int i = random.Next(20); i > 0; i--)
+        {
+            step = step.WithInference(random.Next(4_000), random.Next(4) == 0 ? random.Next(1, 200) : 1);
+        }
+
+        for (int i = random.Next(2); i > 0; i--)
+        {
+            step = step.WithForward(random.Next(2_000), random.Next(1, 400));
+        }
+
+        for (int i = random.Next(12); i > 0; i--)
+        {
+            step = step.WithBackward(random.Next(2_000), random.Next(1, 1_000));
+        }
+
+        return step;
+    }
+
+    private static double MedianError(LatencyModel model, LatencyCoefficients machine, ref SeededRandom random)
+    {
+        double[] errors = new double[201];
+        for (int i = 0; i < errors.Length; i++)
+        {
+            StepFeatures step = RandomStep(ref random);
+            errors[i] = Math.Abs((model.Expect(step).TotalSeconds / machine.Dot(step)) - 1.0);
+        }
+
+        Array.Sort(errors);
+        return errors[100];
+    }
+
+    private static TimeSpan Time(double seconds) => TimeSpan.FromSeconds(seconds);
+}

@@ -1,0 +1,315 @@
+using System.Numerics.Tensors;
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Execution;
+
+/// <summary>Why no token could be chosen.</summary>
+internal enum SamplingFault
+{
+    None,
+
+    /// <summary>A logit is NaN or positive infinity: the model's arithmetic broke down.</summary>
+    NotFinite,
+
+    /// <summary>Every logit is negative infinity: the bias forbids the whole vocabulary.</summary>
+    AllForbidden,
+}
+
+/// <summary>
+/// The chosen token, or why there is none (TokenId -1). LogProb and Alternatives (most probable first) only where the
+/// request asked for them.
+/// </summary>
+internal readonly record struct SampledToken(
+    int TokenId, SamplingFault Fault, float? LogProb = null, TokenLogProb[]? Alternatives = null)
+{
+    public static SampledToken Failed(SamplingFault fault) => new(-1, fault);
+}
+
+/// <summary>
+/// Chooses tokens from logits. The choice depends on the logits, the parameters and the history alone, so neither the
+/// rest of the batch nor a preemption changes it. Owns scratch rows of one vocabulary; one thread at a time.
+/// </summary>
+internal sealed class Sampler(int vocabularySize)
+{
+    private const int BucketCount = 1024;
+    private const float BucketsPerUnit = 16f;
+
+    private readonly float[] _scores = new float[vocabularySize];
+
+    // Candidates in ascending token order: id, score relative to the best (0 or less), exp(score).
+    private readonly int[] _ids = new int[vocabularySize];
+    private readonly float[] _relative = new float[vocabularySize];
+    private readonly float[] _weights = new float[vocabularySize];
+
+    private readonly double[] _bucketMass = new double[BucketCount];
+    private readonly int[] _bucketTokens = new int[BucketCount];
+    private ulong[] _ranks = new ulong[64];
+
+    /// <summary>Chooses the next token. Logits: one row of the vocabulary, left as they are.</summary>
+    public SampledToken Sample(ReadOnlySpan<float> logits, SamplingParameters parameters, TokenHistory history)
+    {
+        Check.That(logits.Length == vocabularySize);
+        Check.That(history.CountsTokens || !parameters.CountsTokens);
+        ReadOnlySpan<float> scores = logits;
+        float best = TensorPrimitives.Max(logits); // NaN where any logit is.
+        if (!float.IsNaN(best) && (parameters.LogitBias.Length > 0 || parameters.CountsTokens))
+        {
+            logits.CopyTo(_scores);
+            AddBias(_scores, parameters);
+            Penalise(_scores, parameters, history);
+            scores = _scores;
+            best = TensorPrimitives.Max(scores);
+        }
+
+        if (!float.IsFinite(best))
+        {
+            return SampledToken.Failed(best == float.NegativeInfinity ? SamplingFault.AllForbidden : SamplingFault.NotFinite);
+        }
+
+        int token = parameters.IsGreedy ? scores.IndexOf(best) : Draw(scores, best, parameters, history.GeneratedCount);
+        if (parameters.LogProbs is not int alternatives)
+        {
+            return new SampledToken(token, SamplingFault.None);
+        }
+
+        float logSumExp = LogSumExp(logits);
+        return new SampledToken(
+            token, SamplingFault.None, logits[token] - logSumExp, MostProbable(logits, Math.Min(alternatives, logits.Length), logSumExp));
+    }
+
+    private static void AddBias(Span<float> scores, SamplingParameters parameters)
+    {
+        foreach ((int token, float bias) in parameters.LogitBias)
+        {
+            if (token < scores.Length) // The door refuses ids outside the tokenizer; heads may be padded beyond it.
+            {
+                scores[token] += bias;
+            }
+        }
+    }
+
+    private static void Penalise(Span<float> scores, SamplingParameters parameters, TokenHistory history)
+    {
+        if (!parameters.CountsTokens)
+        {
+            return;
+        }
+
+        foreach ((int token, int generated) in history.GeneratedByToken)
+        {
+            ref float score = ref scores[token];
+            score = score > 0f ? score / parameters.RepetitionPenalty : score * parameters.RepetitionPenalty;
+            if (generated > 0)
+            {
+                score -= parameters.PresencePenalty + (generated * parameters.FrequencyPenalty);
+            }
+        }
+    }
+
+    private int Draw(ReadOnlySpan<float> scores, float best, SamplingParameters parameters, int generatedCount)
+    {
+        int count = scores.Length;
+        Span<float> relative = _relative;
+        TensorPrimitives.Subtract(scores, best, relative);
+        TensorPrimitives.Divide(relative, parameters.Temperature, relative);
+        TensorPrimitives.Exp(relative, _weights);
+        for (int i = 0; i < count; i++)
+        {
+            _ids[i] = i;
+        }
+
+        if (parameters.TopK > 0 && parameters.TopK < count)
+        {
+            count = KeepTopK(count, parameters.TopK);
+        }
+
+        if (parameters.TopP < 1f)
+        {
+            count = KeepTopP(count, parameters.TopP);
+        }
+
+        return Invert(count, parameters.MinP, UniformAt(parameters.Seed, generatedCount));
+    }
+
+    /// <summary>The random number of one position of one request: a function, so that no state is lost or repeated.</summary>
+    internal static double UniformAt(ulong seed, int generatedCount)
+    {
+        ulong key = new SeededRandom(seed).NextUInt64(); // Hashed first: neighbouring seeds share nothing.
+        return new SeededRandom(key ^ (ulong)generatedCount).NextDouble();
+    }
+
+    private int KeepTopK(int count, int k)
+    {
+        Span<int> tokens = _bucketTokens;
+        tokens.Clear();
+        for (int i = 0; i < count; i++)
+        {
+            tokens[BucketOf(_relative[i])]++;
+        }
+
+        int bucket = 0;
+        int above = 0;
+        while (above + tokens[bucket] < k)
+        {
+            above += tokens[bucket++];
+        }
+
+        ReadOnlySpan<ulong> ranks = Rank(count, bucket, tokens[bucket]);
+        return KeepDownTo(count, ranks[k - above - 1]);
+    }
+
+    /// <summary>Keeps a token while the tokens ranked above it have less than the wanted mass; the first is always kept.</summary>
+    private int KeepTopP(int count, float p)
+    {
+        Span<double> masses = _bucketMass;
+        Span<int> tokens = _bucketTokens;
+        masses.Clear();
+        tokens.Clear();
+        double total = 0.0;
+        for (int i = 0; i < count; i++)
+        {
+            int b = BucketOf(_relative[i]);
+            masses[b] += _weights[i];
+            tokens[b]++;
+            total += _weights[i];
+        }
+
+        double wanted = total * p;
+        int bucket = 0;
+        double above = 0.0;
+        int last = BucketCount - 1;
+        while (bucket < last && (tokens[bucket] == 0 || above + masses[bucket] < wanted))
+        {
+            above += masses[bucket++];
+        }
+
+        while (tokens[bucket] == 0) // Rounding ran past the end: keep everything.
+        {
+            bucket--;
+        }
+
+        ReadOnlySpan<ulong> ranks = Rank(count, bucket, tokens[bucket]);
+        int kept = 0;
+        do
+        {
+            above += WeightOf(ranks[kept++], count);
+        }
+        while (kept < ranks.Length && above < wanted);
+
+        return KeepDownTo(count, ranks[kept - 1]);
+    }
+
+    /// <summary>Buckets divide scores evenly, best first; the last takes all that is far below.</summary>
+    private static int BucketOf(float relative) => (int)Math.Min(-relative * BucketsPerUnit, BucketCount - 1);
+
+    /// <summary>The candidates of one bucket, most probable first, the lower token first among equals.</summary>
+    private ReadOnlySpan<ulong> Rank(int count, int bucket, int tokens)
+    {
+        if (_ranks.Length < tokens)
+        {
+            _ranks = new ulong[Math.Min(vocabularySize, 2 * tokens)];
+        }
+
+        int found = 0;
+        for (int i = 0; i < count; i++)
+        {
+            if (BucketOf(_relative[i]) == bucket)
+            {
+                _ranks[found++] = RankOf(i);
+            }
+        }
+
+        Check.That(found == tokens);
+        Span<ulong> ranks = _ranks.AsSpan(0, found);
+        ranks.Sort();
+        return ranks;
+    }
+
+    // Bits of a non-negative float order as the float does; the token breaks ties.
+    private ulong RankOf(int candidate) =>
+        ((ulong)BitConverter.SingleToUInt32Bits(MathF.Abs(_relative[candidate])) << 32) | (uint)_ids[candidate];
+
+    private double WeightOf(ulong rank, int count) => _weights[_ids.AsSpan(0, count).BinarySearch((int)(uint)rank)];
+
+    private int KeepDownTo(int count, ulong lastRank)
+    {
+        int kept = 0;
+        for (int i = 0; i < count; i++)
+        {
+            if (RankOf(i) <= lastRank)
+            {
+                (_ids[kept], _relative[kept], _weights[kept]) = (_ids[i], _relative[i], _weights[i]);
+                kept++;
+            }
+        }
+
+        return kept;
+    }
+
+    /// <summary>Inverse of the cumulative distribution, summed in ascending token order.</summary>
+    private int Invert(int count, float minP, double uniform)
+    {
+        double total = 0.0;
+        for (int i = 0; i < count; i++)
+        {
+            total += _weights[i] >= minP ? _weights[i] : 0.0;
+        }
+
+        double wanted = uniform * total;
+        double sum = 0.0;
+        int drawn = -1;
+        for (int i = 0; i < count && sum <= wanted; i++)
+        {
+            if (_weights[i] > 0f && _weights[i] >= minP)
+            {
+                sum += _weights[i];
+                drawn = _ids[i];
+            }
+        }
+
+        Check.That(drawn >= 0); // The best token weighs 1 and is never dropped.
+        return drawn;
+    }
+
+    private float LogSumExp(ReadOnlySpan<float> logits)
+    {
+        float best = TensorPrimitives.Max(logits);
+        TensorPrimitives.Subtract(logits, best, _relative);
+        TensorPrimitives.Exp<float>(_relative, _weights);
+        double sum = 0.0;
+        foreach (float weight in _weights)
+        {
+            sum += weight;
+        }
+
+        return (float)(best + Math.Log(sum));
+    }
+
+    private static TokenLogProb[] MostProbable(ReadOnlySpan<float> logits, int count, float logSumExp)
+    {
+        var top = new TokenLogProb[count];
+        int filled = 0;
+        for (int token = 0; token < logits.Length; token++)
+        {
+            if (filled == count && (count == 0 || logits[token] <= top[^1].LogProb))
+            {
+                continue;
+            }
+
+            int at = filled < count ? filled++ : count - 1;
+            for (; at > 0 && top[at - 1].LogProb < logits[token]; at--)
+            {
+                top[at] = top[at - 1];
+            }
+
+            top[at] = new TokenLogProb(token, logits[token]);
+        }
+
+        for (int i = 0; i < count; i++)
+        {
+            top[i] = top[i] with { LogProb = top[i].LogProb - logSumExp };
+        }
+
+        return top;
+    }
+}

@@ -1,0 +1,72 @@
+using FlexLLM.Backends;
+using FlexLLM.Primitives;
+
+namespace FlexLLM.KvCache;
+
+/// <summary>
+/// The blocks of one sequence in position order: position p lives in block Blocks[p / 16] at offset p % 16. All its blocks
+/// come from one pool.
+/// </summary>
+internal sealed class BlockTable
+{
+    private const int Unused = -1; // An attention kernel that reads past the end fails instead of reading a stranger's block.
+
+    private int[] _blocks = [];
+    private BlockPool? _pool;
+
+    /// <summary>Block indices, as <see cref="AttentionSegment.BlockTable"/> takes them; entries from Count on are -1.</summary>
+    /// <remarks>Growth replaces the array: read it again after <see cref="EnsureCapacity"/>.</remarks>
+    public int[] Blocks => _blocks;
+
+    /// <summary>Blocks held.</summary>
+    public int Count { get; private set; }
+
+    /// <summary>Positions that the held blocks can store.</summary>
+    public int TokenCapacity => Count * DeviceKvCache.TokensPerBlock;
+
+    /// <summary>Blocks that this many positions need.</summary>
+    public static int BlocksFor(int tokens)
+    {
+        Check.That(tokens >= 0);
+        return (int)(((long)tokens + DeviceKvCache.TokensPerBlock - 1) / DeviceKvCache.TokensPerBlock);
+    }
+
+    /// <summary>Grows to hold this many positions. False, with nothing taken, where the pool has too few free blocks.</summary>
+    public bool EnsureCapacity(int tokens, BlockPool pool)
+    {
+        Check.That(_pool is null || _pool == pool);
+        int needed = BlocksFor(tokens);
+        if (needed - Count > pool.BlocksFree)
+        {
+            return false;
+        }
+
+        if (needed > _blocks.Length)
+        {
+            int used = _blocks.Length;
+            Array.Resize(ref _blocks, Math.Max(needed, Math.Min(2 * used, pool.BlocksTotal)));
+            _blocks.AsSpan(used).Fill(Unused);
+        }
+
+        _pool = pool;
+        while (Count < needed)
+        {
+            _blocks[Count++] = pool.Allocate();
+        }
+
+        return true;
+    }
+
+    /// <summary>Gives every block back; the table is empty and may be used again.</summary>
+    public void Release(BlockPool pool)
+    {
+        Check.That(_pool is null || _pool == pool);
+        while (Count > 0) // Last first: the next owner gets them in position order.
+        {
+            pool.Free(_blocks[--Count]);
+            _blocks[Count] = Unused;
+        }
+
+        _pool = null;
+    }
+}

@@ -1,0 +1,134 @@
+using System.Collections.Immutable;
+
+namespace FlexLLM.Scheduling;
+
+/// <summary>Names one inference sequence for as long as the engine runs.</summary>
+internal readonly record struct SequenceId(long Value);
+
+/// <summary>Names one finetuning job for as long as the engine runs.</summary>
+internal readonly record struct JobId(long Value);
+
+/// <summary>Whether a sequence holds a place in the engine.</summary>
+internal enum SequencePhase
+{
+    /// <summary>Not admitted yet, or preempted: it holds no blocks.</summary>
+    Waiting,
+
+    /// <summary>Admitted: prefilling or decoding.</summary>
+    Running,
+}
+
+/// <summary>One inference sequence as the planner sees it. Times count from the engine's start.</summary>
+internal readonly record struct SequenceSnapshot
+{
+    public required SequenceId Id { get; init; }
+
+    public required SequencePhase Phase { get; init; }
+
+    /// <summary>Tokens known: the prompt and what was generated so far.</summary>
+    public required int TokensTotal { get; init; }
+
+    /// <summary>Tokens whose keys and values are stored; less than TokensTotal. 0 after a preemption.</summary>
+    public int TokensComputed { get; init; }
+
+    /// <summary>The most tokens it can come to: prompt and generation limit.</summary>
+    public required int TokensMax { get; init; }
+
+    /// <summary>KV blocks held.</summary>
+    public int BlocksHeld { get; init; }
+
+    /// <summary>Higher goes first; each level is worth <see cref="StepLimits.AgeingPerPriority"/> of waiting.</summary>
+    public int Priority { get; init; }
+
+    public required TimeSpan ArrivalTime { get; init; }
+
+    /// <summary>When the first token was delivered; null before.</summary>
+    public TimeSpan? FirstTokenTime { get; init; }
+
+    /// <summary>Tokens delivered so far.</summary>
+    public int TokensGenerated { get; init; }
+
+    /// <summary>Longest mean time between two tokens of this request.</summary>
+    public required TimeSpan TpotTarget { get; init; }
+
+    /// <summary>Longest time from arrival to the first token.</summary>
+    public required TimeSpan TtftTarget { get; init; }
+
+    /// <summary>Tokens known but not computed.</summary>
+    public int TokensLeft => TokensTotal - TokensComputed;
+
+    /// <summary>Running with one token to compute: it generates a token in every step.</summary>
+    public bool IsDecoding => Phase == SequencePhase.Running && TokensLeft == 1;
+
+    /// <summary>Longest time from now to the next token that keeps the mean so far within target; null before the first.</summary>
+    public TimeSpan? TpotSlack(TimeSpan now) => FirstTokenTime + (TpotTarget * TokensGenerated) - now;
+}
+
+/// <summary>What a finetuning job could do next.</summary>
+internal enum JobPhase
+{
+    /// <summary>Paused, between samples, or waiting for its optimizer: nothing to schedule.</summary>
+    Blocked,
+
+    /// <summary>In the forward pass of a sample.</summary>
+    Forward,
+
+    /// <summary>In the backward pass of a sample.</summary>
+    Backward,
+}
+
+/// <summary>One finetuning job as the planner sees it.</summary>
+internal readonly record struct JobSnapshot
+{
+    public required JobId Id { get; init; }
+
+    /// <summary>Share of the slack relative to other jobs; more than 0.</summary>
+    public required double Weight { get; init; }
+
+    public required JobPhase Phase { get; init; }
+
+    /// <summary>Work done so far, in tokens; the job with the least per weight goes first.</summary>
+    public long ServedTokens { get; init; }
+
+    /// <summary>Tokens of the sample.</summary>
+    public int SampleTokens { get; init; }
+
+    /// <summary>Forward: tokens of the sample that went through all layers.</summary>
+    public int PositionsDone { get; init; }
+
+    /// <summary>Backward: the layer at work, counting down to LowestLayer.</summary>
+    public int Layer { get; init; }
+
+    /// <summary>Backward: the last layer that needs a gradient.</summary>
+    public int LowestLayer { get; init; }
+
+    /// <summary>Backward: rows [0, RowsLeft) of Layer are still to do; a window is taken from their end.</summary>
+    public int RowsLeft { get; init; }
+
+    /// <summary>Forward: tokens of the sample still to go.</summary>
+    public int ForwardTokensLeft => SampleTokens - PositionsDone;
+}
+
+/// <summary>All that a plan depends on, besides limits and latency model. Immutable.</summary>
+internal sealed record EngineSnapshot
+{
+    /// <summary>Time since the engine's start.</summary>
+    public required TimeSpan Now { get; init; }
+
+    /// <summary>Waiting and running sequences, in any order.</summary>
+    public required ImmutableArray<SequenceSnapshot> Sequences { get; init; }
+
+    /// <summary>Finetuning jobs, in any order.</summary>
+    public ImmutableArray<JobSnapshot> Jobs { get; init; } = [];
+
+    /// <summary>KV blocks that no sequence holds.</summary>
+    public required int FreeBlocks { get; init; }
+
+    /// <summary>KV blocks that sequences may hold: free ones and theirs. Blocks lent to jobs do not count.</summary>
+    public required int TotalBlocks { get; init; }
+
+    public required int TokensPerBlock { get; init; }
+
+    /// <summary>Blocks that this many tokens need.</summary>
+    public int BlocksFor(int tokens) => (int)(((long)tokens + TokensPerBlock - 1) / TokensPerBlock);
+}

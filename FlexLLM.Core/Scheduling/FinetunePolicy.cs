@@ -1,0 +1,158 @@
+using System.Collections.Immutable;
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Scheduling;
+
+/// <summary>The finetuning part of a plan; Features include the inference part.</summary>
+internal sealed record FinetunePlan(
+    ImmutableArray<ForwardWindow> Forward, ImmutableArray<BackwardWindow> Backward, StepFeatures Features);
+
+/// <summary>
+/// Stage 2: the largest finetuning work that keeps the step's predicted time within a budget. Jobs in the order of what they
+/// had so far per weight, each as much as fits.
+/// </summary>
+internal static class FinetunePolicy
+{
+    /// <summary>
+    /// How long the step may take. The mean time per token of a request may not pass its target, so what it was ahead
+    /// may be spent, a part per step; prompts come first, so finetuning gets only what they can surely spare.
+    /// </summary>
+    public static TimeSpan BudgetOf(EngineSnapshot now, InferencePlan inference, StepLimits limits, in LatencyModel latency)
+    {
+        TimeSpan own = now.Sequences.IsEmpty ? TimeSpan.Zero : latency.Predict(inference.Features);
+        TimeSpan budget = own + limits.IdleStepMax;
+        foreach (SequenceSnapshot s in now.Sequences)
+        {
+            if (s.TpotSlack(now.Now) is TimeSpan slack)
+            {
+                TimeSpan spendable = slack * (1.0 - limits.SlackHeldBack);
+                budget = Min(budget, Min(spendable, s.TpotTarget * limits.SlackTargetsMax));
+            }
+        }
+
+        long tokensAhead = 0;
+        foreach ((SequenceSnapshot s, int tokensLeft) in inference.Prompts)
+        {
+            tokensAhead += tokensLeft;
+            if (s.FirstTokenTime is null)
+            {
+                TimeSpan untilDeadline = s.ArrivalTime + s.TtftTarget - now.Now;
+                budget = Min(budget, own + PromptSpares(untilDeadline, s.TtftTarget, tokensAhead, inference.PromptTokens, own, limits));
+            }
+        }
+
+        return budget;
+    }
+
+    public static FinetunePlan Fill(
+        EngineSnapshot now, StepFeatures inference, TimeSpan budget, StepLimits limits, in LatencyModel latency)
+    {
+        var forward = ImmutableArray.CreateBuilder<ForwardWindow>();
+        var backward = ImmutableArray.CreateBuilder<BackwardWindow>();
+        StepFeatures features = inference;
+        JobSnapshot[] jobs = [.. now.Jobs.Where(j => j.Phase != JobPhase.Blocked).OrderBy(ServedPerWeight).ThenBy(j => j.Id.Value)];
+        foreach (JobSnapshot job in jobs)
+        {
+            if (job.Phase == JobPhase.Forward)
+            {
+                AddForward(job, budget, limits, latency, forward, ref features);
+            }
+            else
+            {
+                AddBackward(job, budget, limits, latency, backward, ref features);
+            }
+        }
+
+        bool idle = now.Sequences.IsEmpty && jobs.Length > 0 && forward.Count + backward.Count == 0;
+        if (idle)
+        {
+            AddLeast(jobs[0], forward, backward, ref features);
+        }
+
+        return new FinetunePlan(forward.ToImmutable(), backward.ToImmutable(), features);
+    }
+
+    /// <summary>What the step may take beyond inference for this prompt to meet its deadline, if every later step does the same.</summary>
+    private static TimeSpan PromptSpares(
+        TimeSpan untilDeadline, TimeSpan target, long tokensAhead, int promptTokens, TimeSpan own, StepLimits limits)
+    {
+        if (promptTokens == 0 && tokensAhead > 0) // Blocked by KV blocks or places: nobody knows for how long.
+        {
+            return untilDeadline > target / 2 ? limits.IdleStepMax : TimeSpan.Zero;
+        }
+
+        double steps = 1.0 + (tokensAhead == 0 ? 0.0 : Math.Ceiling((double)tokensAhead / promptTokens));
+        TimeSpan spare = (untilDeadline - (own * steps)) / steps * (1.0 - limits.SlackHeldBack);
+        return spare > TimeSpan.Zero ? spare : TimeSpan.Zero;
+    }
+
+    private static double ServedPerWeight(JobSnapshot job)
+    {
+        Check.That(job.Weight > 0.0);
+        return job.ServedTokens / job.Weight;
+    }
+
+    private static void AddForward(
+        JobSnapshot job, TimeSpan budget, StepLimits limits, LatencyModel latency,
+        ImmutableArray<ForwardWindow>.Builder forward, ref StepFeatures features)
+    {
+        Check.That(job.ForwardTokensLeft > 0);
+        StepFeatures before = features;
+        int tokensMax = Math.Min(job.ForwardTokensLeft, limits.TokensPerStepMax - before.InferenceRows - before.ForwardRows);
+        int tokens = Bisection.Largest(tokensMax, n => latency.Predict(before.WithForward(job.PositionsDone, n)) <= budget);
+        if (tokens > 0)
+        {
+            forward.Add(new ForwardWindow(job.Id, tokens));
+            features = before.WithForward(job.PositionsDone, tokens);
+        }
+    }
+
+    private static void AddBackward(
+        JobSnapshot job, TimeSpan budget, StepLimits limits, LatencyModel latency,
+        ImmutableArray<BackwardWindow>.Builder backward, ref StepFeatures features)
+    {
+        Check.That(job.RowsLeft > 0 && job.RowsLeft <= job.SampleTokens && job.Layer >= job.LowestLayer);
+        int rowsLeft = job.RowsLeft;
+        for (int layer = job.Layer; layer >= job.LowestLayer; layer--, rowsLeft = job.SampleTokens)
+        {
+            while (rowsLeft > 0)
+            {
+                StepFeatures before = features;
+                int end = rowsLeft;
+                TimeSpan itemEnd = latency.Predict(before) + limits.BackwardItemTimeMax;
+                int rowsMax = Math.Max(1, Largest(Math.Min(end, limits.BackwardRowsMax), itemEnd));
+                int rows = Largest(rowsMax, budget);
+                if (rows == 0)
+                {
+                    return;
+                }
+
+                rowsLeft -= rows;
+                backward.Add(new BackwardWindow(job.Id, layer, rowsLeft, rows));
+                features = before.WithBackward(rowsLeft, rows);
+
+                int Largest(int max, TimeSpan most) =>
+                    Bisection.Largest(max, n => latency.Predict(before.WithBackward(end - n, n)) <= most);
+            }
+        }
+    }
+
+    /// <summary>The least work there is. An idle machine always does it: a model that expects too much would never learn better.</summary>
+    private static void AddLeast(
+        JobSnapshot job, ImmutableArray<ForwardWindow>.Builder forward, ImmutableArray<BackwardWindow>.Builder backward,
+        ref StepFeatures features)
+    {
+        if (job.Phase == JobPhase.Forward)
+        {
+            forward.Add(new ForwardWindow(job.Id, 1));
+            features = features.WithForward(job.PositionsDone, 1);
+        }
+        else
+        {
+            backward.Add(new BackwardWindow(job.Id, job.Layer, job.RowsLeft - 1, 1));
+            features = features.WithBackward(job.RowsLeft - 1, 1);
+        }
+    }
+
+    private static TimeSpan Min(TimeSpan a, TimeSpan b) => a < b ? a : b;
+}

@@ -1,0 +1,65 @@
+namespace FlexLLM.Scheduling;
+
+/// <summary>Bounds of one step. Rows are tokens of one step; times are of one step unless they say otherwise.</summary>
+internal sealed record StepLimits
+{
+    /// <summary>Most rows of one batch: inference and forward finetuning together.</summary>
+    public int TokensPerStepMax { get; init; } = 512;
+
+    /// <summary>Most sequences that run at a time; at most TokensPerStepMax, so that each can decode.</summary>
+    public int SequencesMax { get; init; } = 64;
+
+    /// <summary>Prompt tokens that a step computes even when decoding leaves no time for them.</summary>
+    public int PrefillChunkMin { get; init; } = 16;
+
+    /// <summary>Most prompt tokens of one sequence in one step.</summary>
+    public int PrefillChunkMax { get; init; } = int.MaxValue;
+
+    /// <summary>Most rows of one backward item.</summary>
+    public int BackwardRowsMax { get; init; } = 512;
+
+    /// <summary>Longest backward item, so that the executor could stop soon; one row may take longer.</summary>
+    public TimeSpan BackwardItemTimeMax { get; init; } = TimeSpan.FromMilliseconds(20);
+
+    /// <summary>Longest finetuning in a step that no deadline bounds: what a new arrival may have to wait.</summary>
+    public TimeSpan IdleStepMax { get; init; } = TimeSpan.FromMilliseconds(100);
+
+    /// <summary>Most slack that one step may spend, in TPOT targets of the tightest request.</summary>
+    public double SlackTargetsMax { get; init; } = 4.0;
+
+    /// <summary>Share of every slack that is not spent; 0 to 1.</summary>
+    public double SlackHeldBack { get; init; } = 0.1;
+
+    /// <summary>Admission leaves room for every running sequence to grow by this many tokens.</summary>
+    public int GrowthHorizon { get; init; } = 64;
+
+    /// <summary>Most waiting sequences that do not fit and may be passed by smaller ones behind them.</summary>
+    public int SkipAheadMax { get; init; } = 8;
+
+    /// <summary>A sequence that has waited this long since its arrival is passed by no other.</summary>
+    public TimeSpan SkipAheadWaitMax { get; init; } = TimeSpan.FromSeconds(2);
+
+    /// <summary>Waiting that equals one level of priority: the lowest priority starves nobody and is not starved.</summary>
+    public TimeSpan AgeingPerPriority { get; init; } = TimeSpan.FromSeconds(10);
+
+    /// <summary>Checks every bound.</summary>
+    /// <exception cref="ArgumentOutOfRangeException">A bound is out of its range.</exception>
+    public void Validate()
+    {
+        ArgumentOutOfRangeException.ThrowIfLessThan(TokensPerStepMax, 1);
+        ArgumentOutOfRangeException.ThrowIfLessThan(SequencesMax, 1);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(SequencesMax, TokensPerStepMax);
+        ArgumentOutOfRangeException.ThrowIfLessThan(PrefillChunkMin, 1);
+        ArgumentOutOfRangeException.ThrowIfLessThan(PrefillChunkMax, PrefillChunkMin);
+        ArgumentOutOfRangeException.ThrowIfLessThan(BackwardRowsMax, 1);
+        ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(BackwardItemTimeMax, TimeSpan.Zero);
+        ArgumentOutOfRangeException.ThrowIfLessThan(IdleStepMax, TimeSpan.Zero);
+        ArgumentOutOfRangeException.ThrowIfNegative(SlackTargetsMax);
+        ArgumentOutOfRangeException.ThrowIfNegative(SlackHeldBack);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(SlackHeldBack, 1.0);
+        ArgumentOutOfRangeException.ThrowIfNegative(GrowthHorizon);
+        ArgumentOutOfRangeException.ThrowIfNegative(SkipAheadMax);
+        ArgumentOutOfRangeException.ThrowIfLessThan(SkipAheadWaitMax, TimeSpan.Zero);
+        ArgumentOutOfRangeException.ThrowIfLessThan(AgeingPerPriority, TimeSpan.Zero);
+    }
+}
