@@ -5,7 +5,24 @@ internal static class Program
 {
     private static int Main(string[] args)
     {
-        Console.Error.WriteLine($"Unknown verb '{(args.Length > 0 ? args[0] : string.Empty)}'.");
+        try
+        {
+            return args switch
+            {
+                ["verify", .. string[] rest] => VerifyVerb.Run(rest),
+                _ => Usage(),
+            };
+        }
+        catch (Exception e) when (e is ArgumentException or FlexLlmException)
+        {
+            Console.Error.WriteLine(e.Message);
+            return 2;
+        }
+    }
+
+    private static int Usage()
+    {
+        Console.Error.WriteLine("Verbs: verify DIR");
         return 2;
     }
 }

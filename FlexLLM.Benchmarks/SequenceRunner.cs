@@ -1,0 +1,47 @@
+using FlexLLM.Adapters;
+using FlexLLM.Backends;
+using FlexLLM.Execution;
+using FlexLLM.Models;
+
+namespace FlexLLM.Benchmarks;
+
+/// <summary>One sequence with its own KV cache, driven directly through the forward pass: what verb code measures without an engine.</summary>
+internal sealed class SequenceRunner : IDisposable
+{
+    private readonly LoadedModel _model;
+    private readonly DeviceKvCache _cache;
+    private readonly int[] _blockTable;
+
+    public SequenceRunner(LoadedModel model, int tokensMax, LoraAdapter? adapter = null)
+    {
+        _model = model;
+        Adapter = adapter;
+        int blocks = (tokensMax + DeviceKvCache.TokensPerBlock - 1) / DeviceKvCache.TokensPerBlock;
+        _cache = model.Backend.CreateKvCache(model.Config.LayerCount, blocks, model.Config.KeyValueHeads, model.Config.HeadDim);
+        _blockTable = [.. Enumerable.Range(0, blocks)];
+    }
+
+    public LoraAdapter? Adapter { get; }
+
+    /// <summary>Tokens computed so far.</summary>
+    public int Length { get; private set; }
+
+    /// <summary>Appends rows of this sequence to a batch, asking for the logits of the last <paramref name="sampled"/>; the caller runs it.</summary>
+    public void AddTo(TokenBatch batch, ReadOnlySpan<int> ids, int sampled)
+    {
+        batch.AddInference(ids, Length, _cache, _blockTable, Adapter, sampled);
+        Length += ids.Length;
+    }
+
+    /// <summary>Runs ids alone in one step and returns the logits of the last <paramref name="sampled"/> rows.</summary>
+    public float[] Run(ForwardPass pass, TokenBatch batch, ReadOnlySpan<int> ids, int sampled)
+    {
+        batch.Clear();
+        AddTo(batch, ids, sampled);
+        float[] logits = new float[sampled * _model.Config.VocabularySize];
+        _model.Backend.Download(pass.Run(batch), logits);
+        return logits;
+    }
+
+    public void Dispose() => _cache.Dispose();
+}

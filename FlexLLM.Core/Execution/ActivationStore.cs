@@ -1,0 +1,83 @@
+using FlexLLM.Backends;
+using FlexLLM.Graph;
+using FlexLLM.Models;
+
+namespace FlexLLM.Execution;
+
+/// <summary>
+/// What one sample keeps between its forward windows and its backward items, indexed by absolute position: exactly the
+/// values that the pruner left for the backward pass, the sample's keys and values, the gradient between layers, and the
+/// key and value gradients of the layer in progress (paper section 6.1).
+/// </summary>
+internal sealed class ActivationStore : IDisposable
+{
+    private readonly DeviceTensor[] _saved;
+    private readonly DeviceTensor?[] _logSumExp;
+
+    public ActivationStore(LoadedModel model, TrainingProgram program, int tokensMax)
+    {
+        IComputeBackend backend = model.Backend;
+        ModelConfig config = model.Config;
+        Program = program;
+        TokensMax = tokensMax;
+        _saved = [.. program.Saved.Select(s => backend.Allocate(tokensMax, s.Columns))];
+        _logSumExp = new DeviceTensor?[config.LayerCount];
+        for (int i = 0; i < _saved.Length; i++)
+        {
+            if (program.Saved[i].ByAttention)
+            {
+                _logSumExp[program.Saved[i].Layer] = _saved[i];
+            }
+        }
+
+        int blocks = (tokensMax + DeviceKvCache.TokensPerBlock - 1) / DeviceKvCache.TokensPerBlock;
+        KvCache = backend.CreateKvCache(config.LayerCount, blocks, config.KeyValueHeads, config.HeadDim);
+        BlockTable = [.. Enumerable.Range(0, blocks)];
+        Boundary = backend.Allocate(tokensMax, config.HiddenSize);
+        KeyGradient = backend.Allocate(tokensMax, config.KeyValueHeads * config.HeadDim);
+        ValueGradient = backend.Allocate(tokensMax, config.KeyValueHeads * config.HeadDim);
+    }
+
+    public TrainingProgram Program { get; }
+
+    /// <summary>Longest sample that fits, in tokens.</summary>
+    public int TokensMax { get; }
+
+    public DeviceKvCache KvCache { get; }
+
+    public int[] BlockTable { get; }
+
+    /// <summary>dLoss/d(output of the layer in progress), [tokens, hidden].</summary>
+    public DeviceTensor Boundary { get; }
+
+    public DeviceTensor KeyGradient { get; }
+
+    public DeviceTensor ValueGradient { get; }
+
+    /// <summary>Bytes of the saved values alone.</summary>
+    public long SavedBytes => _saved.Sum(s => s.Bytes);
+
+    /// <summary>Bytes of keys and values.</summary>
+    public long KvBytes => KvCache.Bytes;
+
+    /// <summary>Bytes of the gradient between layers and of the key and value gradients.</summary>
+    public long GradientBytes => Boundary.Bytes + KeyGradient.Bytes + ValueGradient.Bytes;
+
+    public DeviceTensor Saved(int index) => _saved[index];
+
+    /// <summary>Where attention of a layer leaves its log-sum-exp; null where no backward pass reads it.</summary>
+    public DeviceTensor? LogSumExp(int layer) => _logSumExp[layer];
+
+    public void Dispose()
+    {
+        foreach (DeviceTensor saved in _saved)
+        {
+            saved.Dispose();
+        }
+
+        KvCache.Dispose();
+        Boundary.Dispose();
+        KeyGradient.Dispose();
+        ValueGradient.Dispose();
+    }
+}

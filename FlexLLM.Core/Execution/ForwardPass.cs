@@ -1,0 +1,192 @@
+using System.Runtime.InteropServices;
+using FlexLLM.Backends;
+using FlexLLM.Graph;
+using FlexLLM.Models;
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Execution;
+
+/// <summary>
+/// Interprets the forward program over a batch: one backend call an instruction, for inference rows and finetuning windows
+/// alike. Windows differ only in what happens beside: their saved values are copied out, and their loss is computed.
+/// </summary>
+internal sealed class ForwardPass : IDisposable
+{
+    private readonly LoadedModel _model;
+    private readonly Workspace _workspace;
+    private readonly List<AttentionSegment> _segments = [];
+    private readonly List<LoraSegment> _bypasses = [];
+    private DeviceTensor? _logits;
+
+    public ForwardPass(LoadedModel model, int rowsMax)
+    {
+        _model = model;
+        _workspace = new Workspace(model.Backend, model.Program.SlotColumns, rowsMax);
+    }
+
+    /// <summary>Bytes of activations in flight and of logits.</summary>
+    public long WorkspaceBytes => _workspace.Bytes + (_logits?.Bytes ?? 0);
+
+    /// <summary>Runs all rows. Row i of the result holds the logits of the batch's i-th sampled row; valid until the next run.</summary>
+    public TensorSlice Run(TokenBatch batch)
+    {
+        Check.That(batch.Rows > 0 && batch.Rows <= _workspace.RowsMax);
+        IReadOnlyList<Instruction> body = _model.Program.Body;
+        for (int i = 0; i < body.Count; i++)
+        {
+            Execute(body[i], batch);
+            foreach (WindowRows window in batch.Windows)
+            {
+                CaptureRows(window, i);
+            }
+        }
+
+        foreach (WindowRows window in batch.Windows)
+        {
+            RunLoss(window);
+        }
+
+        return RunLogits(batch);
+    }
+
+    public void Dispose()
+    {
+        _workspace.Dispose();
+        _logits?.Dispose();
+    }
+
+    private void Execute(Instruction instruction, TokenBatch batch)
+    {
+        IComputeBackend backend = _model.Backend;
+        int rows = batch.Rows;
+        TensorSlice y = Rows(instruction.Outputs[0], 0, rows);
+        switch (instruction.Op)
+        {
+            case OpKind.Embed:
+                backend.Gather(_model.Matrix(instruction.Weight), batch.Ids, y);
+                break;
+            case OpKind.RmsNorm:
+                backend.RmsNorm(
+                    Rows(instruction.Inputs[0], 0, rows), _model.Vector(instruction.Weight), (float)_model.Config.RmsNormEpsilon, y);
+                break;
+            case OpKind.Linear:
+                DeviceTensor? bias = instruction.Bias < 0 ? null : _model.Vector(instruction.Bias);
+                backend.Linear(Rows(instruction.Inputs[0], 0, rows), _model.Matrix(instruction.Weight), bias, y, accumulate: false);
+                break;
+            case OpKind.Lora:
+                ReadOnlySpan<LoraSegment> bypasses = BypassesAt(instruction.Site, batch);
+                if (!bypasses.IsEmpty)
+                {
+                    backend.LoraBypass(Rows(instruction.Inputs[0], 0, rows), bypasses, y);
+                }
+
+                break;
+            case OpKind.Rope:
+                backend.Rope(y, batch.Positions, _model.RopeTable, inverse: false);
+                break;
+            case OpKind.Attention:
+                ReadOnlySpan<AttentionSegment> segments = SegmentsOf(batch, instruction.Layer);
+                TensorSlice k = Rows(instruction.Inputs[1], 0, rows);
+                TensorSlice v = Rows(instruction.Inputs[2], 0, rows);
+                backend.AppendKv(k, v, instruction.Layer, segments);
+                backend.Attention(Rows(instruction.Inputs[0], 0, rows), y, instruction.Layer, segments);
+                break;
+            case OpKind.SiluGate:
+                backend.SiluGate(Rows(instruction.Inputs[0], 0, rows), Rows(instruction.Inputs[1], 0, rows), y);
+                break;
+            case OpKind.Add:
+                backend.Add(Rows(instruction.Inputs[0], 0, rows), Rows(instruction.Inputs[1], 0, rows), y);
+                break;
+            default:
+                throw new ArgumentOutOfRangeException(nameof(instruction), instruction.Op, "Not a forward operation.");
+        }
+    }
+
+    private void CaptureRows(WindowRows window, int instruction)
+    {
+        IReadOnlyList<Capture> captures = window.Store.Program.Captures;
+        for (int i = window.Store.Program.FirstCaptureAt(instruction); i < captures.Count && captures[i].Instruction == instruction; i++)
+        {
+            _model.Backend.Copy(
+                _workspace.Rows(captures[i].Slot, window.RowStart, window.RowCount),
+                window.Store.Saved(captures[i].Saved).Slice(window.PositionStart, window.RowCount));
+        }
+    }
+
+    private void RunLoss(WindowRows window)
+    {
+        foreach (Instruction instruction in _model.Program.Loss)
+        {
+            TensorSlice first = Rows(instruction.Inputs[0], window.RowStart, window.RowCount);
+            switch (instruction.Op)
+            {
+                case OpKind.CrossEntropy:
+                    _model.Backend.FusedLinearCrossEntropy(
+                        first, window.Targets.Span, _model.Matrix(instruction.Weight), window.GradientScale,
+                        Rows(instruction.Outputs[1], window.RowStart, window.RowCount), window.Losses.Span);
+                    break;
+                case OpKind.RmsNormBackward:
+                    _model.Backend.RmsNormBackward(
+                        Rows(instruction.Inputs[1], window.RowStart, window.RowCount), _model.Vector(instruction.Weight),
+                        (float)_model.Config.RmsNormEpsilon, first,
+                        window.Store.Boundary.Slice(window.PositionStart, window.RowCount), accumulate: false);
+                    break;
+                default:
+                    throw new ArgumentOutOfRangeException(nameof(window), instruction.Op, "Not a loss operation.");
+            }
+        }
+    }
+
+    private TensorSlice RunLogits(TokenBatch batch)
+    {
+        Instruction instruction = _model.Program.Logits;
+        if (_logits is null || _logits.Rows < batch.SampledRows.Count)
+        {
+            _logits?.Dispose();
+            _logits = _model.Backend.Allocate(Math.Max(1, batch.SampledRows.Count), _model.Config.VocabularySize);
+        }
+
+        TensorSlice logits = _logits.Slice(0, batch.SampledRows.Count);
+        if (batch.SampledRows.Count > 0)
+        {
+            ReadOnlySpan<int> rows = CollectionsMarshal.AsSpan((List<int>)batch.SampledRows);
+            _model.Backend.Logits(Rows(instruction.Inputs[0], 0, batch.Rows), rows, _model.Matrix(instruction.Weight), logits);
+        }
+
+        return logits;
+    }
+
+    private TensorSlice Rows(BufferRef buffer, int start, int count)
+    {
+        Check.That(buffer.Kind == BufferKind.Slot);
+        return _workspace.Rows(buffer.Index, start, count);
+    }
+
+    private ReadOnlySpan<LoraSegment> BypassesAt(int site, TokenBatch batch)
+    {
+        _bypasses.Clear();
+        foreach (AdapterRows rows in batch.Adapters)
+        {
+            if (rows.Adapter[site] is DeviceLora pair)
+            {
+                _bypasses.Add(new LoraSegment(rows.RowStart, rows.RowCount, pair, rows.Adapter.Scale));
+            }
+        }
+
+        return CollectionsMarshal.AsSpan(_bypasses);
+    }
+
+    // Windows stand after all inference segments; theirs get the place for this layer's log-sum-exp.
+    private ReadOnlySpan<AttentionSegment> SegmentsOf(TokenBatch batch, int layer)
+    {
+        _segments.Clear();
+        _segments.AddRange(batch.Segments);
+        int firstWindow = batch.Segments.Count - batch.Windows.Count;
+        for (int i = 0; i < batch.Windows.Count; i++)
+        {
+            _segments[firstWindow + i] = _segments[firstWindow + i] with { LogSumExp = batch.Windows[i].Store.LogSumExp(layer) };
+        }
+
+        return CollectionsMarshal.AsSpan(_segments);
+    }
+}

@@ -1,0 +1,148 @@
+using FlexLLM.Adapters;
+using FlexLLM.Execution;
+using FlexLLM.Graph;
+using FlexLLM.Models;
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Finetuning;
+
+/// <summary>What the optimizer steps of a job see and do not see of each other.</summary>
+internal sealed record TrainingPlan
+{
+    public required IReadOnlyList<TrainingSample> Samples { get; init; }
+
+    public int Epochs { get; init; } = 1;
+
+    /// <summary>Samples to one optimizer step.</summary>
+    public int GradientAccumulation { get; init; } = 1;
+
+    public ulong? ShuffleSeed { get; init; }
+
+    public required OptimizerOptions Optimizer { get; init; }
+}
+
+/// <summary>
+/// The device side of one finetuning job: master weights, gradients, optimizer state and the activations of the sample in
+/// progress. Each call does one piece of work at the cursor; between calls the job can wait as long as it likes.
+/// </summary>
+internal sealed class TrainingRun : IDisposable
+{
+    private readonly LoadedModel _model;
+    private readonly ActivationStore _store;
+    private readonly AdapterGradients _gradients;
+    private readonly float[] _losses;
+    private double _groupLoss;
+
+    /// <summary>Allocates everything the job will need. The adapter (its master weights) becomes this run's.</summary>
+    public TrainingRun(LoadedModel model, LoraAdapter adapter, TrainingPlan plan)
+    {
+        _model = model;
+        Adapter = adapter;
+        Program = model.CompileTraining(adapter.SiteIndices);
+        Cursor = new TrainingCursor(
+            plan.Samples, plan.Epochs, plan.GradientAccumulation, plan.ShuffleSeed, model.Config.LayerCount, Program.LowestLayer);
+        int tokensMax = plan.Samples.Max(s => s.Ids.Length);
+        _losses = new float[tokensMax];
+        _store = new ActivationStore(model, Program, tokensMax);
+        _gradients = new AdapterGradients(model.Backend, adapter);
+        Optimizer = new AdapterOptimizer(model.Backend, plan.Optimizer, adapter, _gradients);
+    }
+
+    public LoraAdapter Adapter { get; }
+
+    public TrainingProgram Program { get; }
+
+    public TrainingCursor Cursor { get; }
+
+    public AdapterOptimizer Optimizer { get; }
+
+    /// <summary>Gradients of the group in progress.</summary>
+    public AdapterGradients Gradients => _gradients;
+
+    /// <summary>Mean loss per target of the last complete group, measured before its step.</summary>
+    public double LastLoss { get; private set; }
+
+    /// <summary>Tokens whose forward pass is done, each counted once.</summary>
+    public long TokensDone { get; private set; }
+
+    /// <summary>Device bytes by category.</summary>
+    public IReadOnlyList<(string Category, long Bytes)> MemoryByCategory() =>
+    [
+        ("saved activations", _store.SavedBytes),
+        ("keys and values of the sample", _store.KvBytes),
+        ("activation gradients", _store.GradientBytes),
+        ("adapter weights", Adapter.Bytes),
+        ("adapter gradients", _gradients.Bytes),
+        ("optimizer state", Optimizer.Bytes),
+    ];
+
+    /// <summary>Appends the next forward window to a batch.</summary>
+    public void AddForwardWindow(TokenBatch batch, int tokens)
+    {
+        TrainingSample sample = Cursor.Sample;
+        int start = Cursor.PositionsDone;
+        Check.That(Cursor.Phase == TrainingPhase.Forward && start + tokens <= sample.Ids.Length);
+        batch.AddWindow(
+            sample.Ids.AsSpan(start, tokens), sample.Targets.AsMemory(start, tokens), start, _store, Adapter,
+            1f / Cursor.GroupTargets, _losses.AsMemory(start, tokens));
+    }
+
+    /// <summary>The window that was added last has run.</summary>
+    public void CompleteForward(int tokens)
+    {
+        int length = Cursor.Sample.Ids.Length;
+        int groupTargets = Cursor.GroupTargets;
+        TokensDone += tokens;
+        if (!Cursor.AdvanceForward(tokens))
+        {
+            return;
+        }
+
+        // In position order, whatever the windows were.
+        double sum = 0;
+        for (int i = 0; i < length; i++)
+        {
+            sum += _losses[i];
+        }
+
+        _groupLoss += sum / groupTargets;
+    }
+
+    /// <summary>
+    /// Runs one backward item: the last <paramref name="rows"/> rows left in the cursor's layer. True when it completed a
+    /// group: the gradients stand, <see cref="Step"/> must follow.
+    /// </summary>
+    public bool RunBackward(BackwardPass pass, int rows)
+    {
+        Check.That(Cursor.Phase == TrainingPhase.Backward && rows <= Cursor.RowsLeft);
+        pass.Run(_store, Cursor.Layer, Cursor.RowsLeft - rows, rows, Cursor.Sample.Ids.Length, Adapter, _gradients);
+        return Cursor.AdvanceBackward(rows);
+    }
+
+    /// <summary>Updates the adapter with the group's gradients and moves on.</summary>
+    public void Step()
+    {
+        Optimizer.Step();
+        _gradients.Zero(_model.Backend);
+        LastLoss = _groupLoss;
+        _groupLoss = 0;
+        Cursor.NextSample();
+    }
+
+    /// <summary>Goes on after a number of steps that an earlier run of the same plan did.</summary>
+    public void ResumeAfter(int steps)
+    {
+        Cursor.SeekToStep(steps);
+        Optimizer.Steps = steps;
+        _gradients.Zero(_model.Backend);
+        _groupLoss = 0;
+    }
+
+    public void Dispose()
+    {
+        _store.Dispose();
+        _gradients.Dispose();
+        Optimizer.Dispose();
+        Adapter.Dispose();
+    }
+}

@@ -1,0 +1,54 @@
+namespace FlexLLM.Graph;
+
+/// <summary>
+/// Paper section 5.2: keeps only the backward nodes on which the gradient of a trainable weight depends. Gradients of frozen
+/// weights go, and with them everything below the lowest bypass. What forward values then remain read is the saved set.
+/// </summary>
+internal static class GraphPruner
+{
+    /// <summary>The graph without useless backward nodes. Forward nodes stay: inference needs them all.</summary>
+    public static ParallelGraph Prune(ParallelGraph graph)
+    {
+        bool[] needed = new bool[graph.Values.Count];
+        HashSet<string> wanted = [.. graph.Values.Where(v => v.Kind == ValueKind.TrainableWeight).Select(v => $"d {v.Name}")];
+        var kept = new List<GraphNode>(graph.Nodes.Count);
+        for (int index = graph.Nodes.Count - 1; index >= 0; index--)
+        {
+            GraphNode node = graph.Nodes[index];
+            bool keep = !IsBackward(node.Op) || node.Outputs.Any(o => needed[o] || IsWanted(graph.Values[o], wanted));
+            if (!keep)
+            {
+                continue;
+            }
+
+            kept.Add(node);
+            foreach (int input in node.Inputs)
+            {
+                needed[input] |= IsBackward(node.Op);
+            }
+        }
+
+        kept.Reverse();
+        return GraphVerifier.Verify(graph.WithNodes(kept));
+    }
+
+    /// <summary>Forward activations that a backward node reads, in graph order: the values to keep from forward to backward.</summary>
+    public static IReadOnlyList<GraphValue> SavedSet(ParallelGraph graph)
+    {
+        var saved = new SortedSet<int>();
+        foreach (GraphNode node in graph.Nodes.Where(n => IsBackward(n.Op)))
+        {
+            saved.UnionWith(node.Inputs.Where(i => graph.Values[i].Kind == ValueKind.Activation));
+        }
+
+        return [.. saved.Select(id => graph.Values[id])];
+    }
+
+    public static bool IsBackward(OpKind op) => op is
+        OpKind.EmbedBackward or OpKind.RmsNormBackward or OpKind.RmsNormBackwardGain or OpKind.LinearBackwardInput or
+        OpKind.LinearBackwardWeight or OpKind.LoraBackward or OpKind.RopeBackward or OpKind.AttentionBackward or
+        OpKind.SiluGateBackward or OpKind.AddGradient;
+
+    private static bool IsWanted(GraphValue value, HashSet<string> wanted) =>
+        value.Kind == ValueKind.WeightGradient && wanted.Contains(value.Name);
+}

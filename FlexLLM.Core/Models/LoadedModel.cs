@@ -1,0 +1,211 @@
+using System.Numerics.Tensors;
+using FlexLLM.Backends;
+using FlexLLM.Formats;
+using FlexLLM.Graph;
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Models;
+
+/// <summary>A model on a device: its compiled graph and the weights that the graph's instructions name.</summary>
+internal sealed class LoadedModel : IDisposable
+{
+    private readonly GraphCompiler _compiler;
+    private readonly List<IDisposable> _owned = [];
+    private readonly DeviceWeight?[] _matrices;
+    private readonly DeviceTensor?[] _vectors;
+
+    private LoadedModel(ModelConfig config, IComputeBackend backend, int positionsMax)
+    {
+        Config = config;
+        Backend = backend;
+        PositionsMax = positionsMax;
+        _compiler = new GraphCompiler(DecoderBuilder.Build(config, AdapterSites.All(config.LayerCount)), config.LayerCount);
+        _matrices = new DeviceWeight?[_compiler.WeightNames.Count];
+        _vectors = new DeviceTensor?[_compiler.WeightNames.Count];
+        RopeTable = Own(backend.Allocate(positionsMax, config.HeadDim));
+    }
+
+    public ModelConfig Config { get; }
+
+    public IComputeBackend Backend { get; }
+
+    /// <summary>Longest sequence that the rotary table covers, in tokens.</summary>
+    public int PositionsMax { get; }
+
+    public ForwardProgram Program => _compiler.Forward;
+
+    /// <summary>[positions, headDim]: cosines, then sines.</summary>
+    public DeviceTensor RopeTable { get; }
+
+    /// <summary>Bytes of the backbone on the device.</summary>
+    public long WeightBytes => _matrices.Sum(m => m?.Bytes ?? 0) + _vectors.Sum(v => v?.Bytes ?? 0) + RopeTable.Bytes;
+
+    /// <summary>Reads the weights of a checkpoint onto a device.</summary>
+    /// <param name="checkpoint">The open checkpoint.</param>
+    /// <param name="config">Its config.</param>
+    /// <param name="backend">The device; it stays the caller's.</param>
+    /// <param name="weightType">F32 or BF16, or null to keep BF16 as it is and widen everything else to F32.</param>
+    /// <param name="positionsMax">Longest sequence to serve, at most the config's.</param>
+    /// <exception cref="InvalidFileException">A tensor is missing, misshapen, or not finite.</exception>
+    public static LoadedModel Load(
+        SafetensorsCheckpoint checkpoint, ModelConfig config, IComputeBackend backend, DType? weightType, int positionsMax)
+    {
+        Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
+        var model = new LoadedModel(config, backend, positionsMax);
+        try
+        {
+            model.FillRopeTable();
+            foreach ((int weight, int rows, int columns, bool isVector) in model.Shapes())
+            {
+                SafetensorsTensor tensor = checkpoint.Get(model._compiler.WeightNames[weight]);
+                HostMatrix matrix = tensor.AsMatrix();
+                CheckTensor(tensor, matrix, rows, columns, isVector);
+                if (isVector)
+                {
+                    DeviceTensor vector = model._vectors[weight] = model.Own(backend.Allocate(1, columns));
+                    backend.Upload(tensor.ToFloats(), vector);
+                }
+                else
+                {
+                    DType type = weightType ?? (matrix.Type == DType.BF16 ? DType.BF16 : DType.F32);
+                    model._matrices[weight] = model.Own(backend.CreateWeight(matrix, type));
+                }
+            }
+
+            return model;
+        }
+        catch
+        {
+            model.Dispose();
+            throw;
+        }
+    }
+
+    public DeviceWeight Matrix(int weight)
+    {
+        Check.That(_matrices[weight] is not null);
+        return _matrices[weight]!;
+    }
+
+    public DeviceTensor Vector(int weight)
+    {
+        Check.That(_vectors[weight] is not null);
+        return _vectors[weight]!;
+    }
+
+    /// <summary>The backward program for bypasses at the given modules of every layer.</summary>
+    public TrainingProgram CompileTraining(IReadOnlySet<int> sites) =>
+        _compiler.CompileTraining(DecoderBuilder.Build(Config, sites));
+
+    public void Dispose()
+    {
+        foreach (IDisposable owned in _owned)
+        {
+            owned.Dispose();
+        }
+    }
+
+    // Angles in double: in F32 the product of position and frequency already loses digits at position 100.
+    private void FillRopeTable()
+    {
+        double[] frequencies = Config.InverseFrequencies();
+        int half = frequencies.Length;
+        float[] table = new float[PositionsMax * 2 * half];
+        for (int position = 0; position < PositionsMax; position++)
+        {
+            for (int i = 0; i < half; i++)
+            {
+                (double sin, double cos) = Math.SinCos(position * frequencies[i]);
+                table[(position * 2 * half) + i] = (float)cos;
+                table[(position * 2 * half) + half + i] = (float)sin;
+            }
+        }
+
+        Backend.Upload(table, RopeTable);
+    }
+
+    // What each weight must look like, read off the instructions that use it.
+    private IEnumerable<(int Weight, int Rows, int Columns, bool IsVector)> Shapes()
+    {
+        var seen = new HashSet<int>();
+        IReadOnlyList<int> columns = Program.SlotColumns;
+        foreach (Instruction instruction in Program.Body.Append(Program.Logits))
+        {
+            int weight = instruction.Weight;
+            if (weight >= 0 && seen.Add(weight))
+            {
+                yield return instruction.Op switch
+                {
+                    OpKind.Embed or OpKind.Logits => (weight, Config.VocabularySize, Config.HiddenSize, false),
+                    OpKind.RmsNorm => (weight, 1, IsHeadNorm(weight) ? Config.HeadDim : Config.HiddenSize, true),
+                    _ => (weight, columns[instruction.Outputs[0].Index], columns[instruction.Inputs[0].Index], false),
+                };
+            }
+
+            if (instruction.Bias >= 0)
+            {
+                yield return (instruction.Bias, 1, columns[instruction.Outputs[0].Index], true);
+            }
+        }
+    }
+
+    private bool IsHeadNorm(int weight) =>
+        _compiler.WeightNames[weight].EndsWith("q_norm.weight", StringComparison.Ordinal) ||
+        _compiler.WeightNames[weight].EndsWith("k_norm.weight", StringComparison.Ordinal);
+
+    private static void CheckTensor(SafetensorsTensor tensor, in HostMatrix matrix, int rows, int columns, bool isVector)
+    {
+        if (matrix.Rows != rows || matrix.Columns != columns || tensor.Shape.Count != (isVector ? 1 : 2))
+        {
+            string expected = isVector ? $"[{columns}]" : $"[{rows}, {columns}]";
+            throw new InvalidFileException(
+                tensor.File, tensor.Name, $"has shape [{string.Join(", ", tensor.Shape)}]; config.json asks for {expected}");
+        }
+
+        long bad = FirstNotFinite(matrix);
+        if (bad >= 0)
+        {
+            throw new InvalidFileException(
+                tensor.File, tensor.Name, $"holds NaN or infinity at [{bad / matrix.Columns}, {bad % matrix.Columns}]");
+        }
+    }
+
+    // An exponent of all ones is NaN or infinity. A row at a time, since spans end at 2 GiB.
+    private static unsafe long FirstNotFinite(in HostMatrix matrix)
+    {
+        for (int row = 0; row < matrix.Rows; row++)
+        {
+            byte* start = matrix.Data + ((long)row * matrix.Columns * DTypes.BytesOf(matrix.Type));
+            bool finite = matrix.Type == DType.F32
+                ? float.IsFinite(TensorPrimitives.MaxMagnitude(new ReadOnlySpan<float>(start, matrix.Columns)))
+                : !HasExponentOfOnes(new ReadOnlySpan<ushort>(start, matrix.Columns), matrix.Type == DType.BF16 ? 0x7F80 : 0x7C00);
+            for (int column = 0; !finite && column < matrix.Columns; column++)
+            {
+                if (!float.IsFinite(matrix[row, column]))
+                {
+                    return ((long)row * matrix.Columns) + column;
+                }
+            }
+        }
+
+        return -1;
+    }
+
+    private static bool HasExponentOfOnes(ReadOnlySpan<ushort> values, int exponent)
+    {
+        int found = 0;
+        foreach (ushort value in values)
+        {
+            found |= (value & exponent) == exponent ? 1 : 0;
+        }
+
+        return found != 0;
+    }
+
+    private T Own<T>(T resource)
+        where T : IDisposable
+    {
+        _owned.Add(resource);
+        return resource;
+    }
+}
