@@ -42,6 +42,7 @@ internal sealed class BpeModel
     private const int CachedWordsMax = 1 << 15;
     private const int CachedCharsMax = 48;
     private const int WholePieceBytesMax = 512;
+    private const char Mark = '\u2581';
     private const int NoRank = int.MaxValue;
     private const int KeptSymbolsMax = 1 << 13;
 
@@ -53,6 +54,11 @@ internal sealed class BpeModel
     private readonly int[] _byteIds = new int[256];
     private readonly Dictionary<int, int> _runeIds = [];
     private readonly int _pieceCharsMax;
+
+    // SentencePiece-style models take a whole text as one word. Where no piece has a mark after another character (and no
+    // character is dropped, which could bring two marks together), no merge reaches over the place before a mark: cutting
+    // there changes nothing and makes words that can be cached.
+    private readonly bool _cutsBeforeMarks;
 
     // Words in the order they came, until full: what a language uses most comes early.
     private readonly ConcurrentDictionary<string, int[]> _cache = new(StringComparer.Ordinal);
@@ -70,8 +76,11 @@ internal sealed class BpeModel
             _byteIds[b] = parts.Vocabulary.GetValueOrDefault(piece, -1);
         }
 
+        _cutsBeforeMarks = !parts.ByteLevel && !parts.IgnoreMerges && parts.UnknownId is not null
+            && parts.Vocabulary.ContainsKey(Mark.ToString());
         foreach ((string piece, int id) in parts.Vocabulary)
         {
+            _cutsBeforeMarks &= CutBeforeMark(piece) == piece.Length;
             _pieceCharsMax = Math.Max(_pieceCharsMax, piece.Length);
             if (Rune.DecodeFromUtf16(piece, out Rune rune, out int units) == OperationStatus.Done && units == piece.Length)
             {
@@ -82,6 +91,25 @@ internal sealed class BpeModel
 
     /// <summary>Appends the ids of one word of well-formed text.</summary>
     public void Encode(ReadOnlySpan<char> word, List<int> ids)
+    {
+        while (_cutsBeforeMarks && CutBeforeMark(word) is int cut && cut < word.Length)
+        {
+            EncodePart(word[..cut], ids);
+            word = word[cut..];
+        }
+
+        EncodePart(word, ids);
+    }
+
+    /// <summary>The first place before a mark and after another character, else the length.</summary>
+    private static int CutBeforeMark(ReadOnlySpan<char> text)
+    {
+        int other = text.IndexOfAnyExcept(Mark);
+        int mark = other < 0 ? -1 : text[other..].IndexOf(Mark);
+        return mark < 0 ? text.Length : other + mark;
+    }
+
+    private void EncodePart(ReadOnlySpan<char> word, List<int> ids)
     {
         if (word.Length > CachedCharsMax)
         {

@@ -1,3 +1,6 @@
+using System.Text;
+using System.Text.Unicode;
+
 namespace FlexLLM.Tokenization;
 
 /// <summary>What a decoder section comes to: per piece a rewriting, then bytes to text, then blanks off the front.</summary>
@@ -41,7 +44,8 @@ internal sealed record TokenDecoder
 
         if (ByteLevel)
         {
-            return new DecodedPiece(ByteAlphabet.BytesOf(text), null);
+            byte[] bytes = ByteAlphabet.BytesOf(text);
+            return Utf8.IsValid(bytes) ? new DecodedPiece(null, Encoding.UTF8.GetString(bytes)) : new DecodedPiece(bytes, null);
         }
 
         return ByteFallback && IsByte(text)

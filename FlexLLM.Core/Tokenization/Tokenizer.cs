@@ -188,7 +188,7 @@ public sealed class Tokenizer
     }
 
     /// <summary>The text with lone surrogates replaced; the same object in the usual case.</summary>
-    private static string WellFormed(string text)
+    internal static string WellFormed(string text)
     {
         if (text.AsSpan().IndexOfAnyInRange('\uD800', '\uDFFF') < 0)
         {

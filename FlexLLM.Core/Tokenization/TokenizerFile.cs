@@ -139,7 +139,11 @@ internal sealed class TokenizerFile
         foreach (JsonProperty entry in vocabulary.Value.EnumerateObject())
         {
             string piece = entry.Name;
-            int id = IdOf(new JsonField(entry.Value, _file, $"model.vocab['{piece}']"));
+            if (entry.Value.ValueKind != JsonValueKind.Number || !entry.Value.TryGetInt32(out int id) || id is < 0 or >= IdsMax)
+            {
+                throw vocabulary.Fault($"the id of '{piece}' is not an integer within 0 to {IdsMax - 1}");
+            }
+
             if (!_vocabulary.TryAdd(piece, id))
             {
                 throw vocabulary.Fault($"the piece '{piece}' stands twice");
@@ -437,14 +441,17 @@ internal sealed class TokenizerFile
         HashSet<int> specials = [.. _addedTokens.Where(t => t.Special).Select(t => t.Id)];
         PairRanks ranks = new(mergedIds.Length);
         int rank = 0;
-        foreach (JsonElement item in merges.Value.EnumerateArray())
+        foreach (JsonElement merge in merges.Value.EnumerateArray())
         {
-            JsonField merge = new(item, _file, $"model.merges[{rank}]");
-            (string left, string right) = ReadMerge(merge);
+            if (!TryReadMerge(merge, out string left, out string right))
+            {
+                throw merges.Fault($"merge {rank} is neither a pair of pieces nor two pieces with one blank between them");
+            }
+
             if (!vocabulary.TryGetValue(left, out int leftId) || !vocabulary.TryGetValue(right, out int rightId)
                 || !vocabulary.TryGetValue(left + right, out mergedIds[rank]))
             {
-                throw merge.Fault($"'{left}', '{right}' or the two together is no piece of the vocabulary");
+                throw merges.Fault($"merge {rank}: '{left}', '{right}' or the two together is no piece of the vocabulary");
             }
 
             if (!specials.Contains(mergedIds[rank]))
@@ -458,18 +465,26 @@ internal sealed class TokenizerFile
         return ranks;
     }
 
-    private static (string Left, string Right) ReadMerge(JsonField merge)
+    // Not by JsonField: there are hundreds of thousands of merges, and a field keeps its path.
+    private static bool TryReadMerge(JsonElement merge, out string left, out string right)
     {
-        if (merge.Value.ValueKind == JsonValueKind.Array)
+        (left, right) = (string.Empty, string.Empty);
+        if (merge.ValueKind == JsonValueKind.Array && merge.GetArrayLength() == 2
+            && merge[0].ValueKind == JsonValueKind.String && merge[1].ValueKind == JsonValueKind.String)
         {
-            return merge.Items() is [JsonField left, JsonField right] ? (left.Text(), right.Text()) : throw merge.Fault("is not a pair");
+            (left, right) = (merge[0].GetString()!, merge[1].GetString()!);
+        }
+        else if (merge.ValueKind == JsonValueKind.String)
+        {
+            string text = merge.GetString()!;
+            int blank = text.IndexOf(' ', StringComparison.Ordinal);
+            if (blank > 0 && blank == text.LastIndexOf(' '))
+            {
+                (left, right) = (text[..blank], text[(blank + 1)..]);
+            }
         }
 
-        string text = merge.Text();
-        int blank = text.IndexOf(' ', StringComparison.Ordinal);
-        return blank > 0 && blank == text.LastIndexOf(' ') && blank < text.Length - 1
-            ? (text[..blank], text[(blank + 1)..])
-            : throw merge.Fault("is not two pieces with one blank between them");
+        return left.Length > 0 && right.Length > 0;
     }
 
     private void ReadConfig(JsonField root)
