@@ -2,26 +2,59 @@ using System.Globalization;
 
 namespace FlexLLM.Benchmarks;
 
-/// <summary>Reads "--name value" options.</summary>
+/// <summary>Reads "--name value" options; what it cannot read ends the program with a message.</summary>
 internal static class CommandLine
 {
     /// <summary>The option's value, or null when it is not given.</summary>
     public static string? Text(string[] args, string name)
     {
         int index = Array.IndexOf(args, name);
-        return index >= 0 && index + 1 < args.Length ? args[index + 1] : null;
+        return index < 0 ? null
+            : index + 1 < args.Length ? args[index + 1]
+            : throw new ArgumentException($"{name} needs a value.");
     }
 
-    /// <summary>The option's value, or the default; a value that is no number ends the program with a message.</summary>
-    public static int Int(string[] args, string name, int otherwise) => Text(args, name) switch
+    /// <summary>The option's value, or the default.</summary>
+    public static int Int(string[] args, string name, int otherwise, int min = int.MinValue)
     {
-        null => otherwise,
-        string text when int.TryParse(text, CultureInfo.InvariantCulture, out int value) => value,
-        string text => throw new ArgumentException($"{name}: '{text}' is not a whole number."),
+        int value = Text(args, name) is string text ? ParseInt(name, text) : otherwise;
+        return value >= min ? value : throw new ArgumentException($"{name}: {value} is less than {min}.");
+    }
+
+    /// <summary>The option's value, such as "1,8,16", or the default.</summary>
+    public static int[] Ints(string[] args, string name, int[] otherwise, int min)
+    {
+        int[] values = Text(args, name) is string text ? [.. text.Split(',').Select(part => ParseInt(name, part))] : otherwise;
+        return values.All(value => value >= min) ? values : throw new ArgumentException($"{name}: every value must be at least {min}.");
+    }
+
+    /// <summary>f32 or bf16, or null when the option is not given.</summary>
+    public static DType? WeightType(string[] args, string name) => Text(args, name) switch
+    {
+        null => null,
+        "f32" => DType.F32,
+        "bf16" => DType.BF16,
+        string text => throw new ArgumentException($"{name}: '{text}' is neither f32 nor bf16."),
     };
 
     public static string Require(string[] args, string name) =>
         Text(args, name) ?? throw new ArgumentException($"{name} is missing.");
 
     public static bool Has(string[] args, string name) => Array.IndexOf(args, name) >= 0;
+
+    /// <summary>Ends the program where something else than these options with their values is given: typing errors must not pass.</summary>
+    public static void Allow(string[] args, params ReadOnlySpan<string> names)
+    {
+        for (int i = 0; i < args.Length; i += 2)
+        {
+            if (!names.Contains(args[i]))
+            {
+                throw new ArgumentException($"'{args[i]}' is no option of this verb; it takes {string.Join(", ", names)}.");
+            }
+        }
+    }
+
+    private static int ParseInt(string name, string text) => int.TryParse(text, CultureInfo.InvariantCulture, out int value)
+        ? value
+        : throw new ArgumentException($"{name}: '{text}' is not a whole number.");
 }

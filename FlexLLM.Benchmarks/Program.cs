@@ -1,28 +1,39 @@
 namespace FlexLLM.Benchmarks;
 
-/// <summary>Entry point: picks the verb named by the first argument.</summary>
+/// <summary>Entry point: picks the verb named by the first argument. Exit code 0 is success, 2 wrong usage or bad input.</summary>
 internal static class Program
 {
+    private static readonly (string Name, string Usage, Func<string[], int> Run)[] Verbs =
+    [
+        ("verify", "DIR [--threads N]", VerifyVerb.Run),
+        ("make-model", MakeModelVerb.Usage, MakeModelVerb.Run),
+        ("infer", InferVerb.Usage, InferVerb.Run),
+        ("train", TrainVerb.Usage, TrainVerb.Run),
+        ("kernels", KernelBenchmarks.Usage, KernelBenchmarks.Run),
+    ];
+
     private static int Main(string[] args)
     {
+        int verb = args.Length == 0 ? -1 : Array.FindIndex(Verbs, v => v.Name == args[0]);
+        if (verb < 0)
+        {
+            Console.Error.WriteLine("Verbs:");
+            foreach ((string name, string usage, _) in Verbs)
+            {
+                Console.Error.WriteLine($"  {name} {usage}");
+            }
+
+            return 2;
+        }
+
         try
         {
-            return args switch
-            {
-                ["verify", .. string[] rest] => VerifyVerb.Run(rest),
-                _ => Usage(),
-            };
+            return Verbs[verb].Run(args[1..]);
         }
-        catch (Exception e) when (e is ArgumentException or FlexLlmException)
+        catch (Exception e) when (e is ArgumentException or FlexLlmException or IOException or UnauthorizedAccessException)
         {
             Console.Error.WriteLine(e.Message);
             return 2;
         }
-    }
-
-    private static int Usage()
-    {
-        Console.Error.WriteLine("Verbs: verify DIR");
-        return 2;
     }
 }

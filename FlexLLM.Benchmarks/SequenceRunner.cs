@@ -2,6 +2,7 @@ using FlexLLM.Adapters;
 using FlexLLM.Backends;
 using FlexLLM.Execution;
 using FlexLLM.Models;
+using FlexLLM.Primitives;
 
 namespace FlexLLM.Benchmarks;
 
@@ -41,6 +42,13 @@ internal sealed class SequenceRunner : IDisposable
         float[] logits = new float[sampled * _model.Config.VocabularySize];
         _model.Backend.Download(pass.Run(batch), logits);
         return logits;
+    }
+
+    /// <summary>Goes back to a shorter length: the next tokens take the places of those behind it.</summary>
+    public void Rewind(int length)
+    {
+        Check.That(length >= 0 && length <= Length);
+        Length = length;
     }
 
     public void Dispose() => _cache.Dispose();

@@ -57,15 +57,17 @@ internal sealed class LoadedModel : IDisposable
         try
         {
             model.FillRopeTable();
-            foreach ((int weight, int rows, int columns, bool isVector) in model.Shapes())
+            Dictionary<string, int> indices = model._compiler.WeightNames.Index().ToDictionary(w => w.Item, w => w.Index);
+            foreach (WeightShape shape in DecoderWeights.Of(config))
             {
                 cancellationToken.ThrowIfCancellationRequested();
-                SafetensorsTensor tensor = checkpoint.Get(model._compiler.WeightNames[weight]);
+                SafetensorsTensor tensor = checkpoint.Get(shape.Name);
                 HostMatrix matrix = tensor.AsMatrix();
-                CheckTensor(tensor, matrix, rows, columns, isVector);
-                if (isVector)
+                CheckTensor(tensor, matrix, shape);
+                int weight = indices[shape.Name];
+                if (shape.IsVector)
                 {
-                    DeviceTensor vector = model._vectors[weight] = model.Own(backend.Allocate(1, columns));
+                    DeviceTensor vector = model._vectors[weight] = model.Own(backend.Allocate(1, shape.Columns));
                     backend.Upload(tensor.ToFloats(), vector);
                 }
                 else
@@ -127,42 +129,13 @@ internal sealed class LoadedModel : IDisposable
         Backend.Upload(table, RopeTable);
     }
 
-    // What each weight must look like, read off the instructions that use it.
-    private IEnumerable<(int Weight, int Rows, int Columns, bool IsVector)> Shapes()
+    private static void CheckTensor(SafetensorsTensor tensor, in HostMatrix matrix, WeightShape shape)
     {
-        var seen = new HashSet<int>();
-        IReadOnlyList<int> columns = Program.SlotColumns;
-        foreach (Instruction instruction in Program.Body.Append(Program.Logits))
+        if (!tensor.Shape.SequenceEqual(shape.Dimensions))
         {
-            int weight = instruction.Weight;
-            if (weight >= 0 && seen.Add(weight))
-            {
-                yield return instruction.Op switch
-                {
-                    OpKind.Embed or OpKind.Logits => (weight, Config.VocabularySize, Config.HiddenSize, false),
-                    OpKind.RmsNorm => (weight, 1, IsHeadNorm(weight) ? Config.HeadDim : Config.HiddenSize, true),
-                    _ => (weight, columns[instruction.Outputs[0].Index], columns[instruction.Inputs[0].Index], false),
-                };
-            }
-
-            if (instruction.Bias >= 0)
-            {
-                yield return (instruction.Bias, 1, columns[instruction.Outputs[0].Index], true);
-            }
-        }
-    }
-
-    private bool IsHeadNorm(int weight) =>
-        _compiler.WeightNames[weight].EndsWith("q_norm.weight", StringComparison.Ordinal) ||
-        _compiler.WeightNames[weight].EndsWith("k_norm.weight", StringComparison.Ordinal);
-
-    private static void CheckTensor(SafetensorsTensor tensor, in HostMatrix matrix, int rows, int columns, bool isVector)
-    {
-        if (matrix.Rows != rows || matrix.Columns != columns || tensor.Shape.Count != (isVector ? 1 : 2))
-        {
-            string expected = isVector ? $"[{columns}]" : $"[{rows}, {columns}]";
             throw new InvalidFileException(
-                tensor.File, tensor.Name, $"has shape [{string.Join(", ", tensor.Shape)}]; config.json asks for {expected}");
+                tensor.File, tensor.Name,
+                $"has shape [{string.Join(", ", tensor.Shape)}]; config.json asks for [{string.Join(", ", shape.Dimensions)}]");
         }
 
         long bad = FirstNotFinite(matrix);

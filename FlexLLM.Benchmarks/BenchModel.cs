@@ -1,0 +1,98 @@
+using System.Runtime.InteropServices;
+using System.Text.Json;
+using FlexLLM.Backends;
+using FlexLLM.Backends.Cpu;
+using FlexLLM.Formats;
+using FlexLLM.Graph;
+using FlexLLM.Models;
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Benchmarks;
+
+/// <summary>A model folder loaded onto the CPU backend for one verb.</summary>
+internal sealed class BenchModel : IDisposable
+{
+    private readonly CpuBackend _backend;
+
+    private BenchModel(string folder, CpuBackend backend, LoadedModel model)
+    {
+        Folder = folder;
+        _backend = backend;
+        Model = model;
+    }
+
+    public string Folder { get; }
+
+    public IComputeBackend Backend => _backend;
+
+    public LoadedModel Model { get; }
+
+    /// <summary>Loads a folder for sequences of at most that many tokens; null keeps the type that the weights are stored in.</summary>
+    public static BenchModel Open(string folder, int threads, DType? weights, int positions)
+    {
+        ModelConfig config = ModelConfig.Load(folder);
+        if (positions > config.MaxPositions)
+        {
+            throw new ArgumentException($"{positions} tokens are asked for; the model's longest sequence is {config.MaxPositions}.");
+        }
+
+        Console.Error.WriteLine($"loading {folder}");
+        using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(folder);
+        var backend = new CpuBackend(threads);
+        try
+        {
+            return new BenchModel(folder, backend, LoadedModel.Load(checkpoint, config, backend, weights, positions));
+        }
+        catch
+        {
+            backend.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Weights that one step multiplies rows with: every linear layer, and the head.</summary>
+    public IEnumerable<DeviceWeight> Streamed => Model.Program.Body.Append(Model.Program.Logits)
+        .Where(i => i.Op is OpKind.Linear or OpKind.Logits)
+        .Select(i => Model.Matrix(i.Weight));
+
+    /// <summary>Multiply-adds, doubled, of one token through the linear layers; no head, no attention.</summary>
+    public double FlopsPerToken => Model.Program.Body
+        .Where(i => i.Op == OpKind.Linear)
+        .Sum(i => 2.0 * Model.Matrix(i.Weight).OutFeatures * Model.Matrix(i.Weight).InFeatures);
+
+    /// <summary>Random ids of the vocabulary.</summary>
+    public int[] RandomIds(int count, ulong seed)
+    {
+        var random = new SeededRandom(seed);
+        int[] ids = new int[count];
+        for (int i = 0; i < count; i++)
+        {
+            ids[i] = random.Next(Model.Config.VocabularySize);
+        }
+
+        return ids;
+    }
+
+    /// <summary>One line about model and device.</summary>
+    public string Describe() =>
+        $"{Path.GetFileName(Path.TrimEndingDirectorySeparator(Folder))}, {Model.Matrix(Model.Program.Logits.Weight).Type} weights, " +
+        $"{Backend.Name}, {Model.WeightBytes / 1048576.0:N0} MiB";
+
+    /// <summary>Writes what a reader of the figures must know about where they come from.</summary>
+    public void Write(Utf8JsonWriter json)
+    {
+        json.WriteString("model", Path.GetFileName(Path.TrimEndingDirectorySeparator(Folder)));
+        json.WriteString("weights", Model.Matrix(Model.Program.Logits.Weight).Type.ToString());
+        json.WriteString("backend", Backend.Name);
+        json.WriteNumber("weight_bytes", Model.WeightBytes);
+        json.WriteNumber("processors", Environment.ProcessorCount);
+        json.WriteString("os", RuntimeInformation.OSDescription);
+        json.WriteString("runtime", RuntimeInformation.FrameworkDescription);
+    }
+
+    public void Dispose()
+    {
+        Model.Dispose();
+        _backend.Dispose();
+    }
+}

@@ -1,0 +1,235 @@
+using System.Diagnostics;
+using System.Globalization;
+using FlexLLM.Adapters;
+using FlexLLM.Execution;
+using FlexLLM.Finetuning;
+using FlexLLM.Formats;
+using FlexLLM.Models;
+
+namespace FlexLLM.Benchmarks;
+
+/// <summary>
+/// `train`: LoRA steps (AdamW) on one sample of random tokens that are all targets, straight through the passes, without an
+/// engine: speed of the whole step, of forward (with the loss) and of backward, and memory by category as predicted from the
+/// compiled programs and as it is.
+/// </summary>
+internal sealed class TrainVerb : IDisposable
+{
+    public const string Usage =
+        "--model DIR [--tokens 512] [--rank 16] [--modules down_proj|all|NAME,NAME] [--steps 3] [--window N] [--threads 2] " +
+        "[--weights f32|bf16] [--json FILE]";
+
+    private readonly BenchModel _bench;
+    private readonly int _tokens;
+    private readonly int _window;
+    private readonly TokenBatch _batch;
+    private readonly ForwardPass _forward;
+    private readonly BackwardPass _backward;
+    private readonly TrainingRun _run;
+    private readonly long _allocatedBefore;
+    private readonly long _residentBefore;
+    private readonly List<StepTime> _times = [];
+    private long _residentPeak;
+
+    private TrainVerb(BenchModel bench, LoraConfig lora, int tokens, int window, int steps)
+    {
+        _bench = bench;
+        _tokens = tokens;
+        _window = window;
+        _allocatedBefore = bench.Backend.AllocatedBytes;
+        _residentBefore = Environment.WorkingSet;
+        _batch = new TokenBatch(window);
+        _forward = new ForwardPass(bench.Model, window);
+        _backward = new BackwardPass(bench.Model, window);
+        var adapter = new LoraAdapter(bench.Backend, bench.Model.Config, lora);
+        adapter.InitializeRandom(bench.Backend, seed: 1);
+        int[] ids = bench.RandomIds(tokens, seed: 1);
+        bool[] carriesLoss = new bool[tokens];
+        Array.Fill(carriesLoss, true);
+        _run = new TrainingRun(bench.Model, adapter, new TrainingPlan
+        {
+            Samples = [TrainingSample.FromTokens(ids, carriesLoss)],
+            Epochs = steps,
+            Optimizer = new AdamWOptions(),
+        });
+    }
+
+    public static int Run(string[] args)
+    {
+        CommandLine.Allow(args, "--model", "--tokens", "--rank", "--modules", "--steps", "--window", "--threads", "--weights", "--json");
+        int tokens = CommandLine.Int(args, "--tokens", 512, min: 2);
+        int steps = CommandLine.Int(args, "--steps", 3, min: 1);
+        int window = Math.Min(tokens, CommandLine.Int(args, "--window", tokens, min: 1));
+        string modules = CommandLine.Text(args, "--modules") ?? "down_proj";
+        var lora = new LoraConfig
+        {
+            Rank = CommandLine.Int(args, "--rank", 16, min: 1),
+            TargetModules = modules == "all" ? AdapterSites.ModuleNames : modules.Split(','),
+        };
+        string? file = CommandLine.Text(args, "--json");
+        using BenchModel bench = BenchModel.Open(
+            CommandLine.Require(args, "--model"), CommandLine.Int(args, "--threads", 2, min: 1),
+            CommandLine.WeightType(args, "--weights"), tokens);
+        using var verb = new TrainVerb(bench, lora, tokens, window, steps + 1);
+        verb.Measure(steps);
+        verb.Print(Console.Out);
+        if (file is not null)
+        {
+            verb.Save(file);
+        }
+
+        return 0;
+    }
+
+    public void Dispose()
+    {
+        _run.Dispose();
+        _forward.Dispose();
+        _backward.Dispose();
+    }
+
+    private IEnumerable<(string Part, Spread TokensPerSecond)> Speeds =>
+    [
+        ("step", Spread.Of(_times.Select(t => _tokens / (t.Forward + t.Backward + t.Optimizer)))),
+        ("forward and loss", Spread.Of(_times.Select(t => _tokens / t.Forward))),
+        ("backward", Spread.Of(_times.Select(t => _tokens / t.Backward))),
+        ("optimizer", Spread.Of(_times.Select(t => _tokens / t.Optimizer))),
+    ];
+
+    // One step more than asked for: the first lets the runtime compile and the backend size its scratch memory.
+    private void Measure(int steps)
+    {
+        for (int step = 0; step <= steps; step++)
+        {
+            StepTime time = Step();
+            Console.Error.WriteLine(string.Create(
+                CultureInfo.InvariantCulture,
+                $"step {step} of {steps}: loss {_run.LastLoss:0.000}, {_tokens / (time.Forward + time.Backward + time.Optimizer):0.0} tokens/s"));
+            if (step > 0)
+            {
+                _times.Add(time);
+            }
+        }
+    }
+
+    private StepTime Step()
+    {
+        long start = Stopwatch.GetTimestamp();
+        while (_run.Cursor.Phase == TrainingPhase.Forward)
+        {
+            int tokens = Math.Min(_window, _tokens - _run.Cursor.PositionsDone);
+            _batch.Clear();
+            _run.AddForwardWindow(_batch, tokens);
+            _forward.Run(_batch);
+            _run.CompleteForward(tokens);
+            SampleResident();
+        }
+
+        long forwardEnd = Stopwatch.GetTimestamp();
+        while (!_run.RunBackward(_backward, Math.Min(_window, _run.Cursor.RowsLeft)))
+        {
+            SampleResident();
+        }
+
+        long backwardEnd = Stopwatch.GetTimestamp();
+        _run.Step();
+        return new StepTime(
+            Stopwatch.GetElapsedTime(start, forwardEnd).TotalSeconds, Stopwatch.GetElapsedTime(forwardEnd, backwardEnd).TotalSeconds,
+            Stopwatch.GetElapsedTime(backwardEnd).TotalSeconds);
+    }
+
+    private void SampleResident() => _residentPeak = Math.Max(_residentPeak, Environment.WorkingSet);
+
+    /// <summary>Bytes by category; no prediction where the backend decides alone.</summary>
+    private List<MemoryRow> Memory()
+    {
+        TrainingMemory predicted = TrainingMemory.Of(_bench.Model, _run.Program, _run.Adapter.Config.Rank, _tokens, _window);
+        List<MemoryRow> rows =
+        [
+            .. _run.MemoryByCategory().Select(row => new MemoryRow(row.Category, predicted.Of(row.Category), row.Bytes)),
+            new MemoryRow(TrainingMemory.ForwardWorkspace, predicted.Of(TrainingMemory.ForwardWorkspace), _forward.WorkspaceBytes),
+            new MemoryRow(TrainingMemory.BackwardWorkspace, predicted.Of(TrainingMemory.BackwardWorkspace), _backward.WorkspaceBytes),
+        ];
+        long allocated = _bench.Backend.AllocatedBytes - _allocatedBefore;
+        rows.Add(new MemoryRow("scratch of the backend", null, allocated - rows.Sum(row => row.Real)));
+        rows.Add(new MemoryRow("together", rows.Sum(row => row.Predicted), allocated));
+        return rows;
+    }
+
+    /// <summary>Saved values by their place in a layer, with the bytes of one token and the layers that save them.</summary>
+    private IEnumerable<(string Value, long BytesPerToken, int Layers)> Saved => _run.Program.Saved
+        .GroupBy(s => s.Name[(s.Name.LastIndexOf('.') + 1)..])
+        .Select(g => (g.Key, (long)sizeof(float) * g.First().Columns, g.Count()));
+
+    private double SavedPerTokenAndLayer =>
+        (double)sizeof(float) * _run.Program.SavedColumns / _bench.Model.Config.LayerCount;
+
+    private string Describe() =>
+        $"{_bench.Describe()}; LoRA rank {_run.Adapter.Config.Rank} on {string.Join(", ", _run.Adapter.Config.TargetModules)}; " +
+        $"{_tokens} tokens in windows of {_window}; median, least and greatest of {_times.Count} steps";
+
+    private void Print(TextWriter output)
+    {
+        CultureInfo culture = CultureInfo.InvariantCulture;
+        output.WriteLine(Describe());
+        output.WriteLine($"{"part",-32}{"tokens/s",14}{"min",10}{"max",10}");
+        foreach ((string part, Spread speed) in Speeds)
+        {
+            output.WriteLine(string.Create(culture, $"{part,-32}{speed.Median,14:0.0}{speed.Min,10:0.0}{speed.Max,10:0.0}"));
+        }
+
+        output.WriteLine($"{"memory, MiB",-32}{"predicted",14}{"real",10}");
+        foreach (MemoryRow row in Memory())
+        {
+            output.WriteLine(string.Create(culture, $"{row.Category,-32}{row.Predicted / 1048576.0,14:0.00}{row.Real / 1048576.0,10:0.00}"));
+        }
+
+        output.WriteLine(string.Create(
+            culture, $"{"resident above the idle model",-32}{(_residentPeak - _residentBefore) / 1048576.0,24:0.00}"));
+        output.WriteLine(string.Create(culture, $"saved for the backward pass: {SavedPerTokenAndLayer:N0} bytes a token and layer"));
+        foreach ((string value, long bytes, int layers) in Saved)
+        {
+            output.WriteLine(string.Create(culture, $"  {value,-20}{bytes,8:N0} bytes a token in {layers} layers"));
+        }
+    }
+
+    private void Save(string file) => AtomicFile.WriteJson(file, json =>
+    {
+        json.WriteStartObject();
+        _bench.Write(json);
+        json.WriteNumber("rank", _run.Adapter.Config.Rank);
+        json.WriteString("modules", string.Join(',', _run.Adapter.Config.TargetModules));
+        json.WriteNumber("tokens", _tokens);
+        json.WriteNumber("window", _window);
+        json.WriteNumber("steps", _times.Count);
+        json.WriteStartObject("tokens_per_second");
+        foreach ((string part, Spread speed) in Speeds)
+        {
+            speed.Write(json, part);
+        }
+
+        json.WriteEndObject();
+        json.WriteStartArray("memory");
+        foreach (MemoryRow row in Memory())
+        {
+            json.WriteStartObject();
+            json.WriteString("category", row.Category);
+            if (row.Predicted is long predicted)
+            {
+                json.WriteNumber("predicted_bytes", predicted);
+            }
+
+            json.WriteNumber("real_bytes", row.Real);
+            json.WriteEndObject();
+        }
+
+        json.WriteEndArray();
+        json.WriteNumber("resident_above_idle_bytes", _residentPeak - _residentBefore);
+        json.WriteNumber("saved_bytes_per_token_and_layer", SavedPerTokenAndLayer);
+        json.WriteEndObject();
+    });
+
+    private readonly record struct StepTime(double Forward, double Backward, double Optimizer);
+
+    private readonly record struct MemoryRow(string Category, long? Predicted, long Real);
+}
