@@ -73,8 +73,8 @@ internal sealed class Sampler(int vocabularySize)
         }
 
         float logSumExp = LogSumExp(logits);
-        return new SampledToken(
-            token, SamplingFault.None, logits[token] - logSumExp, MostProbable(logits, Math.Min(alternatives, logits.Length), logSumExp));
+        TokenLogProb[] top = MostProbable(logits, Math.Min(alternatives, logits.Length), logSumExp);
+        return new SampledToken(token, SamplingFault.None, logits[token] - logSumExp, top);
     }
 
     private static void AddBias(Span<float> scores, SamplingParameters parameters)
@@ -158,7 +158,9 @@ internal sealed class Sampler(int vocabularySize)
         return KeepDownTo(count, ranks[k - above - 1]);
     }
 
-    /// <summary>Keeps a token while the tokens ranked above it have less than the wanted mass; the first is always kept.</summary>
+    /// <summary>
+    /// Keeps a token while the tokens ranked above it have less than the wanted mass; the first is always kept.
+    /// </summary>
     private int KeepTopP(int count, float p)
     {
         Span<double> masses = _bucketMass;
