@@ -114,7 +114,7 @@ internal sealed class TokenizerFileTests
         SmallTokenizers.InFolder(folder =>
         {
             string file = Path.Combine(folder, "tokenizer.json");
-            (int loaded, int refused) = Fuzz(original, 2500, bytes =>
+            (int loaded, int refused) = Fuzz(original, 2000, bytes =>
             {
                 File.WriteAllBytes(file, bytes);
                 Tokenizer tokenizer = Tokenizer.Load(file);
