@@ -120,7 +120,7 @@ internal static class SmallTokenizers
         return tokenizer;
     }
 
-    /// <summary>Up to <paramref name="runesMax"/> code points, from scripts, marks, blanks, controls and planes of all kinds.</summary>
+    /// <summary>Up to <paramref name="runesMax"/> code points of all kinds of scripts, marks, blanks and controls.</summary>
     public static string RandomText(ref SeededRandom random, int runesMax)
     {
         StringBuilder text = new();

@@ -31,7 +31,9 @@ internal sealed class TokenizerTests
         (merges[0], merges[1]) = (merges[1], merges[0]);
         string text = SmallTokenizers.TrainingText;
         Assert.That(
-            SmallTokenizers.ByteLevel.Encode(text), Is.Not.EqualTo(ByPlainMerging(text, merges)), "the comparison must be able to fail");
+            SmallTokenizers.ByteLevel.Encode(text),
+            Is.Not.EqualTo(ByPlainMerging(text, merges)),
+            "the comparison must be able to fail");
     }
 
     [TestCase("gpt-2")]
@@ -79,7 +81,8 @@ internal sealed class TokenizerTests
             foreach (Tokenizer tokenizer in (Tokenizer[])[SmallTokenizers.ByteLevel, SmallTokenizers.SentencePiece])
             {
                 Assert.That(tokenizer.Encode("a\uD800"), Is.EqualTo(tokenizer.Encode("a\uFFFD")));
-                Assert.That(tokenizer.Encode("\uDC00 \uD83D\uDE00\uD83D"), Is.EqualTo(tokenizer.Encode("\uFFFD \uD83D\uDE00\uFFFD")));
+                Assert.That(
+                    tokenizer.Encode("\uDC00 \U0001F600\uD83D"), Is.EqualTo(tokenizer.Encode("\uFFFD \U0001F600\uFFFD")));
             }
         });
     }
@@ -177,7 +180,8 @@ internal sealed class TokenizerTests
         json["model"]!["byte_fallback"] = false;
         json["model"]!["unk_token"] = null;
         Tokenizer tokenizer = SmallTokenizers.Load(json);
-        Assert.That(tokenizer.Encode("\u00E9 ", addSpecialTokens: false), Is.EqualTo((int[])[tokenizer.IdOf("\u2581\u2581")!.Value]));
+        int twoMarks = tokenizer.IdOf("\u2581\u2581")!.Value;
+        Assert.That(tokenizer.Encode("\u00E9 ", addSpecialTokens: false), Is.EqualTo((int[])[twoMarks]));
     }
 
     [TestCase("""{ "add_bos_token": false }""", new int[0])]

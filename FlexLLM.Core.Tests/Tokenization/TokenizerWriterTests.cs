@@ -53,7 +53,8 @@ internal sealed class TokenizerWriterTests
     [Test]
     public void LearnMerges_MoreOfThem_ShortenTheText()
     {
-        int[] lengths = [.. ((int[])[0, 10, 30, SmallTokenizers.Merges]).Select(n => SmallTokenizers.LoadByteLevel(n).Encode(SmallTokenizers.TrainingText).Length)];
+        IEnumerable<int> lengths = ((int[])[0, 10, 30, SmallTokenizers.Merges])
+            .Select(n => SmallTokenizers.LoadByteLevel(n).Encode(SmallTokenizers.TrainingText).Length);
         Assert.That(lengths, Is.Ordered.Descending.And.Unique);
     }
 }
