@@ -334,7 +334,10 @@ internal sealed class EngineLoop : IDisposable
         sequence.LastTokenTime = now;
 
         bool eos = !sequence.IgnoreEos && _eos.Contains(token.TokenId);
-        string text = sequence.Stops.Append(eos ? string.Empty : sequence.Decoder?.Append(token.TokenId) ?? string.Empty);
+
+        // The end of the sequence has no text, nor has a row of the head that pads the vocabulary.
+        bool hasText = !eos && _tokenizer is not null && _tokenizer.Contains(token.TokenId);
+        string text = hasText ? sequence.Stops.Append(sequence.Decoder!.Append(token.TokenId)) : string.Empty;
         bool full = sequence.Tokens.Count >= sequence.TokensMax;
         FinishReason? reason = eos || sequence.Stops.Stopped ? FinishReason.Stop : full ? FinishReason.Length : null;
         if (reason is not null && !sequence.Stops.Stopped)
