@@ -1,0 +1,122 @@
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Backends.Cpu;
+
+/// <summary>
+/// The waist on managed SIMD, bitwise deterministic: see the remarks of <see cref="IComputeBackend"/>. Threads split outputs,
+/// never a sum, and every sum has an order of its own that nothing about the call changes.
+/// </summary>
+/// <param name="threads">Threads that compute, the caller's included; at least 1.</param>
+internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
+{
+    private readonly CpuContext _cpu = new(threads);
+
+    public string Name { get; } = threads == 1 ? "cpu (1 thread)" : $"cpu ({threads} threads)";
+
+    public long AllocatedBytes => _cpu.Memory.Bytes;
+
+    public DeviceTensor Allocate(int rows, int columns) => new CpuTensor(_cpu.Memory, rows, columns);
+
+    public DeviceWeight CreateWeight(in HostMatrix source, DType type)
+    {
+        CpuWeight weight = new(_cpu.Memory, source.Rows, source.Columns, type);
+        weight.Pack(_cpu.Team, source);
+        return weight;
+    }
+
+    public DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
+        new CpuKvCache(_cpu.Memory, layers, blocks, kvHeads, headDim);
+
+    public DeviceLora CreateLora(int inFeatures, int outFeatures, int rank)
+    {
+        CpuLora lora = new(_cpu.Memory, inFeatures, outFeatures, rank);
+        lora.Refresh(_cpu.Team);
+        return lora;
+    }
+
+    public void RefreshLora(DeviceLora lora) => ((CpuLora)lora).Refresh(_cpu.Team);
+
+    public void Upload(ReadOnlySpan<float> source, TensorSlice destination)
+    {
+        Check.That(source.Length == (long)destination.Rows * destination.Columns);
+        source.CopyTo(new Span<float>(CpuTensor.Of(destination), source.Length));
+    }
+
+    public void Download(TensorSlice source, Span<float> destination)
+    {
+        Check.That(destination.Length == (long)source.Rows * source.Columns);
+        new ReadOnlySpan<float>(CpuTensor.Of(source), destination.Length).CopyTo(destination);
+    }
+
+    public void Copy(TensorSlice source, TensorSlice destination)
+    {
+        Check.That(source.Rows == destination.Rows && source.Columns == destination.Columns);
+        long bytes = (long)source.Rows * source.Columns * sizeof(float);
+        Buffer.MemoryCopy(CpuTensor.Of(source), CpuTensor.Of(destination), bytes, bytes);
+    }
+
+    public void Zero(TensorSlice destination)
+    {
+        nuint bytes = (nuint)((long)destination.Rows * destination.Columns * sizeof(float));
+        System.Runtime.InteropServices.NativeMemory.Clear(CpuTensor.Of(destination), bytes);
+    }
+
+    public void Gather(DeviceWeight table, ReadOnlySpan<int> ids, TensorSlice y) => LinearOps.Gather(_cpu, table, ids, y);
+
+    public void RmsNorm(TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice y) =>
+        NormOps.Forward(_cpu, x, gain, epsilon, y);
+
+    public void RmsNormBackward(
+        TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice dy, TensorSlice dx, bool accumulate) =>
+        NormOps.Backward(_cpu, x, gain, epsilon, dy, dx, accumulate);
+
+    public void Linear(TensorSlice x, DeviceWeight weight, DeviceTensor? bias, TensorSlice y, bool accumulate) =>
+        LinearOps.Forward(_cpu, x, weight, bias, y, accumulate);
+
+    public void LinearBackwardInput(TensorSlice dy, DeviceWeight weight, TensorSlice dx, bool accumulate) =>
+        LinearOps.BackwardInput(_cpu, dy, weight, dx, accumulate);
+
+    public void LoraBypass(TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y) =>
+        LoraOps.Forward(_cpu, x, segments, y);
+
+    public void LoraBypassBackward(
+        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
+        TensorSlice? dx) =>
+        LoraOps.Backward(_cpu, x, dy, lora, scale, gradA, gradBTransposed, dx);
+
+    public void Rope(TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse) =>
+        ElementwiseOps.Rope(_cpu, x, positions, table, inverse);
+
+    public void AppendKv(TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments) =>
+        AttentionForward.AppendKv(_cpu, k, v, layer, segments);
+
+    public void Attention(TensorSlice q, TensorSlice o, int layer, ReadOnlySpan<AttentionSegment> segments) =>
+        AttentionForward.Run(_cpu, q, o, layer, segments);
+
+    public void AttentionBackward(
+        TensorSlice q, TensorSlice dO, int layer, in AttentionSegment window, TensorSlice dQ, DeviceTensor dK, DeviceTensor dV) =>
+        Cpu.AttentionBackward.Run(_cpu, q, dO, layer, window, dQ, dK, dV);
+
+    public void SiluGate(TensorSlice gate, TensorSlice up, TensorSlice y) => ElementwiseOps.SiluGate(_cpu, gate, up, y);
+
+    public void SiluGateBackward(TensorSlice gate, TensorSlice up, TensorSlice dy, TensorSlice dGate, TensorSlice dUp) =>
+        ElementwiseOps.SiluGateBackward(_cpu, gate, up, dy, dGate, dUp);
+
+    public void Add(TensorSlice a, TensorSlice b, TensorSlice y) => ElementwiseOps.Add(_cpu, a, b, y);
+
+    public void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits) =>
+        CrossEntropyOp.Logits(_cpu, x, rows, head, logits);
+
+    public void FusedLinearCrossEntropy(
+        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses) =>
+        CrossEntropyOp.Run(_cpu, x, targets, head, gradientScale, dx, losses);
+
+    public void SgdStep(DeviceTensor parameter, DeviceTensor gradient, DeviceTensor? velocity, in SgdStepOptions options) =>
+        ElementwiseOps.SgdStep(_cpu, parameter, gradient, velocity, options);
+
+    public void AdamWStep(
+        DeviceTensor parameter, DeviceTensor gradient, DeviceTensor moment1, DeviceTensor moment2, in AdamWStepOptions options) =>
+        ElementwiseOps.AdamWStep(_cpu, parameter, gradient, moment1, moment2, options);
+
+    public void Dispose() => _cpu.Dispose();
+}

@@ -1,0 +1,164 @@
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Backends.Cpu;
+
+/// <summary>What the operations share: threads, scratch memory and the byte count.</summary>
+internal sealed class CpuContext : IDisposable
+{
+    public CpuContext(int threads)
+    {
+        Team = new ThreadTeam(threads);
+        Workspace = new Workspace(Memory);
+    }
+
+    public MemoryCounter Memory { get; } = new();
+
+    public ThreadTeam Team { get; }
+
+    public Workspace Workspace { get; }
+
+    public void Dispose()
+    {
+        Team.Dispose();
+        Workspace.Dispose();
+    }
+}
+
+/// <summary>A dense row-major matrix.</summary>
+internal sealed unsafe class CpuTensor(MemoryCounter counter, int rows, int columns) : DeviceTensor(rows, columns)
+{
+    private readonly NativeBuffer _buffer = new(counter, (long)rows * columns * sizeof(float));
+
+    public override long Bytes => _buffer.Bytes;
+
+    public float* Data => (float*)_buffer.Data;
+
+    /// <summary>First element of a slice that must belong to this backend.</summary>
+    public static float* Of(TensorSlice slice) =>
+        ((CpuTensor)slice.Tensor).Data + ((long)slice.Start * slice.Columns);
+
+    public override void Dispose() => _buffer.Dispose();
+}
+
+/// <summary>Weight panels: see <see cref="PanelPacking"/>.</summary>
+internal sealed unsafe class CpuWeight : DeviceWeight
+{
+    private readonly NativeBuffer _buffer;
+
+    public CpuWeight(MemoryCounter counter, int outFeatures, int inFeatures, DType type)
+        : base(outFeatures, inFeatures, type)
+    {
+        Check.That(type is DType.F32 or DType.BF16);
+        Panels = PanelPacking.Count(outFeatures);
+        PanelBytes = (long)inFeatures * PanelPacking.Width * DTypes.BytesOf(type);
+        _buffer = new NativeBuffer(counter, Panels * PanelBytes, zeroed: false);
+    }
+
+    public int Panels { get; }
+
+    public long PanelBytes { get; }
+
+    public override long Bytes => _buffer.Bytes;
+
+    public byte* Data => _buffer.Data;
+
+    public void Pack(ThreadTeam team, in HostMatrix source)
+    {
+        Check.That(source.Rows == OutFeatures);
+        Check.That(source.Columns == InFeatures);
+        if (Type == DType.BF16)
+        {
+            PanelPacking.Pack<BF16Panel>(team, source, Data);
+        }
+        else
+        {
+            PanelPacking.Pack<F32Panel>(team, source, Data);
+        }
+    }
+
+    public override void Dispose() => _buffer.Dispose();
+}
+
+/// <summary>A LoRA pair with both matrices packed a second time, as panels over the rank.</summary>
+internal sealed unsafe class CpuLora : DeviceLora
+{
+    private readonly CpuTensor _a;
+    private readonly CpuTensor _bTransposed;
+
+    public CpuLora(MemoryCounter counter, int inFeatures, int outFeatures, int rank)
+        : base(inFeatures, outFeatures, rank)
+    {
+        Check.That(rank > 0);
+        _a = new CpuTensor(counter, rank, inFeatures);
+        _bTransposed = new CpuTensor(counter, rank, outFeatures);
+        APanels = new CpuWeight(counter, rank, inFeatures, DType.F32);
+        BPanels = new CpuWeight(counter, rank, outFeatures, DType.F32);
+    }
+
+    public override DeviceTensor A => _a;
+
+    public override DeviceTensor BTransposed => _bTransposed;
+
+    /// <summary>Panels [ceil(rank / 16)][in][16]: multiplies x into u.</summary>
+    public CpuWeight APanels { get; }
+
+    /// <summary>Panels [ceil(rank / 16)][out][16]: multiplies dy into du.</summary>
+    public CpuWeight BPanels { get; }
+
+    /// <summary>Rank rounded up to whole panels.</summary>
+    public int RankPadded => APanels.Panels * PanelPacking.Width;
+
+    public override long Bytes => _a.Bytes + _bTransposed.Bytes + APanels.Bytes + BPanels.Bytes;
+
+    public void Refresh(ThreadTeam team)
+    {
+        APanels.Pack(team, new HostMatrix((byte*)_a.Data, DType.F32, Rank, InFeatures));
+        BPanels.Pack(team, new HostMatrix((byte*)_bTransposed.Data, DType.F32, Rank, OutFeatures));
+    }
+
+    public override void Dispose()
+    {
+        _a.Dispose();
+        _bTransposed.Dispose();
+        APanels.Dispose();
+        BPanels.Dispose();
+    }
+}
+
+/// <summary>
+/// [layer][block][KV head] of a key tile [headDim][16 positions], transposed for scores as outputs, and a value tile
+/// [16 positions][headDim rounded up to 16] for output columns as outputs.
+/// </summary>
+internal sealed unsafe class CpuKvCache : DeviceKvCache
+{
+    private readonly NativeBuffer _buffer;
+
+    public CpuKvCache(MemoryCounter counter, int layers, int blocks, int kvHeads, int headDim)
+        : base(layers, blocks, kvHeads, headDim)
+    {
+        ValueColumns = PanelPacking.Count(headDim) * PanelPacking.Width;
+        KeyFloats = headDim * TokensPerBlock;
+        HeadFloats = KeyFloats + (TokensPerBlock * ValueColumns);
+        _buffer = new NativeBuffer(counter, (long)layers * blocks * kvHeads * HeadFloats * sizeof(float), zeroed: false);
+    }
+
+    /// <summary>Floats from one value row to the next.</summary>
+    public int ValueColumns { get; }
+
+    /// <summary>Floats of the key tile, in front of the value tile.</summary>
+    public int KeyFloats { get; }
+
+    /// <summary>Floats of one KV head in one block.</summary>
+    public int HeadFloats { get; }
+
+    public override long Bytes => _buffer.Bytes;
+
+    /// <summary>First float of a layer.</summary>
+    public float* Layer(int layer)
+    {
+        Check.That(layer >= 0 && layer < Layers);
+        return (float*)_buffer.Data + ((long)layer * Blocks * KvHeads * HeadFloats);
+    }
+
+    public override void Dispose() => _buffer.Dispose();
+}
