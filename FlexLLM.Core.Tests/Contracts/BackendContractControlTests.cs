@@ -81,7 +81,7 @@ internal sealed class BackendContractControlTests
     {
         using var sound = new ReferenceBackend();
         using var other = new FaultyBackend(new ReferenceBackend(), "linear off by 1e-5");
-        Assert.Throws<AssertionException>(() => DeterminismChecks.SameBits(sound, other, "Linear F32", 3));
+        Assert.Throws<AssertionException>(() => DeterminismChecks.SameBits("Linear F32", 3, sound, other));
     }
 
     private static void Linear(IComputeBackend backend, bool accumulate) =>

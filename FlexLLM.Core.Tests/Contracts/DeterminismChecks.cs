@@ -28,13 +28,22 @@ internal static class DeterminismChecks
         bench.Verify();
     }
 
-    /// <summary>Two backends, which differ in threads only, compute the same bits.</summary>
-    public static void SameBits(IComputeBackend backend, IComputeBackend other, string name, int rows)
+    /// <summary>Rows that are work enough for several threads.</summary>
+    public static int RowsForThreads(string name) =>
+        SplitOperations.Light.Contains(name) ? 1100 : name == "Attention of many sequences" ? 60 : 130;
+
+    /// <summary>Backends, which differ in threads only, compute the same bits.</summary>
+    public static void SameBits(string name, int rows, params IComputeBackend[] backends)
     {
-        using var bench = new Workbench(backend);
-        using var otherBench = new Workbench(other);
-        Part[] whole = [new Part(0, rows)];
-        Compare($"{name}, other threads", Operation(name)(otherBench, rows)(whole), Operation(name)(bench, rows)(whole));
+        Matrix[][] all = [.. backends.Select(backend =>
+        {
+            using var bench = new Workbench(backend);
+            return Operation(name)(bench, rows)([new Part(0, rows)]);
+        })];
+        for (int i = 1; i < all.Length; i++)
+        {
+            Compare($"{name}, {backends[i].Name}", all[i], all[0]);
+        }
     }
 
     private static Func<Workbench, int, SplitRun> Operation(string name) =>

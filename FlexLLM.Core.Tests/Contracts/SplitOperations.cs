@@ -8,6 +8,10 @@ internal delegate Matrix[] SplitRun(IReadOnlyList<Part> parts);
 /// <summary>Every operation in a form that can be cut: what its outputs hold must not depend on the cuts.</summary>
 internal static class SplitOperations
 {
+    /// <summary>Operations so cheap that only very many rows keep several threads busy.</summary>
+    public static readonly string[] Light =
+        ["Gather", "RmsNorm", "RmsNorm of heads", "RmsNormBackward", "Rope", "SiluGate", "SiluGateBackward", "Add", "SgdStep"];
+
     private const int Wide = 67;
     private const int Narrow = 37;
     private static readonly HeadShape Heads = new(KvHeads: 2, Group: 3, HeadDim: 10);
@@ -17,9 +21,9 @@ internal static class SplitOperations
     {
         ["Gather"] = (bench, rows) =>
         {
-            DeviceWeight table = bench.RandomWeight(19, Narrow, DType.BF16).Weight;
+            DeviceWeight table = bench.RandomWeight(19, Wide, DType.BF16).Weight;
             int[] ids = [.. Enumerable.Range(0, rows).Select(_ => bench.Chance.Next(19))];
-            return Rows(bench, rows, Narrow, (part, y) => bench.Backend.Gather(table, Cut(ids, part), y));
+            return Rows(bench, rows, Wide, (part, y) => bench.Backend.Gather(table, Cut(ids, part), y));
         },
         ["RmsNorm"] = (bench, rows) =>
         {
@@ -28,8 +32,8 @@ internal static class SplitOperations
         },
         ["RmsNorm of heads"] = (bench, rows) =>
         {
-            (Operand x, DeviceTensor gain) = (Random(bench, rows, 3 * 10), bench.Constant(bench.Random(1, 10)));
-            return Rows(bench, rows, 3 * 10, (part, y) => bench.Backend.RmsNorm(Cut(x, part), gain, 1e-5f, y));
+            (Operand x, DeviceTensor gain) = (Random(bench, rows, 60), bench.Constant(bench.Random(1, 10)));
+            return Rows(bench, rows, 60, (part, y) => bench.Backend.RmsNorm(Cut(x, part), gain, 1e-5f, y));
         },
         ["RmsNormBackward"] = (bench, rows) =>
         {
@@ -38,16 +42,16 @@ internal static class SplitOperations
             return Rows(bench, rows, Wide, (part, dx) =>
                 bench.Backend.RmsNormBackward(Cut(x, part), gain, 1e-5f, Cut(dy, part), dx, accumulate: true));
         },
-        ["Linear F32"] = (bench, rows) => Linear(bench, rows, DType.F32, accumulate: false),
-        ["Linear BF16"] = (bench, rows) => Linear(bench, rows, DType.BF16, accumulate: true),
-        ["LinearBackwardInput F32"] = (bench, rows) => LinearBackwardInput(bench, rows, DType.F32, accumulate: true),
-        ["LinearBackwardInput BF16"] = (bench, rows) => LinearBackwardInput(bench, rows, DType.BF16, accumulate: false),
+        ["Linear F32"] = (bench, rows) => Linear(bench, rows, 67, 300, DType.F32, accumulate: false),
+        ["Linear BF16"] = (bench, rows) => Linear(bench, rows, 1100, 41, DType.BF16, accumulate: true),
+        ["LinearBackwardInput F32"] = (bench, rows) => LinearBackwardInput(bench, rows, 41, 600, DType.F32, accumulate: true),
+        ["LinearBackwardInput BF16"] = (bench, rows) => LinearBackwardInput(bench, rows, 300, 67, DType.BF16, accumulate: false),
         ["LoraBypass"] = LoraBypass,
         ["Rope"] = (bench, rows) =>
         {
             DeviceTensor table = bench.Constant(ReferenceTests.RotationTable(rows, 10));
             int[] positions = [.. Enumerable.Range(0, rows)];
-            return Rows(bench, rows, 30, (part, x) => bench.Backend.Rope(x, Cut(positions, part), table, inverse: false));
+            return Rows(bench, rows, 60, (part, x) => bench.Backend.Rope(x, Cut(positions, part), table, inverse: false));
         },
         ["SiluGate"] = (bench, rows) =>
         {
@@ -79,9 +83,9 @@ internal static class SplitOperations
         ["FusedLinearCrossEntropy"] = CrossEntropy,
         ["SgdStep"] = (bench, rows) =>
         {
-            Matrix gradient = bench.Random(rows, Narrow);
+            Matrix gradient = bench.Random(rows, Wide);
             var options = new SgdStepOptions(0.1f, 0.9f, Nesterov: true, 0.01f);
-            return Rows(bench, rows, Narrow, (part, p) => OnTensors(bench, p, gradient.Slice(part.Start, part.Count),
+            return Rows(bench, rows, Wide, (part, p) => OnTensors(bench, p, gradient.Slice(part.Start, part.Count),
                 (parameter, g, moment) => bench.Backend.SgdStep(parameter, g, moment, options)));
         },
         ["AdamWStep"] = (bench, rows) =>
@@ -107,17 +111,21 @@ internal static class SplitOperations
         ["AttentionBackward"] = AttentionBackward,
     };
 
-    private static SplitRun Linear(Workbench bench, int rows, DType type, bool accumulate)
+    private static SplitRun Linear(
+        Workbench bench, int rows, int inFeatures, int outFeatures, DType type, bool accumulate)
     {
-        (Operand x, DeviceWeight weight) = (Random(bench, rows, Wide), bench.RandomWeight(130, Wide, type).Weight);
-        DeviceTensor bias = bench.Constant(bench.Random(1, 130));
-        return Rows(bench, rows, 130, (part, y) => bench.Backend.Linear(Cut(x, part), weight, bias, y, accumulate));
+        DeviceWeight weight = bench.RandomWeight(outFeatures, inFeatures, type).Weight;
+        (Operand x, DeviceTensor bias) = (Random(bench, rows, inFeatures), bench.Constant(bench.Random(1, outFeatures)));
+        return Rows(bench, rows, outFeatures, (part, y) => bench.Backend.Linear(Cut(x, part), weight, bias, y, accumulate));
     }
 
-    private static SplitRun LinearBackwardInput(Workbench bench, int rows, DType type, bool accumulate)
+    private static SplitRun LinearBackwardInput(
+        Workbench bench, int rows, int inFeatures, int outFeatures, DType type, bool accumulate)
     {
-        (Operand dy, DeviceWeight weight) = (Random(bench, rows, 130), bench.RandomWeight(130, Wide, type).Weight);
-        return Rows(bench, rows, Wide, (part, dx) => bench.Backend.LinearBackwardInput(Cut(dy, part), weight, dx, accumulate));
+        DeviceWeight weight = bench.RandomWeight(outFeatures, inFeatures, type).Weight;
+        Operand dy = Random(bench, rows, outFeatures);
+        return Rows(bench, rows, inFeatures, (part, dx) =>
+            bench.Backend.LinearBackwardInput(Cut(dy, part), weight, dx, accumulate));
     }
 
     // Runs of ten rows share an adapter; every fifth run has none.
