@@ -98,6 +98,8 @@ internal abstract class BackendContract
     public void Linear_LongOrWide_MatchesReference([Values(DType.F32, DType.BF16)] DType type)
     {
         DenseChecks.Linear(Backend, 9, 1100, 19, type, bias: true, accumulate: false);
+        DenseChecks.Linear(Backend, 9, 1100, 19, type, bias: false, accumulate: false);
+        DenseChecks.Linear(Backend, 3, 1100, 19, type, bias: false, accumulate: true);
         DenseChecks.Linear(Backend, 20, 19, 1100, type, bias: true, accumulate: true);
         DenseChecks.LinearBackwardInput(Backend, 9, 19, 1100, type, accumulate: true);
         DenseChecks.LinearBackwardInput(Backend, 20, 1100, 19, type, accumulate: false);
@@ -194,7 +196,8 @@ internal abstract class BackendContract
     public void Attention_MixedSegments_MatchesReference(
         [ValueSource(nameof(HeadShapes))] HeadShape shape) =>
         AttentionChecks.Forward(
-            Backend, shape, keepLogSumExp: true, 1, new(0, 7, 1), new(3, 0), new(20, 5), new(0, 0), new(33, 1, 2), new(14, 33, 1));
+            Backend, shape, keepLogSumExp: true, 1, new(0, 7, 1), new(3, 0), new(20, 5), new(0, 0), new(33, 1, 2),
+            new(14, 33, 1));
 
     [TestCase(0, 130)]
     [TestCase(97, 33)]

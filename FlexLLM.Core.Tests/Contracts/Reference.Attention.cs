@@ -13,7 +13,9 @@ internal readonly record struct HeadShape(int KvHeads, int Group, int HeadDim)
     public override string ToString() => $"{KvHeads}x{Group}x{HeadDim}";
 }
 
-/// <summary>Causal attention of the rows [start, start + q.Rows) of one sequence over k, v [positions, kvHeads * headDim].</summary>
+/// <summary>
+/// Causal attention of the rows [start, start + q.Rows) of one sequence over k, v [positions, kvHeads * headDim].
+/// </summary>
 internal static partial class Reference
 {
     /// <summary>o, and the log-sum-exp [rows, query heads] of the scaled scores.</summary>
@@ -51,7 +53,9 @@ internal static partial class Reference
         Matrix q, Matrix k, Matrix v, Matrix dO, int start, HeadShape shape) =>
         AttentionBackward(Probabilities(q, k, start, shape), q.Abs(), k.Abs(), v.Abs(), dO.Abs(), start, shape, +1);
 
-    /// <summary>Largest sum |q||k| / sqrt(headDim) of any score: it turns roundings of scores into relative errors of P.</summary>
+    /// <summary>
+    /// Largest sum |q||k| / sqrt(headDim) of any score: it turns roundings of scores into relative errors of P.
+    /// </summary>
     public static double ScoreMagnitude(Matrix q, Matrix k, int start, HeadShape shape)
     {
         (Matrix absQ, Matrix absK) = (q.Abs(), k.Abs());
