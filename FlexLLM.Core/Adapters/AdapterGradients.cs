@@ -6,14 +6,24 @@ namespace FlexLLM.Adapters;
 /// <summary>Gradient accumulators of an adapter: dA [rank, in] and dB transposed [rank, out] for each site.</summary>
 internal sealed class AdapterGradients : IDisposable
 {
+    private readonly ResourceSet _tensors = new();
     private readonly Dictionary<int, (DeviceTensor A, DeviceTensor BTransposed)> _sites = [];
 
     public AdapterGradients(IComputeBackend backend, LoraAdapter adapter)
     {
-        foreach (int site in adapter.SiteIndices)
+        try
         {
-            DeviceLora pair = adapter[site]!;
-            _sites.Add(site, (backend.Allocate(pair.Rank, pair.InFeatures), backend.Allocate(pair.Rank, pair.OutFeatures)));
+            foreach (int site in adapter.SiteIndices)
+            {
+                DeviceLora pair = adapter[site]!;
+                DeviceTensor a = _tensors.Add(backend.Allocate(pair.Rank, pair.InFeatures));
+                _sites.Add(site, (a, _tensors.Add(backend.Allocate(pair.Rank, pair.OutFeatures))));
+            }
+        }
+        catch
+        {
+            Dispose();
+            throw;
         }
     }
 
@@ -37,12 +47,5 @@ internal sealed class AdapterGradients : IDisposable
         }
     }
 
-    public void Dispose()
-    {
-        foreach ((DeviceTensor a, DeviceTensor b) in _sites.Values)
-        {
-            a.Dispose();
-            b.Dispose();
-        }
-    }
+    public void Dispose() => _tensors.Dispose();
 }

@@ -11,6 +11,7 @@ namespace FlexLLM.Adapters;
 internal sealed class LoraAdapter : IDisposable
 {
     private readonly DeviceLora?[] _sites;
+    private readonly ResourceSet _pairs = new();
 
     /// <summary>An adapter of zeros. The config must have passed <see cref="Validate"/>.</summary>
     public LoraAdapter(IComputeBackend backend, ModelConfig model, LoraConfig config)
@@ -19,10 +20,18 @@ internal sealed class LoraAdapter : IDisposable
         Modules = Validate(config, model);
         _sites = new DeviceLora?[model.LayerCount * AdapterSites.PerLayer];
         SiteIndices = AdapterSites.Of(model.LayerCount, Modules);
-        foreach (int site in SiteIndices)
+        try
         {
-            (int inFeatures, int outFeatures) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(site), model);
-            _sites[site] = backend.CreateLora(inFeatures, outFeatures, config.Rank);
+            foreach (int site in SiteIndices)
+            {
+                (int inFeatures, int outFeatures) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(site), model);
+                _sites[site] = _pairs.Add(backend.CreateLora(inFeatures, outFeatures, config.Rank));
+            }
+        }
+        catch
+        {
+            Dispose();
+            throw;
         }
     }
 
@@ -39,6 +48,38 @@ internal sealed class LoraAdapter : IDisposable
 
     /// <summary>The pair at a site, or null where this adapter has no bypass.</summary>
     public DeviceLora? this[int site] => _sites[site];
+
+    /// <summary>A new adapter, initialised as PEFT does. It answers like the bare model.</summary>
+    public static LoraAdapter CreateRandom(IComputeBackend backend, ModelConfig model, LoraConfig config, ulong seed)
+    {
+        var adapter = new LoraAdapter(backend, model, config);
+        try
+        {
+            adapter.InitializeRandom(backend, seed);
+            return adapter;
+        }
+        catch
+        {
+            adapter.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>A copy with weights of its own.</summary>
+    public LoraAdapter Copy(IComputeBackend backend, ModelConfig model)
+    {
+        var copy = new LoraAdapter(backend, model, Config);
+        try
+        {
+            copy.CopyFrom(this, backend);
+            return copy;
+        }
+        catch
+        {
+            copy.Dispose();
+            throw;
+        }
+    }
 
     /// <summary>PEFT's initialisation: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5), B zero; every site has its own stream.</summary>
     public void InitializeRandom(IComputeBackend backend, ulong seed)
@@ -74,13 +115,7 @@ internal sealed class LoraAdapter : IDisposable
         }
     }
 
-    public void Dispose()
-    {
-        foreach (DeviceLora? pair in _sites)
-        {
-            pair?.Dispose();
-        }
-    }
+    public void Dispose() => _pairs.Dispose();
 
     /// <summary>The modules that a config names. Throws <see cref="RequestRejectedException"/> for a config that does not fit.</summary>
     public static IReadOnlyCollection<AdapterModule> Validate(LoraConfig config, ModelConfig model)

@@ -30,8 +30,7 @@ public sealed class AdapterManager
                     throw new RequestRejectedException($"Adapter '{name}' exists already.");
                 }
 
-                var adapter = new LoraAdapter(loop.Model.Backend, loop.Model.Config, config);
-                adapter.InitializeRandom(loop.Model.Backend, seed);
+                LoraAdapter adapter = LoraAdapter.CreateRandom(loop.Model.Backend, loop.Model.Config, config, seed);
                 return InfoOf(name, loop.Adapters.Publish(name, adapter));
             },
             cancellationToken);

@@ -76,7 +76,9 @@ public sealed class CoServingEngine : IAsyncDisposable
     private readonly SamplingDefaults _samplingDefaults;
     private readonly SemaphoreSlim _places;
     private readonly TaskCompletionSource _ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly CancellationTokenSource _closing = new();
     private volatile bool _stopping;
+    private volatile Exception? _ending;
     private volatile Exception? _fault;
     private int _disposed;
 
@@ -144,7 +146,7 @@ public sealed class CoServingEngine : IAsyncDisposable
         ArgumentNullException.ThrowIfNull(request);
         int[] prompt = Encode(request);
         Validate(request, prompt);
-        await _places.WaitAsync(cancellationToken).ConfigureAwait(false);
+        await EnterAsync(cancellationToken).ConfigureAwait(false);
         InferenceSequence? sequence = null;
         try
         {
@@ -313,6 +315,8 @@ public sealed class CoServingEngine : IAsyncDisposable
         }
 
         _inbox.Close(ending);
+        _ending = ending;
+        _closing.Cancel();
         try
         {
             _loop.Stop(ending, _fault);
@@ -329,6 +333,20 @@ public sealed class CoServingEngine : IAsyncDisposable
         _model.Dispose();
         _backend.Dispose();
         _ended.TrySetResult();
+    }
+
+    // Readers that never read on keep their places: who waits for one must not wait for them when the engine ends.
+    private async Task EnterAsync(CancellationToken cancellationToken)
+    {
+        using var either = CancellationTokenSource.CreateLinkedTokenSource(cancellationToken, _closing.Token);
+        try
+        {
+            await _places.WaitAsync(either.Token).ConfigureAwait(false);
+        }
+        catch (OperationCanceledException) when (!cancellationToken.IsCancellationRequested)
+        {
+            throw _ending!;
+        }
     }
 
     private void WakeLoop()

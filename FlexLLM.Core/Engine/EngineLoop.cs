@@ -33,6 +33,7 @@ internal sealed class EngineLoop : IDisposable
     private readonly Sampler _sampler;
     private readonly float[] _logits;
     private readonly HashSet<int> _eos;
+    private readonly ResourceSet _owned = new();
 
     // In order of arrival; a preempted sequence keeps its place.
     private readonly SortedDictionary<long, InferenceSequence> _sequences = [];
@@ -57,9 +58,19 @@ internal sealed class EngineLoop : IDisposable
         _limits.Validate();
         ModelConfig config = model.Config;
         _blocks = new BlockPool(BlockTable.BlocksFor(kvTokens));
-        _cache = model.Backend.CreateKvCache(config.LayerCount, _blocks.BlocksTotal, config.KeyValueHeads, config.HeadDim);
-        _forward = new ForwardPass(model, options.TokensPerStepMax);
-        _backward = new BackwardPass(model, options.TokensPerStepMax);
+        try
+        {
+            _cache = _owned.Add(
+                model.Backend.CreateKvCache(config.LayerCount, _blocks.BlocksTotal, config.KeyValueHeads, config.HeadDim));
+            _forward = _owned.Add(new ForwardPass(model, options.TokensPerStepMax));
+        }
+        catch
+        {
+            _owned.Dispose();
+            throw;
+        }
+
+        _backward = _owned.Add(new BackwardPass(model, options.TokensPerStepMax));
         _batch = new TokenBatch(options.TokensPerStepMax);
         _sampler = new Sampler(config.VocabularySize);
         _logits = new float[config.VocabularySize];
@@ -165,7 +176,7 @@ internal sealed class EngineLoop : IDisposable
     /// <summary>Takes a request in, or refuses it. Tokens and parameters were checked by the caller; names are resolved here.</summary>
     public InferenceSequence Submit(GenerationRequest request, int[] prompt, SamplingOptions sampling, in SamplingDefaults defaults)
     {
-        int tokensMax = Math.Min(prompt.Length + request.MaxTokens, Math.Min(_model.PositionsMax, KvTokensMax));
+        int tokensMax = (int)Math.Min((long)prompt.Length + request.MaxTokens, Math.Min(_model.PositionsMax, KvTokensMax));
         if (prompt.Length >= tokensMax)
         {
             throw new RequestRejectedException(
@@ -218,9 +229,7 @@ internal sealed class EngineLoop : IDisposable
     {
         Jobs.Dispose();
         Adapters.Dispose();
-        _forward.Dispose();
-        _backward.Dispose();
-        _cache.Dispose();
+        _owned.Dispose();
     }
 
     private void DropCancelled()

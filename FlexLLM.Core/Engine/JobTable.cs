@@ -222,35 +222,39 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     {
         if (request.ResumeFrom is string folder)
         {
-            return PeftFolder.Load(folder, model);
+            LoraAdapter saved = PeftFolder.Load(folder, model);
+            if (!HasShape(saved, request.Lora))
+            {
+                saved.Dispose();
+                throw new RequestRejectedException($"The checkpoint {folder} has another shape than FinetuningRequest.Lora.");
+            }
+
+            return saved;
         }
 
         if (!adapters.Contains(request.Adapter))
         {
-            var fresh = new LoraAdapter(model.Backend, model.Config, request.Lora ?? new LoraConfig());
-            fresh.InitializeRandom(model.Backend, request.InitializationSeed);
-            return fresh;
+            return LoraAdapter.CreateRandom(model.Backend, model.Config, request.Lora ?? new LoraConfig(), request.InitializationSeed);
         }
 
         LoraAdapter existing = adapters.Get(request.Adapter).Weights;
-        if (request.Lora is LoraConfig lora && (lora.Rank != existing.Config.Rank || lora.Scale != existing.Scale ||
-            !LoraAdapter.Validate(lora, model.Config).SequenceEqual(existing.Modules)))
+        if (!HasShape(existing, request.Lora))
         {
             throw new RequestRejectedException(
                 $"Adapter '{request.Adapter}' exists with rank {existing.Config.Rank} and modules {string.Join(", ", existing.Config.TargetModules)}; " +
                 "leave FinetuningRequest.Lora null to train it further, or choose another name.");
         }
 
-        var copy = new LoraAdapter(model.Backend, model.Config, existing.Config);
-        copy.CopyFrom(existing, model.Backend);
-        return copy;
+        return existing.Copy(model.Backend, model.Config);
     }
+
+    private bool HasShape(LoraAdapter adapter, LoraConfig? lora) => lora is null ||
+        (lora.Rank == adapter.Config.Rank && lora.Scale == adapter.Scale &&
+         LoraAdapter.Validate(lora, model.Config).SequenceEqual(adapter.Modules));
 
     private void Publish(string name, TrainingRun run)
     {
-        var copy = new LoraAdapter(model.Backend, model.Config, run.Adapter.Config);
-        copy.CopyFrom(run.Adapter, model.Backend);
-        AdapterVersion version = adapters.Publish(name, copy);
+        AdapterVersion version = adapters.Publish(name, run.Adapter.Copy(model.Backend, model.Config));
         logger.LogInformation("Adapter '{Adapter}' version {Version} is live (step {Step}).", name, version.Number, run.Cursor.Step);
     }
 
@@ -278,8 +282,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         long left = run.Cursor.TokensTotal - run.TokensDone - entry.TokensBefore;
         TimeSpan? remaining = speed > 0 ? TimeSpan.FromSeconds(Math.Max(0, left) / speed) : null;
         int epoch = Math.Min(run.Cursor.Epoch + 1, entry.Request.Epochs);
-        double loss = run.Cursor.Step == 0 ? double.NaN : run.LastLoss;
-        return new FinetuningProgress(status, run.Cursor.Step, run.Cursor.Steps, epoch, loss, run.TokensDone, speed, remaining);
+        return new FinetuningProgress(status, run.Cursor.Step, run.Cursor.Steps, epoch, run.LastLoss, run.TokensDone, speed, remaining);
     }
 
     // What must be equal for a resumed job to end with the same bits.

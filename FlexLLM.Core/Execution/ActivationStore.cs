@@ -1,6 +1,7 @@
 using FlexLLM.Backends;
 using FlexLLM.Graph;
 using FlexLLM.Models;
+using FlexLLM.Primitives;
 
 namespace FlexLLM.Execution;
 
@@ -13,6 +14,7 @@ internal sealed class ActivationStore : IDisposable
 {
     private readonly DeviceTensor[] _saved;
     private readonly DeviceTensor?[] _logSumExp;
+    private readonly ResourceSet _owned = new();
 
     public ActivationStore(LoadedModel model, TrainingProgram program, int tokensMax)
     {
@@ -20,7 +22,22 @@ internal sealed class ActivationStore : IDisposable
         ModelConfig config = model.Config;
         Program = program;
         TokensMax = tokensMax;
-        _saved = [.. program.Saved.Select(s => backend.Allocate(tokensMax, s.Columns))];
+        int blocks = (tokensMax + DeviceKvCache.TokensPerBlock - 1) / DeviceKvCache.TokensPerBlock;
+        BlockTable = [.. Enumerable.Range(0, blocks)];
+        try
+        {
+            _saved = [.. program.Saved.Select(s => _owned.Add(backend.Allocate(tokensMax, s.Columns)))];
+            KvCache = _owned.Add(backend.CreateKvCache(config.LayerCount, blocks, config.KeyValueHeads, config.HeadDim));
+            Boundary = _owned.Add(backend.Allocate(tokensMax, config.HiddenSize));
+            KeyGradient = _owned.Add(backend.Allocate(tokensMax, config.KeyValueHeads * config.HeadDim));
+            ValueGradient = _owned.Add(backend.Allocate(tokensMax, config.KeyValueHeads * config.HeadDim));
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+
         _logSumExp = new DeviceTensor?[config.LayerCount];
         for (int i = 0; i < _saved.Length; i++)
         {
@@ -29,13 +46,6 @@ internal sealed class ActivationStore : IDisposable
                 _logSumExp[program.Saved[i].Layer] = _saved[i];
             }
         }
-
-        int blocks = (tokensMax + DeviceKvCache.TokensPerBlock - 1) / DeviceKvCache.TokensPerBlock;
-        KvCache = backend.CreateKvCache(config.LayerCount, blocks, config.KeyValueHeads, config.HeadDim);
-        BlockTable = [.. Enumerable.Range(0, blocks)];
-        Boundary = backend.Allocate(tokensMax, config.HiddenSize);
-        KeyGradient = backend.Allocate(tokensMax, config.KeyValueHeads * config.HeadDim);
-        ValueGradient = backend.Allocate(tokensMax, config.KeyValueHeads * config.HeadDim);
     }
 
     public TrainingProgram Program { get; }
@@ -68,16 +78,5 @@ internal sealed class ActivationStore : IDisposable
     /// <summary>Where attention of a layer leaves its log-sum-exp; null where no backward pass reads it.</summary>
     public DeviceTensor? LogSumExp(int layer) => _logSumExp[layer];
 
-    public void Dispose()
-    {
-        foreach (DeviceTensor saved in _saved)
-        {
-            saved.Dispose();
-        }
-
-        KvCache.Dispose();
-        Boundary.Dispose();
-        KeyGradient.Dispose();
-        ValueGradient.Dispose();
-    }
+    public void Dispose() => _owned.Dispose();
 }

@@ -1,4 +1,5 @@
 using FlexLLM.Backends;
+using FlexLLM.Primitives;
 
 namespace FlexLLM.Execution;
 
@@ -6,11 +7,20 @@ namespace FlexLLM.Execution;
 internal sealed class Workspace : IDisposable
 {
     private readonly DeviceTensor[] _slots;
+    private readonly ResourceSet _owned = new();
 
     public Workspace(IComputeBackend backend, IReadOnlyList<int> columns, int rowsMax)
     {
         RowsMax = rowsMax;
-        _slots = [.. columns.Select(c => backend.Allocate(rowsMax, c))];
+        try
+        {
+            _slots = [.. columns.Select(c => _owned.Add(backend.Allocate(rowsMax, c)))];
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
     }
 
     public int RowsMax { get; }
@@ -19,11 +29,5 @@ internal sealed class Workspace : IDisposable
 
     public TensorSlice Rows(int slot, int start, int count) => _slots[slot].Slice(start, count);
 
-    public void Dispose()
-    {
-        foreach (DeviceTensor slot in _slots)
-        {
-            slot.Dispose();
-        }
-    }
+    public void Dispose() => _owned.Dispose();
 }

@@ -1,5 +1,6 @@
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
+using FlexLLM.Primitives;
 
 namespace FlexLLM.Finetuning;
 
@@ -9,17 +10,26 @@ internal sealed class AdapterOptimizer : IDisposable
     private readonly IComputeBackend _backend;
     private readonly OptimizerOptions _options;
     private readonly List<Parameter> _parameters = [];
+    private readonly ResourceSet _state = new();
 
     public AdapterOptimizer(IComputeBackend backend, OptimizerOptions options, LoraAdapter adapter, AdapterGradients gradients)
     {
         _backend = backend;
         _options = options;
-        foreach (int site in adapter.SiteIndices)
+        try
         {
-            DeviceLora pair = adapter[site]!;
-            (DeviceTensor gradA, DeviceTensor gradB) = gradients[site];
-            _parameters.Add(Create($"{site}.A", pair, pair.A, gradA));
-            _parameters.Add(Create($"{site}.B", pair, pair.BTransposed, gradB));
+            foreach (int site in adapter.SiteIndices)
+            {
+                DeviceLora pair = adapter[site]!;
+                (DeviceTensor gradA, DeviceTensor gradB) = gradients[site];
+                _parameters.Add(Create($"{site}.A", pair, pair.A, gradA));
+                _parameters.Add(Create($"{site}.B", pair, pair.BTransposed, gradB));
+            }
+        }
+        catch
+        {
+            Dispose();
+            throw;
         }
     }
 
@@ -70,21 +80,14 @@ internal sealed class AdapterOptimizer : IDisposable
         }
     }
 
-    public void Dispose()
-    {
-        foreach (Parameter p in _parameters)
-        {
-            p.First?.Dispose();
-            p.Second?.Dispose();
-        }
-    }
+    public void Dispose() => _state.Dispose();
 
     private Parameter Create(string name, DeviceLora pair, DeviceTensor weight, DeviceTensor gradient)
     {
         bool isAdam = _options is AdamWOptions;
         bool hasFirst = isAdam || _options is SgdOptions { Momentum: > 0 };
-        DeviceTensor? first = hasFirst ? _backend.Allocate(weight.Rows, weight.Columns) : null;
-        DeviceTensor? second = isAdam ? _backend.Allocate(weight.Rows, weight.Columns) : null;
+        DeviceTensor? first = hasFirst ? _state.Add(_backend.Allocate(weight.Rows, weight.Columns)) : null;
+        DeviceTensor? second = isAdam ? _state.Add(_backend.Allocate(weight.Rows, weight.Columns)) : null;
         return new Parameter(name, pair, weight, gradient, first, second);
     }
 

@@ -29,13 +29,26 @@ public sealed record TrainingExample
     public IReadOnlyList<bool>? CarriesLoss { get; private init; }
 
     /// <summary>A text to continue; an end-of-sequence token is put behind it.</summary>
-    public static TrainingExample FromText(string text) => new() { Text = text };
+    public static TrainingExample FromText(string text)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        return new TrainingExample { Text = text };
+    }
 
     /// <summary>A completion to give to a prompt; the loss is on the completion and the end-of-sequence token behind it.</summary>
-    public static TrainingExample FromCompletion(string prompt, string completion) => new() { Prompt = prompt, Completion = completion };
+    public static TrainingExample FromCompletion(string prompt, string completion)
+    {
+        ArgumentNullException.ThrowIfNull(prompt);
+        ArgumentNullException.ThrowIfNull(completion);
+        return new TrainingExample { Prompt = prompt, Completion = completion };
+    }
 
     /// <summary>A conversation in the model's chat template; the loss is on assistant turns.</summary>
-    public static TrainingExample FromMessages(IReadOnlyList<ChatMessage> messages) => new() { Messages = messages };
+    public static TrainingExample FromMessages(IReadOnlyList<ChatMessage> messages)
+    {
+        ArgumentNullException.ThrowIfNull(messages);
+        return new TrainingExample { Messages = messages };
+    }
 
     /// <summary>Token ids taken as they are.</summary>
     /// <param name="tokens">Ids of the model's vocabulary.</param>

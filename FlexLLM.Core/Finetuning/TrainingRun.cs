@@ -31,9 +31,13 @@ internal sealed class TrainingRun : IDisposable
     private readonly ActivationStore _store;
     private readonly AdapterGradients _gradients;
     private readonly float[] _losses;
+    private readonly ResourceSet _owned = new();
     private double _groupLoss;
 
-    /// <summary>Allocates everything the job will need. The adapter (its master weights) becomes this run's.</summary>
+    /// <summary>
+    /// Allocates everything the job will need. The adapter (its master weights) becomes this run's; it stays the caller's when
+    /// this fails.
+    /// </summary>
     public TrainingRun(LoadedModel model, LoraAdapter adapter, TrainingPlan plan)
     {
         _model = model;
@@ -43,9 +47,19 @@ internal sealed class TrainingRun : IDisposable
             plan.Samples, plan.Epochs, plan.GradientAccumulation, plan.ShuffleSeed, model.Config.LayerCount, Program.LowestLayer);
         int tokensMax = plan.Samples.Max(s => s.Ids.Length);
         _losses = new float[tokensMax];
-        _store = new ActivationStore(model, Program, tokensMax);
-        _gradients = new AdapterGradients(model.Backend, adapter);
-        Optimizer = new AdapterOptimizer(model.Backend, plan.Optimizer, adapter, _gradients);
+        try
+        {
+            _store = _owned.Add(new ActivationStore(model, Program, tokensMax));
+            _gradients = _owned.Add(new AdapterGradients(model.Backend, adapter));
+            Optimizer = _owned.Add(new AdapterOptimizer(model.Backend, plan.Optimizer, adapter, _gradients));
+        }
+        catch
+        {
+            _owned.Dispose();
+            throw;
+        }
+
+        _owned.Add(adapter);
     }
 
     public LoraAdapter Adapter { get; }
@@ -59,8 +73,8 @@ internal sealed class TrainingRun : IDisposable
     /// <summary>Gradients of the group in progress.</summary>
     public AdapterGradients Gradients => _gradients;
 
-    /// <summary>Mean loss per target of the last complete group, measured before its step.</summary>
-    public double LastLoss { get; private set; }
+    /// <summary>Mean loss per target of the last complete group, measured before its step; NaN before this run's first.</summary>
+    public double LastLoss { get; private set; } = double.NaN;
 
     /// <summary>Tokens whose forward pass is done, each counted once.</summary>
     public long TokensDone { get; private set; }
@@ -138,11 +152,5 @@ internal sealed class TrainingRun : IDisposable
         _groupLoss = 0;
     }
 
-    public void Dispose()
-    {
-        _store.Dispose();
-        _gradients.Dispose();
-        Optimizer.Dispose();
-        Adapter.Dispose();
-    }
+    public void Dispose() => _owned.Dispose();
 }
