@@ -1,0 +1,77 @@
+using FlexLLM.Tests.Support;
+using NUnit.Framework;
+
+namespace FlexLLM.Tests.Engine;
+
+[TestFixture]
+internal sealed class OptionsTests
+{
+    private TinyModel _model = null!;
+
+    [OneTimeSetUp]
+    public void SetUp() => _model = new TinyModel(ModelArchitecture.Llama);
+
+    [OneTimeTearDown]
+    public void TearDown() => _model.Dispose();
+
+    private static IEnumerable<TestCaseData> OutOfRange()
+    {
+        yield return Case(new CoServingOptions { WeightType = DType.F16 }, "WeightType");
+        yield return Case(new CoServingOptions { ContextTokensMax = 1 }, "ContextTokensMax");
+        yield return Case(new CoServingOptions { ContextTokensMax = 257 }, "ContextTokensMax above the checkpoint");
+        yield return Case(new CoServingOptions { KvCacheTokens = 15 }, "KvCacheTokens");
+        yield return Case(new CoServingOptions { TokensPerStepMax = 0 }, "TokensPerStepMax");
+        yield return Case(new CoServingOptions { TokensPerStepMax = 8, SequencesMax = 9 }, "SequencesMax");
+        yield return Case(new CoServingOptions { RequestsMax = 0 }, "RequestsMax");
+        yield return Case(new CoServingOptions { JobsMax = 0 }, "JobsMax");
+        yield return Case(new CoServingOptions { AdaptersMax = 0 }, "AdaptersMax");
+        yield return Case(new CoServingOptions { InboxCapacity = 0 }, "InboxCapacity");
+        yield return Case(new CoServingOptions { IdleStepMax = TimeSpan.Zero }, "IdleStepMax");
+        yield return Case(new CoServingOptions { Slo = new ServiceLevelObjective { TimeToFirstToken = TimeSpan.Zero } }, "Slo");
+
+        static TestCaseData Case(CoServingOptions options, string name) => new TestCaseData(options).SetArgDisplayNames(name);
+    }
+
+    [TestCaseSource(nameof(OutOfRange))]
+    public async Task Load_OptionOutOfRange_Throws(CoServingOptions options) =>
+        Assert.That(await CoServingEngine.LoadAsync(_model.Folder, options).FaultAsync(), Is.InstanceOf<ArgumentException>());
+
+    [Test]
+    public async Task Load_BadCheckpoint_NamesTheFile()
+    {
+        Exception? missing = await CoServingEngine.LoadAsync(_model["nowhere"]).FaultAsync();
+        Assert.That(missing, Is.TypeOf<InvalidFileException>());
+        using var model = new TinyModel(ModelArchitecture.Llama);
+        string weights = Path.Combine(model.Folder, "model.safetensors");
+        Weights.Change(weights, "model.norm.weight", _ => float.PositiveInfinity);
+        Exception? infinite = await CoServingEngine.LoadAsync(model.Folder).FaultAsync();
+        Assert.That(infinite, Is.TypeOf<InvalidFileException>().With.Property("Field").EqualTo("model.norm.weight"));
+        (model.Config with { HiddenSize = 44 }).Save(model.Folder);
+        Exception? shape = await CoServingEngine.LoadAsync(model.Folder).FaultAsync();
+        Assert.That(shape, Is.TypeOf<InvalidFileException>().With.Property("File").EqualTo(weights));
+    }
+
+    [Test]
+    public async Task Load_SmallContext_BoundsPromptsAndAnswers()
+    {
+        await using CoServingEngine engine = await _model.StartAsync(
+            new CoServingOptions { ContextTokensMax = 20, KvCacheTokens = 16 });
+        Assert.That(engine.ContextTokensMax, Is.EqualTo(20));
+        GenerationResult answer = await engine.CompleteAsync(
+            new GenerationRequest(TinyModel.Ids(9, 1)) { IgnoreEos = true }).Soon();
+        Assert.That(answer.Tokens, Has.Count.EqualTo(7), "what the cache holds");
+        FinetuningJob job = await engine.StartFinetuningAsync(Jobs.Request("j")).Soon();
+        Assert.That((job.Samples, job.SkippedSamples), Is.EqualTo((4, 3)));
+        await job.Completion.Soon();
+    }
+
+    [Test]
+    public async Task Load_AsBf16_Serves()
+    {
+        await using CoServingEngine engine = await _model.StartAsync(new CoServingOptions { WeightType = DType.BF16 });
+        await using CoServingEngine wide = await _model.StartAsync();
+        Assert.That((await engine.GetStatisticsAsync().Soon()).DeviceBytes,
+            Is.LessThan((await wide.GetStatisticsAsync().Soon()).DeviceBytes));
+        Assert.That(await engine.AskAsync(Answers.Mixed(1, 8)[0]), Does.Contain("Length"));
+    }
+}

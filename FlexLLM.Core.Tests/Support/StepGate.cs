@@ -1,0 +1,34 @@
+namespace FlexLLM.Tests.Support;
+
+/// <summary>
+/// Stops the loop thread at the n-th call of one operation, so that a test can send messages while a step is surely in
+/// progress; they take effect right after it.
+/// </summary>
+internal sealed class StepGate(string operation, int count) : IDisposable
+{
+    private readonly TaskCompletionSource _reached = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly ManualResetEventSlim _open = new(false);
+    private volatile bool _armed;
+    private int _left = count;
+
+    public ComputeDevice Device(int threads = 1) => new ProbedDevice(Probe, threads);
+
+    /// <summary>Calls count from now on: what loading an engine computes must not.</summary>
+    public void Arm() => _armed = true;
+
+    /// <summary>Ends when the loop thread stands at the gate.</summary>
+    public Task ReachedAsync() => _reached.Task.Soon();
+
+    public void Open() => _open.Set();
+
+    public void Dispose() => _open.Set();
+
+    private void Probe(string name)
+    {
+        if (_armed && name == operation && --_left == 0)
+        {
+            _reached.TrySetResult();
+            _open.Wait(Waiting.TimeoutMax);
+        }
+    }
+}
