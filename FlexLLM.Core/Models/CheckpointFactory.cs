@@ -2,6 +2,7 @@ using System.Runtime.InteropServices;
 using System.Text;
 using FlexLLM.Formats;
 using FlexLLM.Primitives;
+using FlexLLM.Tokenization;
 
 namespace FlexLLM.Models;
 
@@ -16,10 +17,13 @@ internal static class CheckpointFactory
 
     private const int ValuesPerChunk = 1 << 14;
 
+    // Bytes and special tokens.
+    private static readonly int TokenizerSize = 256 + TokenizerWriter.SpecialTokens.Length;
+
     /// <summary>
     /// Writes config.json, generation_config.json and the weights into a folder, which is made where it does not exist. Norm
     /// gains are 1, everything else (biases too) is about normal with deviation 0.02. Needs memory for one chunk, not for a
-    /// tensor.
+    /// tensor. A vocabulary of at least 259 tokens gets a byte-level tokenizer too, which leaves the ids from 259 on unused.
     /// </summary>
     /// <param name="folder">Folder to write to; a checkpoint in it is replaced.</param>
     /// <param name="config">Shape of the model.</param>
@@ -39,6 +43,10 @@ internal static class CheckpointFactory
         SafetensorsWriter.WriteSharded(folder, DecoderWeights.Of(config).Select(shape => Tensor(shape, type, seed)), shardBytesMax);
         (config with { TorchDtype = type }).Save(folder);
         WriteGenerationConfig(Path.Combine(folder, GenerationDefaults.FileName), config);
+        if (config.VocabularySize >= TokenizerSize)
+        {
+            TokenizerWriter.Write(folder, []);
+        }
     }
 
     private static void WriteGenerationConfig(string path, ModelConfig config) => AtomicFile.WriteJson(path, json =>
