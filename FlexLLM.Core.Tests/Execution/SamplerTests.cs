@@ -212,7 +212,8 @@ internal sealed class SamplerTests
             float[] logits = RandomLogits(ref random);
             SamplingParameters parameters = RandomParameters(ref random, logits.Length);
             int generated = random.Next(1_000);
-            disagreements += One(logits, parameters, generated).TokenId == FullSort(logits, parameters, generated, p => p) ? 0 : 1;
+            int expected = FullSort(logits, parameters, generated, p => p);
+            disagreements += One(logits, parameters, generated).TokenId == expected ? 0 : 1;
         }
 
         Assert.That(disagreements, Is.Zero);

@@ -61,9 +61,8 @@ internal sealed class SamplingOptionsTests
 
         SamplingParameters parameters = new SamplingOptions { TopK = 5 }.Resolve(defaults, engineSeed: 9);
 
-        Assert.That(
-            (parameters.Temperature, parameters.TopK, parameters.TopP, parameters.MinP, parameters.RepetitionPenalty, parameters.Seed),
-            Is.EqualTo((0.7f, 5, 0.8f, 0f, 1.05f, 9ul)));
+        Assert.That((parameters.Temperature, parameters.TopK, parameters.TopP), Is.EqualTo((0.7f, 5, 0.8f)));
+        Assert.That((parameters.MinP, parameters.RepetitionPenalty, parameters.Seed), Is.EqualTo((0f, 1.05f, 9ul)));
     }
 
     [Test]

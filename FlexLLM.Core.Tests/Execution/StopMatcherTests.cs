@@ -73,7 +73,8 @@ internal sealed class StopMatcherTests
         for (int i = 0; i < 200; i++)
         {
             (string[] stops, string text) = RandomCase(ref random);
-            Assert.That(Streamed(stops, text, ref random), Is.EqualTo(WholeText(stops, text)), $"[{string.Join(',', stops)}] in {text}");
+            string streamed = Streamed(stops, text, ref random);
+            Assert.That(streamed, Is.EqualTo(WholeText(stops, text)), $"[{string.Join(',', stops)}] in {text}");
         }
     }
 
@@ -132,7 +133,8 @@ internal sealed class StopMatcherTests
     {
         for (int end = 1; end <= text.Length; end++)
         {
-            int longest = stops.Where(s => text[..end].EndsWith(s, StringComparison.Ordinal)).Select(s => s.Length).DefaultIfEmpty().Max();
+            IEnumerable<string> found = stops.Where(s => text[..end].EndsWith(s, StringComparison.Ordinal));
+            int longest = found.Select(s => s.Length).DefaultIfEmpty().Max();
             if (longest > 0)
             {
                 return text[..(end - longest)] + "|";

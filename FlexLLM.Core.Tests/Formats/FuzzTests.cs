@@ -19,12 +19,12 @@ internal sealed class FuzzTests
     public void TearDown() => _folder.Dispose();
 
     [Test]
-    public void Safetensors_DamagedFile_IsReadOrRefused([Range(0, 3)] int seed) =>
+    public void Safetensors_DamagedFile_IsReadOrRefused([Range(0, 1)] int seed) =>
         Assert.That(FuzzRig.Run(seed, 500, ValidSafetensors(), bytes => ReadWhole(_folder.Write("t", bytes))), Is.Empty);
 
     // Most damage breaks the link between header length and JSON; here the length always fits, so that the checks behind it run.
     [Test]
-    public void Safetensors_DamagedHeader_IsReadOrRefused([Range(0, 3)] int seed)
+    public void Safetensors_DamagedHeader_IsReadOrRefused([Range(0, 1)] int seed)
     {
         byte[] valid = ValidSafetensors();
         int length = (int)BinaryPrimitives.ReadInt64LittleEndian(valid);

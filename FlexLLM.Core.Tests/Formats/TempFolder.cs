@@ -9,6 +9,7 @@ internal sealed class TempFolder : IDisposable
 
     public string Write(string name, ReadOnlySpan<byte> bytes)
     {
+        File.Delete(this[name]); // Some file systems flush a truncated file to the disk on closing, but not a new one.
         File.WriteAllBytes(this[name], bytes);
         return this[name];
     }

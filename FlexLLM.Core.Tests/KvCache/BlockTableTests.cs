@@ -122,5 +122,7 @@ internal sealed class BlockTableTests
     }
 
     private static bool Conserved(int[] held, BlockPool pool) =>
-        held.Distinct().Count() == held.Length && held.Length == pool.BlocksHeld && pool.BlocksFree + held.Length == pool.BlocksTotal;
+        held.Distinct().Count() == held.Length &&
+        held.Length == pool.BlocksHeld &&
+        pool.BlocksFree + held.Length == pool.BlocksTotal;
 }

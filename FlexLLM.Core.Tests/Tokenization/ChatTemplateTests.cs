@@ -36,7 +36,8 @@ internal sealed class ChatTemplateTests
                 Is.EqualTo("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + Turn));
             Assert.That(
                 ChatTemplate.Qwen25.Render(user, false),
-                Is.EqualTo("<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n" + Turn));
+                Is.EqualTo(
+                    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n" + Turn));
             Assert.That(
                 ChatTemplate.Qwen25.Render(Conversation, false), Is.EqualTo(ChatTemplate.ChatMl.Render(Conversation, false)));
         });
@@ -66,7 +67,8 @@ internal sealed class ChatTemplateTests
         Assert.Multiple(() =>
         {
             Assert.That(
-                () => ChatTemplate.Llama2.Render([Conversation[1], Conversation[3]], false), Throws.InstanceOf<ArgumentException>());
+                () => ChatTemplate.Llama2.Render([Conversation[1], Conversation[3]], false),
+                Throws.InstanceOf<ArgumentException>());
             Assert.That(() => ChatTemplate.Llama2.Render([Conversation[0]], false), Throws.InstanceOf<ArgumentException>());
             Assert.That(() => ChatTemplate.ChatMl.Render([], false), Throws.InstanceOf<ArgumentException>());
         });
@@ -157,7 +159,8 @@ internal sealed class ChatTemplateTests
         {
             Assert.That(DetectIn("other.txt", "x"), Is.Null);
             Assert.That(DetectIn("tokenizer_config.json", "{}"), Is.Null);
-            Assert.That(() => DetectIn("tokenizer_config.json", """{ "chat_template": 5 }"""), Throws.InstanceOf<InvalidFileException>());
+            Assert.That(
+                () => DetectIn("tokenizer_config.json", """{ "chat_template": 5 }"""), Throws.InstanceOf<InvalidFileException>());
             Assert.That(() => DetectIn("tokenizer_config.json", "{"), Throws.InstanceOf<InvalidFileException>());
         });
     }

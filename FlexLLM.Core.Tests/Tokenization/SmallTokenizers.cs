@@ -8,14 +8,17 @@ namespace FlexLLM.Tests.Tokenization;
 /// <summary>Small tokenizers of both kinds that need no data beside the repository, and random texts to feed them.</summary>
 internal static class SmallTokenizers
 {
+    /// <summary>As many merges as the text has pairs that occur twice, nearly.</summary>
+    public const int Merges = 40;
+
     public const string TrainingText =
         "The cat sat on the mat; the other cat didn't. \"That's the 2nd cat that sat there,\" they said.\n\n"
         + "Там, где сидит кот, там сидит и другой кот. 猫が座った、猫が座った。 caf\u00E9 na\u00EFve caf\u00E9\n\tif (cat) { sit(); }\n";
 
-    private static readonly Lazy<Tokenizer> LazyByteLevel = new(() => LoadByteLevel(120));
+    private static readonly Lazy<Tokenizer> LazyByteLevel = new(() => LoadByteLevel(Merges));
     private static readonly Lazy<Tokenizer> LazySentencePiece = new(() => Load(SentencePieceJson()));
 
-    /// <summary>Splits and normalizes as Qwen2; 120 merges learned from <see cref="TrainingText"/>.</summary>
+    /// <summary>Splits and normalizes as Qwen2; merges learned from <see cref="TrainingText"/>.</summary>
     public static Tokenizer ByteLevel => LazyByteLevel.Value;
 
     /// <summary>As Llama 2: Prepend and Replace, byte fallback, one leading blank stripped when decoding.</summary>
@@ -117,7 +120,7 @@ internal static class SmallTokenizers
         return tokenizer;
     }
 
-    /// <summary>Up to <paramref name="runesMax"/> code points, from scripts, marks, blanks, controls and planes of all kinds.</summary>
+    /// <summary>Up to <paramref name="runesMax"/> code points of all kinds of scripts, marks, blanks and controls.</summary>
     public static string RandomText(ref SeededRandom random, int runesMax)
     {
         StringBuilder text = new();

@@ -22,6 +22,7 @@ internal sealed class UnicodeCompositionTests
     [TestCase("\U0002F800", "\u4E3D", "\u4E3D", TestName = "ideograph beyond the basic plane")]
     [TestCase("\U0001D15E", "\U0001D157\U0001D165", "\U0001D157\U0001D165", TestName = "excluded beyond the basic plane")]
     [TestCase("\U00011131\U00011127", "\U0001112E", "\U00011131\U00011127", TestName = "composes beyond the basic plane")]
+    [TestCase("\U00016D63\U00016D68", "\U00016D6A", "\U00016D63\U00016D67\U00016D67", TestName = "a pair comes apart to compose")]
     [TestCase("a\u0315\u0300\u05AE\u0062", "\u00E0\u05AE\u0315b", "a\u05AE\u0300\u0315b", TestName = "four classes in a row")]
     [TestCase("\uFB01\u00B2", "\uFB01\u00B2", "\uFB01\u00B2", TestName = "compatibility forms stay")]
     public void Compose_And_Decompose_TestRow_GiveItsForms(string source, string composed, string decomposed)

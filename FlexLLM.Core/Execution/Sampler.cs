@@ -32,7 +32,9 @@ internal readonly record struct SampledToken(
 internal sealed class Sampler(int vocabularySize)
 {
     private const int BucketCount = 1024;
-    private const float BucketsPerUnit = 16f;
+
+    // Scores further below the best than this share the last bucket: together they weigh next to nothing.
+    private const float SpreadMax = 64f;
 
     private readonly float[] _scores = new float[vocabularySize];
 
@@ -73,8 +75,8 @@ internal sealed class Sampler(int vocabularySize)
         }
 
         float logSumExp = LogSumExp(logits);
-        return new SampledToken(
-            token, SamplingFault.None, logits[token] - logSumExp, MostProbable(logits, Math.Min(alternatives, logits.Length), logSumExp));
+        TokenLogProb[] top = MostProbable(logits, Math.Min(alternatives, logits.Length), logSumExp);
+        return new SampledToken(token, SamplingFault.None, logits[token] - logSumExp, top);
     }
 
     private static void AddBias(Span<float> scores, SamplingParameters parameters)
@@ -142,9 +144,10 @@ internal sealed class Sampler(int vocabularySize)
     {
         Span<int> tokens = _bucketTokens;
         tokens.Clear();
+        float bucketsPerUnit = BucketsPerUnit(count);
         for (int i = 0; i < count; i++)
         {
-            tokens[BucketOf(_relative[i])]++;
+            tokens[BucketOf(_relative[i], bucketsPerUnit)]++;
         }
 
         int bucket = 0;
@@ -154,21 +157,24 @@ internal sealed class Sampler(int vocabularySize)
             above += tokens[bucket++];
         }
 
-        ReadOnlySpan<ulong> ranks = Rank(count, bucket, tokens[bucket]);
+        ReadOnlySpan<ulong> ranks = Rank(count, bucket, tokens[bucket], bucketsPerUnit);
         return KeepDownTo(count, ranks[k - above - 1]);
     }
 
-    /// <summary>Keeps a token while the tokens ranked above it have less than the wanted mass; the first is always kept.</summary>
+    /// <summary>
+    /// Keeps a token while the tokens ranked above it have less than the wanted mass; the first is always kept.
+    /// </summary>
     private int KeepTopP(int count, float p)
     {
         Span<double> masses = _bucketMass;
         Span<int> tokens = _bucketTokens;
         masses.Clear();
         tokens.Clear();
+        float bucketsPerUnit = BucketsPerUnit(count);
         double total = 0.0;
         for (int i = 0; i < count; i++)
         {
-            int b = BucketOf(_relative[i]);
+            int b = BucketOf(_relative[i], bucketsPerUnit);
             masses[b] += _weights[i];
             tokens[b]++;
             total += _weights[i];
@@ -188,22 +194,29 @@ internal sealed class Sampler(int vocabularySize)
             bucket--;
         }
 
-        ReadOnlySpan<ulong> ranks = Rank(count, bucket, tokens[bucket]);
+        ReadOnlySpan<ulong> ranks = Rank(count, bucket, tokens[bucket], bucketsPerUnit);
         int kept = 0;
         do
         {
-            above += WeightOf(ranks[kept++], count);
+            above += _weights[(int)(uint)ranks[kept++]];
         }
         while (kept < ranks.Length && above < wanted);
 
         return KeepDownTo(count, ranks[kept - 1]);
     }
 
-    /// <summary>Buckets divide scores evenly, best first; the last takes all that is far below.</summary>
-    private static int BucketOf(float relative) => (int)Math.Min(-relative * BucketsPerUnit, BucketCount - 1);
+    /// <summary>Buckets divide the scores evenly, best first: few tokens fall into one, however flat the distribution.</summary>
+    private float BucketsPerUnit(int count)
+    {
+        float spread = Math.Min(-TensorPrimitives.Min<float>(_relative.AsSpan(0, count)), SpreadMax);
+        return spread > 0f ? (BucketCount - 1) / spread : 0f;
+    }
+
+    private static int BucketOf(float relative, float bucketsPerUnit) =>
+        (int)Math.Min(-relative * bucketsPerUnit, BucketCount - 1);
 
     /// <summary>The candidates of one bucket, most probable first, the lower token first among equals.</summary>
-    private ReadOnlySpan<ulong> Rank(int count, int bucket, int tokens)
+    private ReadOnlySpan<ulong> Rank(int count, int bucket, int tokens, float bucketsPerUnit)
     {
         if (_ranks.Length < tokens)
         {
@@ -213,7 +226,7 @@ internal sealed class Sampler(int vocabularySize)
         int found = 0;
         for (int i = 0; i < count; i++)
         {
-            if (BucketOf(_relative[i]) == bucket)
+            if (BucketOf(_relative[i], bucketsPerUnit) == bucket)
             {
                 _ranks[found++] = RankOf(i);
             }
@@ -225,11 +238,9 @@ internal sealed class Sampler(int vocabularySize)
         return ranks;
     }
 
-    // Bits of a non-negative float order as the float does; the token breaks ties.
+    // Bits of a non-negative float order as the float does; the candidate, in token order, breaks ties.
     private ulong RankOf(int candidate) =>
-        ((ulong)BitConverter.SingleToUInt32Bits(MathF.Abs(_relative[candidate])) << 32) | (uint)_ids[candidate];
-
-    private double WeightOf(ulong rank, int count) => _weights[_ids.AsSpan(0, count).BinarySearch((int)(uint)rank)];
+        ((ulong)BitConverter.SingleToUInt32Bits(MathF.Abs(_relative[candidate])) << 32) | (uint)candidate;
 
     private int KeepDownTo(int count, ulong lastRank)
     {

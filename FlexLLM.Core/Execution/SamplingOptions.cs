@@ -41,7 +41,9 @@ public sealed record SamplingOptions
     /// <summary>Added to the logits of these token ids; negative infinity forbids a token. Null changes nothing.</summary>
     public IReadOnlyDictionary<int, float>? LogitBias { get; init; }
 
-    /// <summary>Seed of the request's own random numbers: the same seed gives the same answer. Null lets the engine choose one.</summary>
+    /// <summary>
+    /// Seed of the request's own random numbers: the same seed gives the same answer. Null lets the engine choose one.
+    /// </summary>
     public ulong? Seed { get; init; }
 
     /// <summary>

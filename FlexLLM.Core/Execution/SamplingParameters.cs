@@ -1,6 +1,8 @@
 namespace FlexLLM.Execution;
 
-/// <summary>What a checkpoint's generation_config.json says about sampling; the initial values are those of no such file.</summary>
+/// <summary>
+/// What a checkpoint's generation_config.json says about sampling; the initial values are those of no such file.
+/// </summary>
 internal readonly record struct SamplingDefaults()
 {
     /// <summary>0 where do_sample is false.</summary>

@@ -18,7 +18,9 @@ internal sealed class StopSequences
     private readonly int[][] _borders;
 
     /// <summary>Prepares these strings; an empty list never matches.</summary>
-    /// <exception cref="ArgumentException">A string is empty, too long, starts inside a surrogate pair, or there are too many.</exception>
+    /// <exception cref="ArgumentException">
+    /// A string is empty, too long, starts inside a surrogate pair, or there are too many.
+    /// </exception>
     public StopSequences(IReadOnlyList<string> stops)
     {
         if (stops.Count > CountMax)
@@ -45,7 +47,9 @@ internal sealed class StopSequences
     /// <summary>The strings, as given.</summary>
     public IReadOnlyList<string> Strings { get; }
 
-    /// <summary>Characters of stop <paramref name="index"/> matched after one more, when <paramref name="matched"/> were before.</summary>
+    /// <summary>
+    /// Characters of stop <paramref name="index"/> matched after one more, when <paramref name="matched"/> were before.
+    /// </summary>
     internal int Advance(int index, int matched, char next)
     {
         string stop = Strings[index];

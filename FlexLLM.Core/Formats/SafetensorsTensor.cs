@@ -115,6 +115,5 @@ internal sealed unsafe class SafetensorsTensor
         }
     }
 
-
     private InvalidFileException Fault(string fault) => new(_file.Path, Name, fault);
 }

@@ -46,9 +46,11 @@ internal sealed class LoadedModel : IDisposable
     /// <param name="backend">The device; it stays the caller's.</param>
     /// <param name="weightType">F32 or BF16, or null to keep BF16 as it is and widen everything else to F32.</param>
     /// <param name="positionsMax">Longest sequence to serve, at most the config's.</param>
+    /// <param name="cancellationToken">Gives up between two tensors.</param>
     /// <exception cref="InvalidFileException">A tensor is missing, misshapen, or not finite.</exception>
     public static LoadedModel Load(
-        SafetensorsCheckpoint checkpoint, ModelConfig config, IComputeBackend backend, DType? weightType, int positionsMax)
+        SafetensorsCheckpoint checkpoint, ModelConfig config, IComputeBackend backend, DType? weightType, int positionsMax,
+        CancellationToken cancellationToken = default)
     {
         Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
         var model = new LoadedModel(config, backend, positionsMax);
@@ -58,6 +60,7 @@ internal sealed class LoadedModel : IDisposable
             Dictionary<string, int> indices = model._compiler.WeightNames.Index().ToDictionary(w => w.Item, w => w.Index);
             foreach (WeightShape shape in DecoderWeights.Of(config))
             {
+                cancellationToken.ThrowIfCancellationRequested();
                 SafetensorsTensor tensor = checkpoint.Get(shape.Name);
                 HostMatrix matrix = tensor.AsMatrix();
                 CheckTensor(tensor, matrix, shape);

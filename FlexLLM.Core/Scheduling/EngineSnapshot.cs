@@ -60,7 +60,9 @@ internal readonly record struct SequenceSnapshot
     /// <summary>Running with one token to compute: it generates a token in every step.</summary>
     public bool IsDecoding => Phase == SequencePhase.Running && TokensLeft == 1;
 
-    /// <summary>Longest time from now to the next token that keeps the mean so far within target; null before the first.</summary>
+    /// <summary>
+    /// Longest time from now to the next token that keeps the mean so far within target; null before the first.
+    /// </summary>
     public TimeSpan? TpotSlack(TimeSpan now) => FirstTokenTime + (TpotTarget * TokensGenerated) - now;
 }
 

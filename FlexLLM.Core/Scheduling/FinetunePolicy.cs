@@ -37,7 +37,8 @@ internal static class FinetunePolicy
             if (s.FirstTokenTime is null)
             {
                 TimeSpan untilDeadline = s.ArrivalTime + s.TtftTarget - now.Now;
-                budget = Min(budget, own + PromptSpares(untilDeadline, s.TtftTarget, tokensAhead, inference.PromptTokens, own, limits));
+                TimeSpan spare = PromptSpares(untilDeadline, s.TtftTarget, tokensAhead, inference.PromptTokens, own, limits);
+                budget = Min(budget, own + spare);
             }
         }
 
@@ -50,7 +51,8 @@ internal static class FinetunePolicy
         var forward = ImmutableArray.CreateBuilder<ForwardWindow>();
         var backward = ImmutableArray.CreateBuilder<BackwardWindow>();
         StepFeatures features = inference;
-        JobSnapshot[] jobs = [.. now.Jobs.Where(j => j.Phase != JobPhase.Blocked).OrderBy(ServedPerWeight).ThenBy(j => j.Id.Value)];
+        JobSnapshot[] jobs =
+            [.. now.Jobs.Where(j => j.Phase != JobPhase.Blocked).OrderBy(ServedPerWeight).ThenBy(j => j.Id.Value)];
         foreach (JobSnapshot job in jobs)
         {
             if (job.Phase == JobPhase.Forward)
@@ -72,7 +74,9 @@ internal static class FinetunePolicy
         return new FinetunePlan(forward.ToImmutable(), backward.ToImmutable(), features);
     }
 
-    /// <summary>What the step may take beyond inference for this prompt to meet its deadline, if every later step does the same.</summary>
+    /// <summary>
+    /// What the step may take beyond inference for this prompt to meet its deadline, if every later step does the same.
+    /// </summary>
     private static TimeSpan PromptSpares(
         TimeSpan untilDeadline, TimeSpan target, long tokensAhead, int promptTokens, TimeSpan own, StepLimits limits)
     {
@@ -137,7 +141,9 @@ internal static class FinetunePolicy
         }
     }
 
-    /// <summary>The least work there is. An idle machine always does it: a model that expects too much would never learn better.</summary>
+    /// <summary>
+    /// The least work there is. An idle machine always does it: a model that expects too much would never learn better.
+    /// </summary>
     private static void AddLeast(
         JobSnapshot job, ImmutableArray<ForwardWindow>.Builder forward, ImmutableArray<BackwardWindow>.Builder backward,
         ref StepFeatures features)

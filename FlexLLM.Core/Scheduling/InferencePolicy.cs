@@ -68,7 +68,8 @@ internal static class InferencePolicy
                 continue;
             }
 
-            int tokens = Math.Min(sequence.TokensLeft, Math.Min(limits.TokensPerStepMax - features.InferenceRows, limits.PrefillChunkMax));
+            int tokensMax = Math.Min(limits.TokensPerStepMax - features.InferenceRows, limits.PrefillChunkMax);
+            int tokens = Math.Min(sequence.TokensLeft, tokensMax);
             tokens = WithinTime(tokens, sequence, features, timeMax, decodes == work.Count ? limits.PrefillChunkMin : 0, latency);
             if (waits)
             {
@@ -134,7 +135,9 @@ internal static class InferencePolicy
     private static int BlocksToAdd(EngineSnapshot now, in SequenceSnapshot sequence, int tokens) =>
         Math.Max(0, now.BlocksFor(sequence.TokensComputed + tokens) - sequence.BlocksHeld);
 
-    /// <summary>Preempts until every decoding sequence, and the first of all, has room for its next token. Returns blocks freed.</summary>
+    /// <summary>
+    /// Preempts until every decoding sequence, and the first of all, has room for its next token. Returns blocks freed.
+    /// </summary>
     private static int Preempt(EngineSnapshot now, SequenceSnapshot[] order, bool[] preempted)
     {
         int first = Array.FindIndex(order, s => s.Phase == SequencePhase.Running);
@@ -159,7 +162,9 @@ internal static class InferencePolicy
         bool MustProgress(int i) => order[i].IsDecoding || i == first;
     }
 
-    /// <summary>Who loses least: the lowest priority, then the most slack, then the last in order; never the first of all.</summary>
+    /// <summary>
+    /// Who loses least: the lowest priority, then the most slack, then the last in order; never the first of all.
+    /// </summary>
     private static int Victim(EngineSnapshot now, SequenceSnapshot[] order, bool[] preempted, int first)
     {
         int victim = -1;
@@ -217,7 +222,9 @@ internal static class InferencePolicy
         return Math.Max(fitting, Math.Min(tokens, tokensMin));
     }
 
-    /// <summary>Whether all that run, and this one, can grow by so many tokens without a preemption (paper.md e.2, per step).</summary>
+    /// <summary>
+    /// Whether all that run, and this one, can grow by so many tokens without a preemption (paper.md e.2, per step).
+    /// </summary>
     private static bool Fits(
         EngineSnapshot now, SequenceSnapshot[] order, bool[] preempted, bool[] admitted, int candidate, int growth)
     {

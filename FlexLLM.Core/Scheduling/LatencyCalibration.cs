@@ -119,7 +119,9 @@ internal static class LatencyCalibration
         }
     }
 
-    /// <summary>Back to seconds; terms that no measurement had are guessed in the default's proportion to the measured ones.</summary>
+    /// <summary>
+    /// Back to seconds; terms that no measurement had are guessed in the default's proportion to the measured ones.
+    /// </summary>
     private static LatencyCoefficients Complete(double[] scale, double[] solution)
     {
         double[] values = new double[solution.Length];

@@ -22,7 +22,9 @@ internal readonly record struct StepFeatures
 
     public long BackwardContext { get; init; }
 
-    /// <summary>Adds <paramref name="tokens"/> inference rows of one sequence, the first at position <paramref name="start"/>.</summary>
+    /// <summary>
+    /// Adds <paramref name="tokens"/> inference rows of one sequence, the first at position <paramref name="start"/>.
+    /// </summary>
     public StepFeatures WithInference(int start, int tokens) => this with
     {
         InferenceRows = InferenceRows + tokens,
@@ -49,7 +51,9 @@ internal readonly record struct StepFeatures
     private static long ContextOf(int start, int rows) => ((long)rows * start) + ((long)rows * (rows + 1) / 2);
 }
 
-/// <summary>Seconds for a step, and for each unit of <see cref="StepFeatures"/>; none is negative, so more work never predicts less time.</summary>
+/// <summary>
+/// Seconds for a step, and for each unit of <see cref="StepFeatures"/>; none is negative, so more work never predicts less time.
+/// </summary>
 internal readonly record struct LatencyCoefficients(
     double Step, double Row, double Context, double ForwardWindow, double ForwardRow, double ForwardContext,
     double BackwardItem, double BackwardRow, double BackwardContext)

@@ -2,7 +2,9 @@ using System.Collections.Immutable;
 
 namespace FlexLLM.Scheduling;
 
-/// <summary>Compute the next Tokens tokens of a sequence that has ContextLength stored. One token of a decode, or a chunk.</summary>
+/// <summary>
+/// Compute the next Tokens tokens of a sequence that has ContextLength stored. One token of a decode, or a chunk.
+/// </summary>
 internal readonly record struct InferenceWork(SequenceId Id, int Tokens, int ContextLength)
 {
     public override string ToString() => $"{Id.Value}:{ContextLength}+{Tokens}";
@@ -56,7 +58,8 @@ internal sealed record StepPlan
 
     /// <summary>The plan as text, one line, for tests and logs.</summary>
     public override string ToString() =>
-        $"preempt [{string.Join(' ', Preemptions.Select(id => id.Value))}] admit [{string.Join(' ', Admissions.Select(id => id.Value))}] " +
+        $"preempt [{string.Join(' ', Preemptions.Select(id => id.Value))}] " +
+        $"admit [{string.Join(' ', Admissions.Select(id => id.Value))}] " +
         $"infer [{string.Join(' ', Inference)}] forward [{string.Join(' ', Forward)}] backward [{string.Join(' ', Backward)}] " +
         $"{LatencyPredicted.TotalMilliseconds:F2} of {Budget.TotalMilliseconds:F2} ms";
 }

@@ -53,7 +53,8 @@ public sealed class ChatTemplate
     /// <summary>Llama 3: header tokens around the role, contents trimmed.</summary>
     public static ChatTemplate Llama3 { get; } = new(nameof(Llama3), WriteLlama3);
 
-    /// <summary>Llama 2: [INST] around what users say, the system message inside the first. Users and assistants alternate.</summary>
+    /// <summary>Llama 2: [INST] around what users say, the system message inside the first; users and assistants
+    /// alternate.</summary>
     public static ChatTemplate Llama2 { get; } = new(nameof(Llama2), WriteLlama2);
 
     /// <summary>ChatML without a system message of its own, as in Qwen3.</summary>
@@ -293,9 +294,10 @@ public sealed class ChatTemplate
         // A list has named templates; the one for chats is called default.
         return template.Value.ValueKind != JsonValueKind.Array
             ? template.Text()
-            : template.Items().FirstOrDefault(t => t.Required("name").Text() == "default") is { Value.ValueKind: JsonValueKind.Object } item
-                ? item.Required("template").Text()
-                : null;
+            : template.Items()
+                .Where(t => t.Required("name").Text() == "default")
+                .Select(t => t.Required("template").Text())
+                .FirstOrDefault();
     }
 
     private readonly record struct Segment(Kind Kind, string Text);

@@ -43,7 +43,9 @@ internal readonly struct JsonField(JsonElement value, string file, string path)
     }
 
     public int Integer() =>
-        value.ValueKind == JsonValueKind.Number && value.TryGetInt32(out int number) ? number : throw Fault("not a 32-bit integer");
+        value.ValueKind == JsonValueKind.Number && value.TryGetInt32(out int number)
+            ? number
+            : throw Fault("not a 32-bit integer");
 
     public bool Flag() => value.ValueKind switch
     {

@@ -68,7 +68,7 @@ internal sealed class TokenizerFile
         return result;
     }
 
-    /// <summary>Hands the root of a JSON file to a reader; what System.Text.Json finds wrong becomes a fault of the file.</summary>
+    /// <summary>Hands the root of a JSON file to a reader; what is no JSON becomes a fault of the file.</summary>
     public static void ReadJson(string file, Action<JsonField> read)
     {
         try
@@ -284,8 +284,8 @@ internal sealed class TokenizerFile
 
         JsonField pattern = field.Required("pattern");
         string expression = pattern.Optional("Regex")?.Text() ?? throw pattern.Fault("only a Regex pattern is supported");
-        return new PatternSplit(WordPattern.Recognize(expression)
-            ?? throw pattern.Fault($"the expression '{expression}' is not supported; known are those of GPT-2, Llama 3 and Qwen"));
+        return new PatternSplit(WordPattern.Recognize(expression) ?? throw pattern.Fault(
+            $"the expression '{expression}' is not supported; known are those of GPT-2, Llama 3 and Qwen"));
     }
 
     private static char ReadMark(JsonField field)
@@ -335,11 +335,12 @@ internal sealed class TokenizerFile
                 continue;
             }
 
-            foreach (JsonField id in field.Required("special_tokens").Required(special.Required("id").Text()).Required("ids").Items())
+            JsonField token = field.Required("special_tokens").Required(special.Required("id").Text());
+            foreach (JsonField id in token.Required("ids").Items())
             {
                 int value = IdOf(id);
-                (passedText ? after : before).Add(
-                    value < _pieces.Length && _pieces[value] is not null ? value : throw id.Fault($"no token has the id {value}"));
+                bool known = value < _pieces.Length && _pieces[value] is not null;
+                (passedText ? after : before).Add(known ? value : throw id.Fault($"no token has the id {value}"));
             }
         }
 
@@ -373,7 +374,11 @@ internal sealed class TokenizerFile
                 "ByteLevel" => decoder with { ByteLevel = true },
                 "ByteFallback" => decoder with { ByteFallback = true },
                 "Replace" => decoder with { Replacements = [.. decoder.Replacements, ReadReplacement(field)] },
-                "Metaspace" => decoder with { Mark = ReadMark(field), DropsFirstMarks = ReadScheme(field) != Metaspace.Prepend.Never },
+                "Metaspace" => decoder with
+                {
+                    Mark = ReadMark(field),
+                    DropsFirstMarks = ReadScheme(field) != Metaspace.Prepend.Never,
+                },
                 "Strip" => ReadStrip(decoder, field),
                 "Fuse" => decoder,
                 _ => throw field.Unknown(type, "ByteLevel, ByteFallback, Fuse, Metaspace, Replace, Strip, Sequence"),
@@ -407,7 +412,8 @@ internal sealed class TokenizerFile
             }
         }
 
-        if (model.Optional("dropout") is JsonField dropout && !(dropout.Value.ValueKind == JsonValueKind.Number && dropout.Value.GetDouble() == 0))
+        if (model.Optional("dropout") is JsonField dropout
+            && !(dropout.Value.ValueKind == JsonValueKind.Number && dropout.Value.GetDouble() == 0))
         {
             throw dropout.Fault("is not supported unless null or 0");
         }

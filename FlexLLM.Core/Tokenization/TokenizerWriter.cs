@@ -197,7 +197,8 @@ internal static class TokenizerWriter
         int most = 1;
         foreach (((int Left, int Right) pair, int times) in counts)
         {
-            if (!refused.Contains(pair) && (times > most || (times == most && best is not null && pair.CompareTo(best.Value) < 0)))
+            bool better = times > most || (times == most && best is not null && pair.CompareTo(best.Value) < 0);
+            if (better && !refused.Contains(pair))
             {
                 (best, most) = (pair, times);
             }

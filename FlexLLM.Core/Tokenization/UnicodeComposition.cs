@@ -200,6 +200,12 @@ internal static partial class UnicodeComposition
             using BinaryReader reader = new(inflated);
             ReadClasses(reader);
             ReadDecompositions(reader);
+            MarkVowelsAndTrails();
+            MarkPairsThatStartWithASecond();
+        }
+
+        private static void MarkVowelsAndTrails()
+        {
             for (int i = 0; i < VowelCount; i++)
             {
                 MayChange[VowelBase + i] = true;
@@ -208,6 +214,21 @@ internal static partial class UnicodeComposition
             for (int i = 1; i < TrailCount; i++)
             {
                 MayChange[TrailBase + i] = true;
+            }
+        }
+
+        // What composes with the character before may also be the start of a pair's decomposition.
+        private static void MarkPairsThatStartWithASecond()
+        {
+            foreach (int rune in Decompositions.Keys)
+            {
+                int first = rune;
+                while (Decompositions.TryGetValue(first, out (int First, int Second) parts))
+                {
+                    first = parts.First;
+                }
+
+                MayChange[rune] |= MayChange[first];
             }
         }
 

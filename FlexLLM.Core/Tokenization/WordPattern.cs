@@ -69,7 +69,7 @@ internal sealed class WordPattern
     /// <summary>True for a character of \p{N}: decimal digits, letter numbers and other numbers.</summary>
     public static bool IsNumber(ReadOnlySpan<char> text, int at, out int units) => KindAt(text, at, out units) == CharKind.Number;
 
-    /// <summary>End of the word that starts at <paramref name="start"/>, which is before the end of the well-formed text.</summary>
+    /// <summary>End of the word that starts at <paramref name="start"/>, before the end of a well-formed text.</summary>
     public int NextEnd(ReadOnlySpan<char> text, int start)
     {
         int contraction = text[start] == '\'' ? Contraction(text, start + 1) : 0;

@@ -1,0 +1,470 @@
+using System.Diagnostics;
+using FlexLLM.Primitives;
+using FlexLLM.Scheduling;
+using NUnit.Framework;
+
+namespace FlexLLM.Tests.Scheduling;
+
+[TestFixture]
+internal sealed class HybridTokenSchedulerTests
+{
+    // 10 ms a step, 0.1 ms a row or a finetuning token, 0.02 ms a backward row of a layer, nothing for context.
+    private static readonly LatencyModel Latency = new(
+        new LatencyCoefficients(10e-3, 1e-4, 0.0, 0.0, 1e-4, 0.0, 0.0, 2e-5, 0.0), Correction: 1.0, Tail: 1.0);
+
+    private static readonly StepLimits Limits = new() { TokensPerStepMax = 256, SequencesMax = 16, SlackHeldBack = 0.0 };
+
+    [Test]
+    public void Plan_MixedLoad_ReadsAsExpected()
+    {
+        StepPlan plan = Plan(
+            [Decoding(1, 40), Decoding(2, 20), Prompt(3, 100) with { Phase = SequencePhase.Running }, Prompt(4, 50)],
+            [Training(7, PositionsDone(30, of: 90)), TrainingBackward(8, layer: 2, rowsLeft: 25, of: 40)]);
+
+        Assert.That(plan.ToString(), Is.EqualTo(
+            "preempt [] admit [4] infer [1:40+1 2:20+1 3:0+100 4:0+50] forward [7:+60] " +
+            "backward [8:layer 2[0..25) 8:layer 1[0..40) 8:layer 0[0..40)] 33.30 of 50.00 ms"));
+    }
+
+    [Test]
+    public void Plan_Nothing_IsEmpty() => Assert.That(Plan([], []).IsEmpty, Is.True);
+
+    [Test]
+    public void Plan_Decoders_BoundFinetuningByTheTightest()
+    {
+        SequenceSnapshot tight = Decoding(2, 20) with { TpotTarget = Ms(20) };
+        StepPlan plan = Plan([Decoding(1, 20), tight], [Training(7, PositionsDone(0, of: 1_000))]);
+
+        Assert.That(plan.Budget, Is.EqualTo(Ms(20)));
+        Assert.That(plan.Forward.Single().Tokens, Is.EqualTo(98), "10 + 100 rows of 0.1 ms are 20 ms");
+    }
+
+    [Test]
+    public void Plan_SlackEarnedEarlier_MayBeSpentUpToItsBound([Values(1, 2, 3, 9)] int targetsAhead)
+    {
+        SequenceSnapshot ahead = Decoding(1, 50) with { TokensGenerated = targetsAhead, TpotTarget = Ms(12) };
+
+        Assert.That(Plan([ahead], []).Budget, Is.EqualTo(Ms(12) * Math.Min(targetsAhead, 4)));
+    }
+
+    [Test]
+    public void Plan_LateDecoder_TakesFinetuningToZero()
+    {
+        SequenceSnapshot late = Decoding(1, 50) with { FirstTokenTime = Ms(800) };
+
+        Assert.That(Plan([late], [Training(7, PositionsDone(0, of: 100))]).HasFinetuning, Is.False);
+    }
+
+    [Test]
+    public void Plan_Burst_TakesFinetuningToZeroInThatStep()
+    {
+        JobSnapshot[] jobs = [Training(7, PositionsDone(0, of: 500)), TrainingBackward(8, 3, 100, 100)];
+        SequenceSnapshot[] burst = [.. Enumerable.Range(2, 12).Select(i => Prompt(i, 400) with { TtftTarget = Ms(650) })];
+
+        Assert.That(Plan([Decoding(1, 50)], jobs).HasFinetuning, Is.True);
+        Assert.That(Plan([Decoding(1, 50), .. burst], jobs).HasFinetuning, Is.False);
+    }
+
+    [Test]
+    public void Plan_PromptWithTimeToSpare_LeavesRoomForFinetuning()
+    {
+        StepPlan plan = Plan([Prompt(1, 50) with { TtftTarget = Ms(60) }], [Training(7, PositionsDone(0, of: 1_000))]);
+
+        Assert.That(plan.Inference.Single().Tokens, Is.EqualTo(50));
+        Assert.That(plan.Budget, Is.EqualTo(Ms(60)));
+        Assert.That(plan.Forward.Single().Tokens, Is.EqualTo(206), "the rows that the batch has left");
+    }
+
+    [Test]
+    public void Plan_Idle_StaysWithinTheIdleStep()
+    {
+        StepPlan plan = Plan([], [TrainingBackward(7, 20, 5_000, 5_000)]);
+
+        Assert.That(plan.LatencyPredicted, Is.EqualTo(Limits.IdleStepMax));
+        Assert.That(plan.Backward.Sum(w => w.RowCount), Is.EqualTo(4_500));
+        Assert.That(plan.Backward.Max(w => w.RowCount), Is.EqualTo(512), "BackwardRowsMax");
+    }
+
+    [Test]
+    public void Plan_IdleAndModelTooCareful_DoesTheLeastWork()
+    {
+        LatencyModel slow = Latency with { Correction = 1_000.0 };
+
+        ForwardWindow forward = Plan([], [Training(7, PositionsDone(5, of: 9))], latency: slow).Forward.Single();
+        BackwardWindow backward = Plan([], [TrainingBackward(7, 3, 8, 9)], latency: slow).Backward.Single();
+        Assert.That(forward, Is.EqualTo(new ForwardWindow(new(7), 1)));
+        Assert.That(backward, Is.EqualTo(new BackwardWindow(new(7), 3, 7, 1)));
+        Assert.That(Plan([Decoding(1, 20)], [Training(7, PositionsDone(5, of: 9))], latency: slow).HasFinetuning, Is.False);
+    }
+
+    [Test]
+    public void Plan_BackwardItem_TakesNoLongerThanItsBound()
+    {
+        StepPlan plan = Plan([], [TrainingBackward(7, 3, 400, 400)], Limits with { BackwardItemTimeMax = Ms(2) });
+
+        Assert.That(plan.Backward.Take(5).Select(w => w.RowCount), Is.EqualTo(new[] { 100, 100, 100, 100, 100 }));
+        Assert.That(plan.Backward[4], Is.EqualTo(new BackwardWindow(new(7), 2, 300, 100)));
+    }
+
+    [Test]
+    public void Plan_TwoJobs_TheLeastServedPerWeightGoesFirst()
+    {
+        JobSnapshot a = Training(1, PositionsDone(0, of: 900)) with { ServedTokens = 100, Weight = 1.0 };
+        JobSnapshot b = Training(2, PositionsDone(0, of: 900)) with { ServedTokens = 150, Weight = 2.0 };
+
+        Assert.That(Plan([Decoding(1, 20)], [a, b]).Forward.Single().Id, Is.EqualTo(b.Id));
+        Assert.That(Plan([Decoding(1, 20)], [a, b with { Phase = JobPhase.Blocked }]).Forward.Single().Id, Is.EqualTo(a.Id));
+    }
+
+    [Test]
+    public void Plan_PrefillBesideDecoders_StaysWithinTheirTarget()
+    {
+        StepPlan plan = Plan([Decoding(1, 20) with { TpotTarget = Ms(20) }, Prompt(2, 200)], []);
+
+        Assert.That(plan.Inference[1].Tokens, Is.EqualTo(99));
+        Assert.That(Plan([Prompt(2, 200)], []).Inference[0].Tokens, Is.EqualTo(200), "nobody decodes");
+    }
+
+    [Test]
+    public void Plan_DecodersTakeAllTheTime_PromptsStillProgress()
+    {
+        StepPlan plan = Plan([Decoding(1, 20) with { TpotTarget = Ms(5) }, Prompt(2, 200), Prompt(3, 200)], []);
+
+        Assert.That(plan.Inference.Select(w => w.Tokens), Is.EqualTo(new[] { 1, Limits.PrefillChunkMin }));
+    }
+
+    [Test]
+    public void Plan_NotEnoughBlocks_PreemptsTheLowestPriorityThenTheMostSlack()
+    {
+        SequenceSnapshot[] full = [Decoding(1, 16), Decoding(2, 16), Decoding(3, 16), Decoding(4, 16)];
+        SequenceSnapshot[] slack = [full[0], full[1] with { TokensGenerated = 2 }, full[2], full[3]];
+        SequenceSnapshot[] priority = [full[0], slack[1], full[2] with { Priority = -1, ArrivalTime = Ms(0) }, full[3]];
+
+        Assert.That(Preempted(full), Is.EqualTo(new long[] { 3, 4 }), "the last in order");
+        Assert.That(Preempted(slack), Is.EqualTo(new long[] { 2, 4 }));
+        Assert.That(Preempted(priority), Is.EqualTo(new long[] { 2, 3 }));
+
+        // 4 blocks are held, none is free: two victims make room for the two others.
+        static IEnumerable<long> Preempted(SequenceSnapshot[] sequences)
+        {
+            StepPlan plan = Plan(sequences, [], totalBlocks: 4);
+            Assert.That(plan.Inference, Has.Length.EqualTo(2));
+            return plan.Preemptions.Select(id => id.Value).Order();
+        }
+    }
+
+    [Test]
+    public void Plan_NotEnoughBlocks_NeverPreemptsTheFirst()
+    {
+        SequenceSnapshot first = Decoding(1, 16) with { TokensGenerated = 9, ArrivalTime = Ms(0) };
+
+        Assert.That(Plan([first, Decoding(2, 16)], [], totalBlocks: 2).Preemptions, Is.EqualTo(new[] { new SequenceId(2) }));
+    }
+
+    [Test]
+    public void Plan_Admission_LeavesRoomForGrowth()
+    {
+        SequenceSnapshot[] sequences = [Decoding(1, 20) with { TokensMax = 200 }, Prompt(2, 30)];
+
+        // 1 may come to 21 + 64 tokens (6 blocks), 2 to 30 + 64 (6 blocks): 12.
+        Assert.That(Plan(sequences, [], totalBlocks: 13).Admissions, Has.Length.EqualTo(1));
+        Assert.That(Plan(sequences, [], Limits with { GrowthHorizon = 76 }, totalBlocks: 13).Admissions, Is.Empty);
+        StepPlan alone = Plan([sequences[1]], [], Limits with { GrowthHorizon = 999 }, totalBlocks: 13);
+        Assert.That(alone.Admissions, Has.Length.EqualTo(1));
+    }
+
+    [Test]
+    public void Plan_HeadThatDoesNotFit_IsPassedForAWhile()
+    {
+        SequenceSnapshot head = Prompt(2, 150) with { ArrivalTime = Ms(500), TokensMax = 150 };
+        SequenceSnapshot small = Prompt(3, 10) with { ArrivalTime = Ms(600), TokensMax = 16 };
+        SequenceSnapshot[] sequences = [Decoding(1, 20) with { ArrivalTime = Ms(0) }, head, small];
+
+        Assert.That(Plan(sequences, [], totalBlocks: 11).Admissions, Is.EqualTo(new[] { small.Id }));
+        Assert.That(Plan(sequences, [], Limits with { SkipAheadMax = 0 }, totalBlocks: 11).Admissions, Is.Empty);
+        Assert.That(Plan(sequences, [], Limits with { SkipAheadWaitMax = Ms(400) }, totalBlocks: 11).Admissions, Is.Empty);
+    }
+
+    [Test]
+    public void Plan_HigherPriority_GoesFirstUntilOthersAged()
+    {
+        SequenceSnapshot old = Prompt(1, 200) with { ArrivalTime = Ms(0) };
+        SequenceSnapshot urgent = Prompt(2, 200) with { ArrivalTime = Ms(900), Priority = 1 };
+
+        Assert.That(Plan([old, urgent], []).Inference[0].Id, Is.EqualTo(urgent.Id));
+        Assert.That(Plan([old, urgent], [], Limits with { AgeingPerPriority = Ms(800) }).Inference[0].Id, Is.EqualTo(old.Id));
+    }
+
+    [Test]
+    public void Plan_SequenceThatCanNeverFit_BreaksInvariant() =>
+        Assert.That(
+            () => Plan([Prompt(1, 50) with { TokensMax = 161 }], [], totalBlocks: 10), Throws.TypeOf<UnreachableException>());
+
+    [Test]
+    public void Plan_RandomSnapshots_KeepEveryProperty([Range(1, 20)] int seed)
+    {
+        var random = new SeededRandom((ulong)seed);
+        for (int i = 0; i < 40; i++)
+        {
+            (EngineSnapshot now, StepLimits limits, LatencyModel latency) = RandomCase(ref random);
+            StepPlan plan = HybridTokenScheduler.Plan(now, limits, latency);
+            string text = plan.ToString();
+
+            StepPlan alone = HybridTokenScheduler.Plan(now with { Jobs = [] }, limits, latency);
+            Assert.That(alone.Inference, Is.EqualTo(plan.Inference).AsCollection, "jobs change no inference");
+            Assert.That(alone.Preemptions, Is.EqualTo(plan.Preemptions).AsCollection);
+            Assert.That(alone.Admissions, Is.EqualTo(plan.Admissions).AsCollection);
+
+            SequenceSnapshot[] sequences = [.. now.Sequences];
+            JobSnapshot[] jobs = [.. now.Jobs];
+            random.Shuffle(sequences.AsSpan());
+            random.Shuffle(jobs.AsSpan());
+            EngineSnapshot other = now with { Sequences = [.. sequences], Jobs = [.. jobs] };
+            StepPlan shuffled = HybridTokenScheduler.Plan(other, limits, latency);
+            Assert.That(shuffled.ToString(), Is.EqualTo(text), "the order of the snapshot means nothing");
+
+            Assert.That(FaultOf(plan, now, limits, latency), Is.Null, text);
+        }
+    }
+
+    [Test]
+    public void FaultOf_PlanWithOneTokenLessOrMore_IsDetected()
+    {
+        var random = new SeededRandom(1);
+        int tried = 0;
+        for (int i = 0; i < 200; i++)
+        {
+            (EngineSnapshot now, StepLimits limits, LatencyModel latency) = RandomCase(ref random);
+            StepPlan plan = HybridTokenScheduler.Plan(now, limits, latency);
+            if (plan.Forward.IsEmpty || now.Sequences.IsEmpty || plan.Forward[0].Tokens == 1)
+            {
+                continue;
+            }
+
+            foreach (int change in new[] { -1, 1 })
+            {
+                ForwardWindow first = plan.Forward[0] with { Tokens = plan.Forward[0].Tokens + change };
+                StepPlan changed = plan with { Forward = [first, .. plan.Forward.Skip(1)] };
+                StepFeatures features = default;
+                features = plan.Inference.Aggregate(features, (f, w) => f.WithInference(w.ContextLength, w.Tokens));
+                features = changed.Forward.Aggregate(
+                    features, (f, w) => f.WithForward(now.Jobs.Single(j => j.Id == w.Id).PositionsDone, w.Tokens));
+                features = plan.Backward.Aggregate(features, (f, w) => f.WithBackward(w.RowStart, w.RowCount));
+                changed = changed with { Features = features, LatencyPredicted = latency.Predict(features) };
+                Assert.That(FaultOf(changed, now, limits, latency), Is.Not.Null);
+                tried++;
+            }
+        }
+
+        Assert.That(tried, Is.GreaterThan(20));
+    }
+
+    /// <summary>What is wrong with the finetuning part of a plan; null where it is feasible and maximal.</summary>
+    private static string? FaultOf(StepPlan plan, EngineSnapshot now, StepLimits limits, LatencyModel latency)
+    {
+        bool late = now.Sequences.Any(s => s.TpotSlack(now.Now) < TimeSpan.Zero);
+        bool least = now.Sequences.IsEmpty && plan.Features.ForwardRows + plan.Features.BackwardRows == 1;
+        if (plan.HasFinetuning && !least && (late || plan.LatencyPredicted > plan.Budget))
+        {
+            return "finetuning without slack";
+        }
+
+        int rows = plan.Features.InferenceRows + plan.Features.ForwardRows;
+        if (rows > limits.TokensPerStepMax)
+        {
+            return "too many rows";
+        }
+
+        foreach (JobSnapshot job in now.Jobs.Where(j => j.Phase != JobPhase.Blocked))
+        {
+            StepFeatures more;
+            if (job.Phase == JobPhase.Forward)
+            {
+                int tokens = plan.Forward.Where(w => w.Id == job.Id).Sum(w => w.Tokens);
+                if (tokens > job.ForwardTokensLeft)
+                {
+                    return "more tokens than the sample has";
+                }
+
+                more = plan.Features with
+                {
+                    ForwardWindows = plan.Features.ForwardWindows + (tokens == 0 ? 1 : 0),
+                    ForwardRows = plan.Features.ForwardRows + 1,
+                    ForwardContext = plan.Features.ForwardContext + job.PositionsDone + tokens + 1,
+                };
+                if (tokens == job.ForwardTokensLeft || rows == limits.TokensPerStepMax)
+                {
+                    continue;
+                }
+            }
+            else
+            {
+                BackwardWindow[] windows = [.. plan.Backward.Where(w => w.Id == job.Id)];
+                (int layer, int left) = (job.Layer, job.RowsLeft);
+                foreach (BackwardWindow window in windows)
+                {
+                    (layer, left) = left == 0 ? (layer - 1, job.SampleTokens) : (layer, left);
+                    bool onCursor = window.Layer == layer && window.RowStart + window.RowCount == left && window.RowStart >= 0;
+                    StepFeatures item = default(StepFeatures).WithBackward(window.RowStart, window.RowCount);
+                    TimeSpan time = latency.Predict(item) - latency.Predict(default) - TimeSpan.FromTicks(2);
+                    bool tooLong = window.RowCount > 1 && time > limits.BackwardItemTimeMax;
+                    if (!onCursor || tooLong || window.RowCount > limits.BackwardRowsMax)
+                    {
+                        return "a window off the cursor or too large";
+                    }
+
+                    left = window.RowStart;
+                }
+
+                (layer, left) = left == 0 ? (layer - 1, job.SampleTokens) : (layer, left);
+                if (layer < job.LowestLayer)
+                {
+                    continue;
+                }
+
+                more = plan.Features.WithBackward(left - 1, 1);
+            }
+
+            if (latency.Predict(more) <= plan.Budget)
+            {
+                return $"job {job.Id.Value} could do more";
+            }
+        }
+
+        return null;
+    }
+
+    private static (EngineSnapshot Now, StepLimits Limits, LatencyModel Latency) RandomCase(ref SeededRandom random)
+    {
+        const int Total = 300;
+        int free = Total;
+        TimeSpan now = TimeSpan.FromSeconds(10);
+        var sequences = new List<SequenceSnapshot>();
+        for (int i = random.Next(4) == 0 ? 0 : random.Next(20); i > 0; i--)
+        {
+            int prompt = random.Next(1, 300);
+            int generated = random.Next(50);
+            int total = prompt + generated;
+            int computed = random.Next(3) == 0 ? random.Next(total) : total - 1;
+            int blocks = ((computed + 15) / 16) + (random.Next(10) == 0 ? 1 : 0);
+            bool runs = random.Next(3) > 0 && blocks <= free;
+            free -= runs ? blocks : 0;
+            sequences.Add(new SequenceSnapshot
+            {
+                Id = new SequenceId(i),
+                Phase = runs ? SequencePhase.Running : SequencePhase.Waiting,
+                TokensTotal = total,
+                TokensComputed = runs ? computed : 0,
+                TokensMax = total + random.Next(200),
+                BlocksHeld = runs ? blocks : 0,
+                Priority = random.Next(3),
+                ArrivalTime = now - TimeSpan.FromSeconds(3.0 * random.NextDouble()),
+                FirstTokenTime = generated == 0 ? null : now - (Ms(30) * generated) + Ms(random.Next(-5, 300)),
+                TokensGenerated = generated,
+                TpotTarget = Ms(random.Next(28, 90)),
+                TtftTarget = Ms(random.Next(1_000, 20_000)),
+            });
+        }
+
+        var jobs = new List<JobSnapshot>();
+        for (int i = random.Next(4); i > 0; i--)
+        {
+            int sample = random.Next(1, 900);
+            jobs.Add(new JobSnapshot
+            {
+                Id = new JobId(i),
+                Weight = 0.5 + random.NextDouble(),
+                Phase = (JobPhase)random.Next(3),
+                ServedTokens = random.Next(1_000),
+                SampleTokens = sample,
+                PositionsDone = random.Next(sample),
+                Layer = random.Next(2, 6),
+                LowestLayer = random.Next(3),
+                RowsLeft = random.Next(1, sample + 1),
+            });
+        }
+
+        var snapshot = new EngineSnapshot
+        {
+            Now = now,
+            Sequences = [.. sequences],
+            Jobs = [.. jobs],
+            FreeBlocks = free,
+            TotalBlocks = Total,
+            TokensPerBlock = 16,
+        };
+        StepLimits limits = Limits with
+        {
+            TokensPerStepMax = random.Next(20, 600),
+            BackwardRowsMax = random.Next(1, 400),
+            BackwardItemTimeMax = Ms(random.Next(1, 20)),
+        };
+        LatencyModel latency = LatencyModel.Default with { Correction = 0.02 + (0.2 * random.NextDouble()) };
+        return (snapshot, limits, latency);
+    }
+
+    private static StepPlan Plan(
+        SequenceSnapshot[] sequences,
+        JobSnapshot[] jobs,
+        StepLimits? limits = null,
+        int totalBlocks = 500,
+        LatencyModel? latency = null)
+    {
+        var now = new EngineSnapshot
+        {
+            Now = Ms(1_000),
+            Sequences = [.. sequences],
+            Jobs = [.. jobs],
+            FreeBlocks = totalBlocks - sequences.Sum(s => s.BlocksHeld),
+            TotalBlocks = totalBlocks,
+            TokensPerBlock = 16,
+        };
+        return HybridTokenScheduler.Plan(now, limits ?? Limits, latency ?? Latency);
+    }
+
+    /// <summary>Generated its first token right now; target 50 ms.</summary>
+    private static SequenceSnapshot Decoding(long id, int context) => new()
+    {
+        Id = new SequenceId(id),
+        Phase = SequencePhase.Running,
+        TokensTotal = context + 1,
+        TokensComputed = context,
+        TokensMax = context + 10,
+        BlocksHeld = (context + 15) / 16,
+        ArrivalTime = Ms(id),
+        FirstTokenTime = Ms(1_000),
+        TokensGenerated = 1,
+        TpotTarget = Ms(50),
+        TtftTarget = Ms(1_000),
+    };
+
+    /// <summary>Waits since now.</summary>
+    private static SequenceSnapshot Prompt(long id, int tokens) => new()
+    {
+        Id = new SequenceId(id),
+        Phase = SequencePhase.Waiting,
+        TokensTotal = tokens,
+        TokensMax = tokens + 100,
+        ArrivalTime = Ms(1_000),
+        TpotTarget = Ms(50),
+        TtftTarget = Ms(1_000),
+    };
+
+    private static JobSnapshot Training(long id, JobSnapshot progress) =>
+        progress with { Id = new JobId(id), Phase = JobPhase.Forward };
+
+    private static JobSnapshot PositionsDone(int done, int of) =>
+        new() { Id = default, Weight = 1.0, Phase = JobPhase.Blocked, PositionsDone = done, SampleTokens = of };
+
+    private static JobSnapshot TrainingBackward(long id, int layer, int rowsLeft, int of) => new()
+    {
+        Id = new JobId(id),
+        Weight = 1.0,
+        Phase = JobPhase.Backward,
+        SampleTokens = of,
+        Layer = layer,
+        RowsLeft = rowsLeft,
+    };
+
+    private static TimeSpan Ms(double milliseconds) => TimeSpan.FromMilliseconds(milliseconds);
+}

@@ -1,0 +1,394 @@
+using System.Runtime.CompilerServices;
+using System.Text;
+using FlexLLM.Adapters;
+using FlexLLM.Backends;
+using FlexLLM.Engine;
+using FlexLLM.Execution;
+using FlexLLM.Finetuning;
+using FlexLLM.Formats;
+using FlexLLM.Models;
+using Microsoft.Extensions.Logging;
+
+namespace FlexLLM;
+
+/// <summary>What an engine has done and holds at one moment.</summary>
+public sealed record EngineStatistics
+{
+    /// <summary>Steps done.</summary>
+    public required long Steps { get; init; }
+
+    /// <summary>Steps with finetuning that took longer than the budget that the requests left.</summary>
+    public required long StepsOverBudget { get; init; }
+
+    /// <summary>Requests taken in.</summary>
+    public required long Requests { get; init; }
+
+    /// <summary>Requests that ended, cancelled ones not counted.</summary>
+    public required long RequestsFinished { get; init; }
+
+    /// <summary>Requests that ended within both latency targets.</summary>
+    public required long RequestsAttained { get; init; }
+
+    /// <summary>Requests in the engine now.</summary>
+    public required int RequestsActive { get; init; }
+
+    /// <summary>Requests that lost their KV blocks to others and were computed again.</summary>
+    public required long Preemptions { get; init; }
+
+    /// <summary>Tokens generated.</summary>
+    public required long TokensGenerated { get; init; }
+
+    /// <summary>Finetuning tokens whose forward pass is done.</summary>
+    public required long TokensTrained { get; init; }
+
+    /// <summary>Mean time to first token, waiting included.</summary>
+    public required TimeSpan MeanTimeToFirstToken { get; init; }
+
+    /// <summary>Mean time between the tokens of an answer.</summary>
+    public required TimeSpan MeanTimePerOutputToken { get; init; }
+
+    /// <summary>KV blocks that requests hold.</summary>
+    public required int KvBlocksHeld { get; init; }
+
+    /// <summary>KV blocks there are.</summary>
+    public required int KvBlocksTotal { get; init; }
+
+    /// <summary>Bytes on the device: weights, caches, activations, adapters, jobs.</summary>
+    public required long DeviceBytes { get; init; }
+}
+
+/// <summary>
+/// Serves a model and finetunes adapters on the same weights at the same time, in the caller's process. All members may be
+/// called from any thread. Dispose it to free the device: requests in flight then end with <see cref="ObjectDisposedException"/>,
+/// jobs as cancelled.
+/// </summary>
+public sealed class CoServingEngine : IAsyncDisposable
+{
+    private static readonly TimeSpan CalibrationTimeMax = TimeSpan.FromSeconds(1);
+    private const int ContextTokensDefault = 4096;
+    private const int ContextsCached = 4;
+
+    private readonly CoServingOptions _options;
+    private readonly IComputeBackend _backend;
+    private readonly LoadedModel _model;
+    private readonly EngineInbox _inbox;
+    private readonly EngineLoop _loop;
+    private readonly SamplingDefaults _samplingDefaults;
+    private readonly SemaphoreSlim _places;
+    private readonly TaskCompletionSource _ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private volatile bool _stopping;
+    private volatile Exception? _fault;
+    private int _disposed;
+
+    private CoServingEngine(string folder, CoServingOptions options, IComputeBackend backend, LoadedModel model, CheckpointFiles files)
+    {
+        ModelFolder = folder;
+        _options = options;
+        _backend = backend;
+        _model = model;
+        Config = model.Config;
+        Tokenizer = files.Tokenizer;
+        ChatTemplate = files.ChatTemplate;
+        _samplingDefaults = files.SamplingDefaults;
+        _inbox = new EngineInbox(options.InboxCapacity);
+        _places = new SemaphoreSlim(options.RequestsMax, options.RequestsMax);
+        int kvTokens = options.KvCacheTokens ?? (int)Math.Min((long)ContextsCached * model.PositionsMax, int.MaxValue / 2);
+        _loop = new EngineLoop(model, Tokenizer, options, _inbox, files.EosTokens, kvTokens);
+        Adapters = new AdapterManager(this);
+    }
+
+    /// <summary>Shape of the model.</summary>
+    public ModelConfig Config { get; }
+
+    /// <summary>The checkpoint's tokenizer, or null where it has none: prompts and examples must then be token ids.</summary>
+    public Tokenizer? Tokenizer { get; }
+
+    /// <summary>The checkpoint's chat template, or null where it has none that this library knows.</summary>
+    public ChatTemplate? ChatTemplate { get; }
+
+    /// <summary>Adapters that requests can name.</summary>
+    public AdapterManager Adapters { get; }
+
+    /// <summary>Longest sequence, prompt and answer, in tokens.</summary>
+    public int ContextTokensMax => _model.PositionsMax;
+
+    internal string ModelFolder { get; }
+
+    internal IComputeBackend Backend => _backend;
+
+    /// <summary>Loads a checkpoint in HuggingFace format and starts the engine.</summary>
+    /// <param name="folder">Folder with config.json, safetensors weights and, for text, tokenizer.json.</param>
+    /// <param name="options">Limits and targets, or null for the defaults.</param>
+    /// <param name="cancellationToken">Gives up loading.</param>
+    /// <exception cref="InvalidFileException">A file is missing or malformed; the error names file, field and fault.</exception>
+    /// <exception cref="ArgumentException">An option is out of its range.</exception>
+    public static async Task<CoServingEngine> LoadAsync(
+        string folder, CoServingOptions? options = null, CancellationToken cancellationToken = default)
+    {
+        ArgumentException.ThrowIfNullOrEmpty(folder);
+        options ??= new CoServingOptions();
+        options.Validate();
+        CoServingEngine engine = await Task.Run(() => Load(folder, options, cancellationToken), cancellationToken).ConfigureAwait(false);
+        engine.StartThread();
+        return engine;
+    }
+
+    /// <summary>Streams an answer. Leaving the loop or cancelling ends the request within a step.</summary>
+    /// <exception cref="RequestRejectedException">The request cannot be served: too long, unknown adapter, no tokenizer.</exception>
+    /// <exception cref="ArgumentException">A parameter is out of its range.</exception>
+    /// <exception cref="EngineFaultedException">The engine stopped with an error.</exception>
+    /// <exception cref="ObjectDisposedException">The engine was disposed.</exception>
+    public async IAsyncEnumerable<GeneratedToken> GenerateAsync(
+        GenerationRequest request, [EnumeratorCancellation] CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(request);
+        int[] prompt = Encode(request);
+        Validate(request, prompt);
+        await _places.WaitAsync(cancellationToken).ConfigureAwait(false);
+        InferenceSequence? sequence = null;
+        try
+        {
+            sequence = await CallAsync(loop => loop.Submit(request, prompt, request.Sampling, _samplingDefaults), cancellationToken)
+                .ConfigureAwait(false);
+            await foreach (GeneratedToken token in sequence.Stream.ReadAllAsync(cancellationToken).ConfigureAwait(false))
+            {
+                yield return token;
+            }
+        }
+        finally
+        {
+            sequence?.RequestCancel();
+            WakeLoop();
+            _places.Release();
+        }
+    }
+
+    /// <summary>Generates a whole answer.</summary>
+    /// <inheritdoc cref="GenerateAsync" path="/exception"/>
+    public async Task<GenerationResult> CompleteAsync(GenerationRequest request, CancellationToken cancellationToken = default)
+    {
+        var tokens = new List<int>();
+        var text = new StringBuilder();
+        GeneratedToken? last = null;
+        await foreach (GeneratedToken token in GenerateAsync(request, cancellationToken).ConfigureAwait(false))
+        {
+            last = token;
+            text.Append(token.Text);
+            if (token.TokenId >= 0)
+            {
+                tokens.Add(token.TokenId);
+            }
+        }
+
+        return new GenerationResult
+        {
+            Tokens = tokens,
+            Text = text.ToString(),
+            FinishReason = last?.FinishReason ?? throw new EngineFaultedException("The answer's stream ended without a reason.", null),
+            FinishDetail = last.FinishDetail,
+        };
+    }
+
+    /// <summary>Tokenises the dataset and starts a job, which takes the time that requests leave.</summary>
+    /// <exception cref="RequestRejectedException">The job does not fit the model, or nothing is left to train on.</exception>
+    /// <exception cref="InvalidFileException">A malformed dataset line or checkpoint.</exception>
+    public async Task<FinetuningJob> StartFinetuningAsync(FinetuningRequest request, CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(request);
+        request.Validate();
+        if (request.Lora is LoraConfig lora)
+        {
+            LoraAdapter.Validate(lora, Config);
+        }
+
+        int tokensMax = Math.Min(request.SampleTokensMax ?? ContextTokensMax, ContextTokensMax);
+        var builder = new SampleBuilder(Config, Tokenizer, ChatTemplate, tokensMax, request.RefuseBadSamples);
+        BuiltSamples samples = await Task.Run(() => builder.Build(request.Dataset, cancellationToken), cancellationToken).ConfigureAwait(false);
+        return await CallAsync(loop => loop.Jobs.Start(this, request, samples, loop.Now), cancellationToken).ConfigureAwait(false);
+    }
+
+    /// <summary>Counters and memory as of the last step.</summary>
+    public Task<EngineStatistics> GetStatisticsAsync(CancellationToken cancellationToken = default) =>
+        CallAsync(
+            loop => new EngineStatistics
+            {
+                Steps = loop.Counters.Steps,
+                StepsOverBudget = loop.Counters.StepsOverBudget,
+                Requests = loop.Counters.Requests,
+                RequestsFinished = loop.Counters.Finished,
+                RequestsAttained = loop.Counters.Attained,
+                RequestsActive = loop.SequenceCount,
+                Preemptions = loop.Counters.Preemptions,
+                TokensGenerated = loop.Counters.GeneratedTokens,
+                TokensTrained = loop.Jobs.TokensTrained,
+                MeanTimeToFirstToken = TimeSpan.FromSeconds(loop.Counters.MeanTtft),
+                MeanTimePerOutputToken = TimeSpan.FromSeconds(loop.Counters.MeanTpot),
+                KvBlocksHeld = loop.BlocksHeld,
+                KvBlocksTotal = loop.BlocksTotal,
+                DeviceBytes = _backend.AllocatedBytes,
+            },
+            cancellationToken);
+
+    /// <summary>Stops after the step in progress and frees the device.</summary>
+    public async ValueTask DisposeAsync()
+    {
+        if (Interlocked.Exchange(ref _disposed, 1) == 0)
+        {
+            _stopping = true;
+            _inbox.Wake();
+        }
+
+        await _ended.Task.ConfigureAwait(false);
+    }
+
+    /// <summary>Runs an action on the loop thread between two steps.</summary>
+    internal async Task<T> CallAsync<T>(Func<EngineLoop, T> action, CancellationToken cancellationToken)
+    {
+        var submission = new Submission<T>(action);
+        await _inbox.SubmitAsync(submission, cancellationToken).ConfigureAwait(false);
+        return await submission.Result.ConfigureAwait(false);
+    }
+
+    private static CoServingEngine Load(string folder, CoServingOptions options, CancellationToken cancellationToken)
+    {
+        if (!Directory.Exists(folder))
+        {
+            throw new InvalidFileException(folder, "folder", "does not exist");
+        }
+
+        ModelConfig config = ModelConfig.Load(folder);
+        CheckpointFiles files = CheckpointFiles.Load(folder, config);
+        int positions = options.ContextTokensMax ?? Math.Min(config.MaxPositions, ContextTokensDefault);
+        if (positions > config.MaxPositions)
+        {
+            throw new ArgumentOutOfRangeException(
+                nameof(options), positions, $"ContextTokensMax is above the checkpoint's {config.MaxPositions} positions.");
+        }
+
+        IComputeBackend backend = options.Device.CreateBackend();
+        LoadedModel? model = null;
+        CoServingEngine? engine = null;
+        try
+        {
+            using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(folder);
+            model = LoadedModel.Load(checkpoint, config, backend, options.WeightType, positions, cancellationToken);
+            engine = new CoServingEngine(folder, options, backend, model, files);
+            engine._loop.Calibrate(CalibrationTimeMax);
+            return engine;
+        }
+        catch
+        {
+            engine?._loop.Dispose();
+            model?.Dispose();
+            backend.Dispose();
+            throw;
+        }
+    }
+
+    private void StartThread() => new Thread(Run) { IsBackground = true, Name = "FlexLLM engine" }.Start();
+
+    // The loop thread. Whatever goes wrong in here ends the engine, and every waiter learns the cause.
+    private void Run()
+    {
+        Exception ending;
+        try
+        {
+            while (!_stopping)
+            {
+                if (!_loop.RunStep())
+                {
+                    _inbox.Wait();
+                }
+            }
+
+            ending = new ObjectDisposedException(nameof(CoServingEngine));
+        }
+#pragma warning disable CA1031 // Any exception at all must reach the waiters instead of ending the process.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            _fault = new EngineFaultedException("The engine stopped: " + e.Message, e);
+            ending = _fault;
+            _options.Logger.LogCritical(e, "The engine stopped.");
+        }
+
+        _inbox.Close(ending);
+        try
+        {
+            _loop.Stop(ending, _fault);
+        }
+#pragma warning disable CA1031 // After a fault the state may be broken; freeing the rest matters more.
+        catch (Exception e)
+#pragma warning restore CA1031
+        {
+            _options.Logger.LogError(e, "The engine's state could not be taken down in order.");
+        }
+
+        // After a fault everything stays readable until the caller disposes; memory is freed all the same.
+        _loop.Dispose();
+        _model.Dispose();
+        _backend.Dispose();
+        _ended.TrySetResult();
+    }
+
+    private void WakeLoop()
+    {
+        if (!_ended.Task.IsCompleted)
+        {
+            _inbox.Wake();
+        }
+    }
+
+    private int[] Encode(GenerationRequest request)
+    {
+        if (request.PromptTokens is not null)
+        {
+            return [.. request.PromptTokens];
+        }
+
+        if (Tokenizer is null)
+        {
+            throw new RequestRejectedException("The checkpoint has no tokenizer.json: give the prompt as token ids.");
+        }
+
+        if (request.Messages is null)
+        {
+            return Tokenizer.Encode(request.Prompt!);
+        }
+
+        return ChatTemplate is null
+            ? throw new RequestRejectedException("The checkpoint has no chat template that this library knows: give the prompt as text.")
+            : ChatTemplate.Encode(Tokenizer, request.Messages, addGenerationPrompt: true).Ids;
+    }
+
+    private void Validate(GenerationRequest request, int[] prompt)
+    {
+        ArgumentOutOfRangeException.ThrowIfLessThan(request.MaxTokens, 1);
+        request.Sampling.Validate();
+        request.Slo?.Validate();
+        _ = new StopSequences(request.StopSequences);
+        if (request.StopSequences.Count > 0 && Tokenizer is null)
+        {
+            throw new RequestRejectedException("The checkpoint has no tokenizer.json: stop sequences cannot be matched.");
+        }
+
+        if (prompt.Length == 0)
+        {
+            throw new RequestRejectedException("The prompt has no token.");
+        }
+
+        int bad = Array.FindIndex(prompt, id => (uint)id >= (uint)Config.VocabularySize);
+        if (bad >= 0)
+        {
+            throw new RequestRejectedException($"The prompt's token {bad} has id {prompt[bad]}, outside the vocabulary of {Config.VocabularySize}.");
+        }
+
+        foreach (int token in request.Sampling.LogitBias?.Keys ?? [])
+        {
+            if (token >= Config.VocabularySize)
+            {
+                throw new RequestRejectedException($"Sampling.LogitBias names token {token}, outside the vocabulary of {Config.VocabularySize}.");
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+using FlexLLM.Backends;
+using FlexLLM.Backends.Cpu;
+using Microsoft.Extensions.Logging;
+using Microsoft.Extensions.Logging.Abstractions;
+
+namespace FlexLLM;
+
+/// <summary>Latency that a request may expect; finetuning gets only the time that these targets leave.</summary>
+public sealed record ServiceLevelObjective
+{
+    /// <summary>Longest mean time between two tokens of one answer (TPOT).</summary>
+    /// <value>100 ms.</value>
+    public TimeSpan TimePerOutputToken { get; init; } = TimeSpan.FromMilliseconds(100);
+
+    /// <summary>Longest time from submission to the first token (TTFT), waiting included.</summary>
+    /// <value>2 s.</value>
+    public TimeSpan TimeToFirstToken { get; init; } = TimeSpan.FromSeconds(2);
+
+    internal void Validate()
+    {
+        ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(TimePerOutputToken, TimeSpan.Zero, nameof(TimePerOutputToken));
+        ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(TimeToFirstToken, TimeSpan.Zero, nameof(TimeToFirstToken));
+    }
+}
+
+/// <summary>Where an engine computes.</summary>
+public abstract class ComputeDevice
+{
+    /// <summary>The managed SIMD backend: no native dependency, bitwise deterministic.</summary>
+    /// <param name="threads">Threads that compute, or null for one a processor.</param>
+    public static ComputeDevice Cpu(int? threads = null)
+    {
+        ArgumentOutOfRangeException.ThrowIfLessThan(threads ?? 1, 1, nameof(threads));
+        return new CpuDevice(threads ?? Environment.ProcessorCount);
+    }
+
+    internal abstract IComputeBackend CreateBackend();
+
+    private sealed class CpuDevice(int threads) : ComputeDevice
+    {
+        internal override IComputeBackend CreateBackend() => new CpuBackend(threads);
+    }
+}
+
+/// <summary>Limits and targets of a <see cref="CoServingEngine"/>; checked when the engine is loaded.</summary>
+public sealed record CoServingOptions
+{
+    /// <summary>Latency targets of requests that name none of their own.</summary>
+    public ServiceLevelObjective Slo { get; init; } = new();
+
+    /// <summary>Where to compute.</summary>
+    /// <value>The managed CPU backend on all processors.</value>
+    public ComputeDevice Device { get; init; } = ComputeDevice.Cpu();
+
+    /// <summary>Type that matrices are held in: F32 or BF16, or null to keep what the checkpoint has (F16 is widened to F32).</summary>
+    public DType? WeightType { get; init; }
+
+    /// <summary>Longest sequence, prompt and answer, in tokens; at most the checkpoint's own limit, which null takes up to 4,096.</summary>
+    public int? ContextTokensMax { get; init; }
+
+    /// <summary>Size of the paged KV cache that all requests share, in tokens; rounded up to blocks of 16. Null: 4 full contexts.</summary>
+    public int? KvCacheTokens { get; init; }
+
+    /// <summary>Most rows, inference and finetuning together, in one step.</summary>
+    /// <value>256.</value>
+    public int TokensPerStepMax { get; init; } = 256;
+
+    /// <summary>Most requests that run at a time.</summary>
+    /// <value>32.</value>
+    public int SequencesMax { get; init; } = 32;
+
+    /// <summary>Most requests inside the engine, running and waiting; further callers wait for a place.</summary>
+    /// <value>1,024.</value>
+    public int RequestsMax { get; init; } = 1024;
+
+    /// <summary>Most finetuning jobs that are not finished.</summary>
+    /// <value>8.</value>
+    public int JobsMax { get; init; } = 8;
+
+    /// <summary>Most adapters loaded at a time.</summary>
+    /// <value>64.</value>
+    public int AdaptersMax { get; init; } = 64;
+
+    /// <summary>Messages that may wait for the loop; further callers wait.</summary>
+    /// <value>256.</value>
+    public int InboxCapacity { get; init; } = 256;
+
+    /// <summary>Longest finetuning in a step while no request is in the engine: what a new arrival may have to wait.</summary>
+    /// <value>100 ms.</value>
+    public TimeSpan IdleStepMax { get; init; } = TimeSpan.FromMilliseconds(100);
+
+    /// <summary>Seed from which requests without a seed of their own draw theirs.</summary>
+    public ulong Seed { get; init; }
+
+    /// <summary>The clock of all latencies; tests and simulations move it by hand.</summary>
+    public TimeProvider Clock { get; init; } = TimeProvider.System;
+
+    /// <summary>Receives events of jobs, adapters and faults.</summary>
+    public ILogger Logger { get; init; } = NullLogger.Instance;
+
+    internal void Validate()
+    {
+        ArgumentNullException.ThrowIfNull(Slo);
+        ArgumentNullException.ThrowIfNull(Device);
+        ArgumentNullException.ThrowIfNull(Clock);
+        ArgumentNullException.ThrowIfNull(Logger);
+        Slo.Validate();
+        if (WeightType is DType.F16)
+        {
+            throw new ArgumentOutOfRangeException(nameof(WeightType), WeightType, "Weights are held in F32 or BF16.");
+        }
+
+        ArgumentOutOfRangeException.ThrowIfLessThan(ContextTokensMax ?? 2, 2, nameof(ContextTokensMax));
+        ArgumentOutOfRangeException.ThrowIfLessThan(KvCacheTokens ?? 16, 16, nameof(KvCacheTokens));
+        ArgumentOutOfRangeException.ThrowIfLessThan(TokensPerStepMax, 1, nameof(TokensPerStepMax));
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(TokensPerStepMax, 8192, nameof(TokensPerStepMax));
+        ArgumentOutOfRangeException.ThrowIfLessThan(SequencesMax, 1, nameof(SequencesMax));
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(SequencesMax, TokensPerStepMax, nameof(SequencesMax));
+        ArgumentOutOfRangeException.ThrowIfLessThan(RequestsMax, 1, nameof(RequestsMax));
+        ArgumentOutOfRangeException.ThrowIfLessThan(JobsMax, 1, nameof(JobsMax));
+        ArgumentOutOfRangeException.ThrowIfLessThan(AdaptersMax, 1, nameof(AdaptersMax));
+        ArgumentOutOfRangeException.ThrowIfLessThan(InboxCapacity, 1, nameof(InboxCapacity));
+        ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(IdleStepMax, TimeSpan.Zero, nameof(IdleStepMax));
+    }
+}

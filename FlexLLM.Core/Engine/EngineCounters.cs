@@ -1,0 +1,83 @@
+using System.Diagnostics.Metrics;
+
+namespace FlexLLM.Engine;
+
+/// <summary>Counters of one loop. Written by the loop thread; others read single values, each of which is whole.</summary>
+internal sealed class EngineCounters
+{
+    private static readonly Meter Meter = new("FlexLLM");
+    private static readonly Histogram<double> TimeToFirstToken = Meter.CreateHistogram<double>("gen_ai.server.time_to_first_token", "s");
+    private static readonly Histogram<double> TimePerOutputToken = Meter.CreateHistogram<double>("gen_ai.server.time_per_output_token", "s");
+    private static readonly Histogram<double> RequestDuration = Meter.CreateHistogram<double>("gen_ai.server.request.duration", "s");
+
+    private long _attained;
+    private long _finished;
+    private double _tpotSeconds;
+    private double _ttftSeconds;
+    private long _firstTokens;
+    private long _laterTokens;
+
+    public long Steps { get; set; }
+
+    /// <summary>Steps with finetuning that took longer than their budget.</summary>
+    public long StepsOverBudget { get; set; }
+
+    public long Requests { get; set; }
+
+    public long Cancelled { get; set; }
+
+    public long Preemptions { get; set; }
+
+    /// <summary>Rows of prompts and decodes computed, recomputation after a preemption included.</summary>
+    public long PromptTokens { get; set; }
+
+    public long GeneratedTokens { get; private set; }
+
+    public long Finished => _finished;
+
+    /// <summary>Requests that ended within both of their latency targets.</summary>
+    public long Attained => _attained;
+
+    /// <summary>Mean TTFT in seconds.</summary>
+    public double MeanTtft => _firstTokens == 0 ? 0 : _ttftSeconds / _firstTokens;
+
+    /// <summary>Mean time in seconds between tokens, over all tokens but first ones.</summary>
+    public double MeanTpot => _laterTokens == 0 ? 0 : _tpotSeconds / _laterTokens;
+
+    /// <summary>A token of this sequence is about to be delivered.</summary>
+    public void Observe(InferenceSequence sequence, TimeSpan now)
+    {
+        GeneratedTokens++;
+        if (sequence.LastTokenTime is TimeSpan last)
+        {
+            _laterTokens++;
+            _tpotSeconds += (now - last).TotalSeconds;
+            return;
+        }
+
+        double ttft = (now - sequence.ArrivalTime).TotalSeconds;
+        _firstTokens++;
+        _ttftSeconds += ttft;
+        TimeToFirstToken.Record(ttft);
+    }
+
+    /// <summary>The sequence has ended.</summary>
+    public void Finish(InferenceSequence sequence, FinishReason reason, TimeSpan now)
+    {
+        _finished++;
+        RequestDuration.Record((now - sequence.ArrivalTime).TotalSeconds);
+        if (reason == FinishReason.Error || sequence.FirstTokenTime is not TimeSpan first)
+        {
+            return;
+        }
+
+        double tpot = sequence.Generated > 1 ? (now - first).TotalSeconds / (sequence.Generated - 1) : 0;
+        if (sequence.Generated > 1)
+        {
+            TimePerOutputToken.Record(tpot);
+        }
+
+        bool ttftMet = first - sequence.ArrivalTime <= sequence.Slo.TimeToFirstToken;
+        _attained += ttftMet && tpot <= sequence.Slo.TimePerOutputToken.TotalSeconds ? 1 : 0;
+    }
+}

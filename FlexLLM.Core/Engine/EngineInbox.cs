@@ -1,0 +1,90 @@
+using System.Diagnostics.CodeAnalysis;
+using System.Threading.Channels;
+
+namespace FlexLLM.Engine;
+
+/// <summary>Something that another thread wants of the loop thread.</summary>
+internal abstract class Submission
+{
+    /// <summary>Runs on the loop thread between two steps. Errors of the caller go back to the caller.</summary>
+    public abstract void Execute(EngineLoop loop);
+
+    /// <summary>The engine will not execute this any more.</summary>
+    public abstract void Fail(Exception cause);
+}
+
+/// <summary>A submission whose caller awaits a result.</summary>
+internal sealed class Submission<T>(Func<EngineLoop, T> action) : Submission
+{
+    private readonly TaskCompletionSource<T> _result = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+    public Task<T> Result => _result.Task;
+
+    public override void Execute(EngineLoop loop)
+    {
+        try
+        {
+            _result.TrySetResult(action(loop));
+        }
+        catch (Exception e) when (e is FlexLlmException or ArgumentException or IOException)
+        {
+            // The caller's mistake or the caller's disk: it costs nobody else anything.
+            _result.TrySetException(e);
+        }
+        catch (Exception e)
+        {
+            _result.TrySetException(new EngineFaultedException("The engine stopped while it served this call.", e));
+            throw;
+        }
+    }
+
+    public override void Fail(Exception cause) => _result.TrySetException(cause);
+}
+
+/// <summary>The one door to the loop thread: bounded, many writers, one reader. A full inbox makes callers wait.</summary>
+internal sealed class EngineInbox(int capacity) : IDisposable
+{
+    private readonly Channel<Submission> _channel = Channel.CreateBounded<Submission>(
+        new BoundedChannelOptions(capacity) { SingleReader = true, FullMode = BoundedChannelFullMode.Wait });
+
+    private readonly ManualResetEventSlim _wake = new(false);
+
+    /// <summary>Queues a submission. Throws the cause once the inbox is closed.</summary>
+    public async ValueTask SubmitAsync(Submission item, CancellationToken cancellationToken)
+    {
+        try
+        {
+            await _channel.Writer.WriteAsync(item, cancellationToken).ConfigureAwait(false);
+        }
+        catch (ChannelClosedException e) when (e.InnerException is not null)
+        {
+            throw e.InnerException;
+        }
+
+        Wake();
+    }
+
+    public bool TryTake([NotNullWhen(true)] out Submission? item) => _channel.Reader.TryRead(out item);
+
+    /// <summary>Lets a waiting loop look around: a message came, a request was cancelled, the engine stops.</summary>
+    public void Wake() => _wake.Set();
+
+    /// <summary>Blocks the loop thread until somebody wakes it.</summary>
+    public void Wait()
+    {
+        _wake.Wait();
+        _wake.Reset();
+    }
+
+    /// <summary>No more messages: waiting and later callers get the cause.</summary>
+    public void Close(Exception cause)
+    {
+        _channel.Writer.TryComplete(cause);
+        while (_channel.Reader.TryRead(out Submission? item))
+        {
+            item.Fail(cause);
+        }
+    }
+
+    public void Dispose() => _wake.Dispose();
+}

@@ -1,0 +1,381 @@
+using System.Collections.Immutable;
+using System.Runtime.InteropServices;
+using FlexLLM.Adapters;
+using FlexLLM.Backends;
+using FlexLLM.Execution;
+using FlexLLM.KvCache;
+using FlexLLM.Models;
+using FlexLLM.Primitives;
+using FlexLLM.Scheduling;
+using FlexLLM.Tokenization;
+
+namespace FlexLLM.Engine;
+
+/// <summary>
+/// One step after another: take what callers want, take a snapshot, plan, run one batch of inference and finetuning rows, commit,
+/// run backward items, learn the step's latency. Owns all mutable state of an engine; one thread at a time, whichever it is
+/// (the engine's own, or a simulation's).
+/// </summary>
+internal sealed class EngineLoop : IDisposable
+{
+    private readonly LoadedModel _model;
+    private readonly Tokenizer? _tokenizer;
+    private readonly CoServingOptions _options;
+    private readonly EngineInbox _inbox;
+    private readonly TimeProvider _clock;
+    private readonly long _start;
+    private readonly StepLimits _limits;
+    private readonly DeviceKvCache _cache;
+    private readonly BlockPool _blocks;
+    private readonly ForwardPass _forward;
+    private readonly BackwardPass _backward;
+    private readonly TokenBatch _batch;
+    private readonly Sampler _sampler;
+    private readonly float[] _logits;
+    private readonly HashSet<int> _eos;
+
+    // In order of arrival; a preempted sequence keeps its place.
+    private readonly SortedDictionary<long, InferenceSequence> _sequences = [];
+    private long _nextId = 1;
+
+    public EngineLoop(
+        LoadedModel model, Tokenizer? tokenizer, CoServingOptions options, EngineInbox inbox, IEnumerable<int> eosTokens, int kvTokens)
+    {
+        _model = model;
+        _tokenizer = tokenizer;
+        _options = options;
+        _inbox = inbox;
+        _clock = options.Clock;
+        _start = _clock.GetTimestamp();
+        _limits = new StepLimits
+        {
+            TokensPerStepMax = options.TokensPerStepMax,
+            SequencesMax = options.SequencesMax,
+            BackwardRowsMax = options.TokensPerStepMax,
+            IdleStepMax = options.IdleStepMax,
+        };
+        _limits.Validate();
+        ModelConfig config = model.Config;
+        _blocks = new BlockPool(BlockTable.BlocksFor(kvTokens));
+        _cache = model.Backend.CreateKvCache(config.LayerCount, _blocks.BlocksTotal, config.KeyValueHeads, config.HeadDim);
+        _forward = new ForwardPass(model, options.TokensPerStepMax);
+        _backward = new BackwardPass(model, options.TokensPerStepMax);
+        _batch = new TokenBatch(options.TokensPerStepMax);
+        _sampler = new Sampler(config.VocabularySize);
+        _logits = new float[config.VocabularySize];
+        _eos = [.. eosTokens];
+        Adapters = new AdapterStore(options.AdaptersMax);
+        Jobs = new JobTable(model, Adapters, _backward, options, options.Logger);
+    }
+
+    public LoadedModel Model => _model;
+
+    public AdapterStore Adapters { get; }
+
+    public JobTable Jobs { get; }
+
+    public LatencyModel Latency { get; private set; } = LatencyModel.Default;
+
+    /// <summary>Counters that statistics read.</summary>
+    public EngineCounters Counters { get; } = new();
+
+    /// <summary>What the last step did; tests and simulations look at it.</summary>
+    public StepPlan? LastPlan { get; private set; }
+
+    /// <summary>Time since the loop was made.</summary>
+    public TimeSpan Now => _clock.GetElapsedTime(_start);
+
+    public int KvTokensMax => _blocks.BlocksTotal * DeviceKvCache.TokensPerBlock;
+
+    public int BlocksHeld => _blocks.BlocksHeld;
+
+    public int BlocksTotal => _blocks.BlocksTotal;
+
+    public int SequenceCount => _sequences.Count;
+
+    public int RunningCount => _sequences.Values.Count(s => s.Phase == SequencePhase.Running);
+
+    /// <summary>Does one step. False when there was nothing to do: wait for the inbox.</summary>
+    public bool RunStep()
+    {
+        while (_inbox.TryTake(out Submission? submission))
+        {
+            submission.Execute(this);
+        }
+
+        DropCancelled();
+        if (_sequences.Count == 0 && !Jobs.HasWork)
+        {
+            return false;
+        }
+
+        StepPlan plan = HybridTokenScheduler.Plan(TakeSnapshot(), _limits, Latency);
+        LastPlan = plan;
+        Check.That(!plan.IsEmpty, "a step with work plans some of it");
+        long begun = _clock.GetTimestamp();
+        Apply(plan);
+        RunBatch(plan);
+        foreach (BackwardWindow window in plan.Backward)
+        {
+            Jobs.RunBackward(window, Now);
+        }
+
+        TimeSpan elapsed = _clock.GetElapsedTime(begun);
+        Latency = Latency.Observe(plan.Features, elapsed);
+        Counters.Steps++;
+        Counters.StepsOverBudget += plan.HasFinetuning && elapsed > plan.Budget ? 1 : 0;
+        return true;
+    }
+
+    /// <summary>
+    /// Measures a few steps of throw-away tokens, so that the first real ones are planned from this machine's speed. Ends
+    /// early when it has taken the given time.
+    /// </summary>
+    public void Calibrate(TimeSpan timeMax)
+    {
+        Check.That(_sequences.Count == 0);
+        long begun = _clock.GetTimestamp();
+        var measured = new List<(StepFeatures, TimeSpan)>();
+        int rowsMax = Math.Min(Math.Min(128, _limits.TokensPerStepMax), Math.Min(KvTokensMax, _model.PositionsMax));
+        int[] ids = new int[rowsMax];
+        foreach (int rows in (int[])[1, 1, 1, 4, 16, 16, 64, 128])
+        {
+            if (rows > rowsMax || _clock.GetElapsedTime(begun) > timeMax)
+            {
+                break;
+            }
+
+            var table = new BlockTable();
+            Check.That(table.EnsureCapacity(rows, _blocks));
+            _batch.Clear();
+            _batch.AddInference(ids.AsSpan(0, rows), 0, _cache, table.Blocks, adapter: null, sampled: 1);
+            long stepBegun = _clock.GetTimestamp();
+            _forward.Run(_batch);
+            measured.Add((default(StepFeatures).WithInference(0, rows), _clock.GetElapsedTime(stepBegun)));
+            table.Release(_blocks);
+        }
+
+        // The first run touches every weight and buffer for the first time and says nothing about the next.
+        if (measured.Count > 2)
+        {
+            Latency = LatencyModel.FromCalibration(measured[1..]);
+        }
+    }
+
+    /// <summary>Takes a request in, or refuses it. Tokens and parameters were checked by the caller; names are resolved here.</summary>
+    public InferenceSequence Submit(GenerationRequest request, int[] prompt, SamplingOptions sampling, in SamplingDefaults defaults)
+    {
+        int tokensMax = Math.Min(prompt.Length + request.MaxTokens, Math.Min(_model.PositionsMax, KvTokensMax));
+        if (prompt.Length >= tokensMax)
+        {
+            throw new RequestRejectedException(
+                $"The prompt has {prompt.Length} tokens; with room for an answer at most {tokensMax - 1} fit " +
+                $"(context {_model.PositionsMax}, KV cache {KvTokensMax} tokens).");
+        }
+
+        AdapterVersion? adapter = request.Adapter is null ? null : Adapters.Get(request.Adapter).Acquire();
+        var id = new SequenceId(_nextId++);
+
+        // A seed of the request's own makes its answer independent of what came before it.
+        SamplingParameters parameters = sampling.Resolve(defaults, _options.Seed + (0x9E3779B97F4A7C15 * (ulong)id.Value));
+        var history = new TokenHistory(parameters.CountsTokens);
+        history.AddPrompt(prompt);
+        var sequence = new InferenceSequence
+        {
+            Id = id,
+            Tokens = [.. prompt],
+            PromptLength = prompt.Length,
+            TokensMax = tokensMax,
+            Sampling = parameters,
+            History = history,
+            Stops = new StopMatcher(new StopSequences(request.StopSequences)),
+            Decoder = _tokenizer is null ? null : new StreamingDecoder(_tokenizer, skipSpecialTokens: true),
+            IgnoreEos = request.IgnoreEos,
+            Priority = request.Priority,
+            Slo = request.Slo ?? _options.Slo,
+            ArrivalTime = Now,
+            Adapter = adapter,
+        };
+        _sequences.Add(id.Value, sequence);
+        Counters.Requests++;
+        return sequence;
+    }
+
+    /// <summary>Ends everything: waiting callers get the cause. Device memory is freed by <see cref="Dispose"/>.</summary>
+    public void Stop(Exception streams, Exception? jobs)
+    {
+        foreach (InferenceSequence sequence in _sequences.Values.ToArray())
+        {
+            Remove(sequence);
+            sequence.CloseStream(streams);
+        }
+
+        Jobs.EndAll(jobs);
+        Check.That(_blocks.BlocksHeld == 0);
+    }
+
+    public void Dispose()
+    {
+        Jobs.Dispose();
+        Adapters.Dispose();
+        _forward.Dispose();
+        _backward.Dispose();
+        _cache.Dispose();
+    }
+
+    private void DropCancelled()
+    {
+        foreach (InferenceSequence sequence in _sequences.Values.Where(s => s.CancelRequested).ToArray())
+        {
+            Remove(sequence);
+            sequence.CloseStream();
+            Counters.Cancelled++;
+        }
+    }
+
+    private EngineSnapshot TakeSnapshot()
+    {
+        var sequences = ImmutableArray.CreateBuilder<SequenceSnapshot>(_sequences.Count);
+        foreach (InferenceSequence sequence in _sequences.Values)
+        {
+            sequences.Add(sequence.Snapshot());
+        }
+
+        return new EngineSnapshot
+        {
+            Now = Now,
+            Sequences = sequences.MoveToImmutable(),
+            Jobs = Jobs.Snapshot(),
+            FreeBlocks = _blocks.BlocksFree,
+            TotalBlocks = _blocks.BlocksTotal,
+            TokensPerBlock = DeviceKvCache.TokensPerBlock,
+        };
+    }
+
+    private void Apply(StepPlan plan)
+    {
+        foreach (SequenceId id in plan.Preemptions)
+        {
+            InferenceSequence sequence = _sequences[id.Value];
+            sequence.Blocks.Release(_blocks);
+            sequence.Phase = SequencePhase.Waiting;
+            sequence.Computed = 0;
+            Counters.Preemptions++;
+        }
+
+        foreach (SequenceId id in plan.Admissions)
+        {
+            Check.That(_sequences[id.Value].Phase == SequencePhase.Waiting);
+            _sequences[id.Value].Phase = SequencePhase.Running;
+        }
+    }
+
+    private void RunBatch(StepPlan plan)
+    {
+        _batch.Clear();
+        foreach (InferenceWork work in plan.Inference)
+        {
+            InferenceSequence sequence = _sequences[work.Id.Value];
+            int end = work.ContextLength + work.Tokens;
+            Check.That(sequence.Computed == work.ContextLength && end <= sequence.Tokens.Count);
+            Check.That(sequence.Blocks.EnsureCapacity(end, _blocks), "the plan admits only what the pool holds");
+            _batch.AddInference(
+                CollectionsMarshal.AsSpan(sequence.Tokens).Slice(work.ContextLength, work.Tokens), work.ContextLength, _cache,
+                sequence.Blocks.Blocks, sequence.Adapter?.Weights, sampled: end == sequence.Tokens.Count ? 1 : 0);
+        }
+
+        foreach (ForwardWindow window in plan.Forward)
+        {
+            Jobs.AddWindow(window, _batch);
+        }
+
+        if (_batch.Rows == 0)
+        {
+            return;
+        }
+
+        TensorSlice logits = _forward.Run(_batch);
+        int sampled = 0;
+        foreach (InferenceWork work in plan.Inference)
+        {
+            InferenceSequence sequence = _sequences[work.Id.Value];
+            sequence.Computed += work.Tokens;
+            Counters.PromptTokens += work.Tokens;
+            if (sequence.Computed == sequence.Tokens.Count)
+            {
+                _model.Backend.Download(logits.Slice(sampled++, 1), _logits);
+                Commit(sequence, _sampler.Sample(_logits, sequence.Sampling, sequence.History));
+            }
+        }
+
+        foreach (ForwardWindow window in plan.Forward)
+        {
+            Jobs.CompleteWindow(window);
+        }
+    }
+
+    // Appends the token, delivers what became text, and ends the sequence where it must end.
+    private void Commit(InferenceSequence sequence, SampledToken token)
+    {
+        TimeSpan now = Now;
+        if (token.Fault != SamplingFault.None)
+        {
+            string detail = token.Fault == SamplingFault.NotFinite
+                ? "The model's logits are not finite."
+                : "The request's logit bias forbids every token.";
+            Finish(sequence, new GeneratedToken { TokenId = -1, Text = string.Empty, FinishReason = FinishReason.Error, FinishDetail = detail });
+            return;
+        }
+
+        sequence.Tokens.Add(token.TokenId);
+        sequence.History.AddGenerated(token.TokenId);
+        Counters.Observe(sequence, now);
+        sequence.FirstTokenTime ??= now;
+        sequence.LastTokenTime = now;
+
+        bool eos = !sequence.IgnoreEos && _eos.Contains(token.TokenId);
+
+        // The end of the sequence has no text, nor has a row of the head that pads the vocabulary.
+        bool hasText = !eos && _tokenizer is not null && _tokenizer.Contains(token.TokenId);
+        string text = hasText ? sequence.Stops.Append(sequence.Decoder!.Append(token.TokenId)) : string.Empty;
+        bool full = sequence.Tokens.Count >= sequence.TokensMax;
+        FinishReason? reason = eos || sequence.Stops.Stopped ? FinishReason.Stop : full ? FinishReason.Length : null;
+        if (reason is not null && !sequence.Stops.Stopped)
+        {
+            text += sequence.Stops.Append(sequence.Decoder?.Flush() ?? string.Empty);
+            text += sequence.Stops.Stopped ? string.Empty : sequence.Stops.Flush();
+        }
+
+        var item = new GeneratedToken
+        {
+            TokenId = token.TokenId,
+            Text = text,
+            LogProb = token.LogProb,
+            TopLogProbs = token.Alternatives ?? [],
+            FinishReason = reason,
+        };
+        if (reason is null)
+        {
+            sequence.Deliver(item);
+        }
+        else
+        {
+            Finish(sequence, item);
+        }
+    }
+
+    private void Finish(InferenceSequence sequence, GeneratedToken last)
+    {
+        Remove(sequence);
+        Counters.Finish(sequence, last.FinishReason!.Value, Now);
+        sequence.Deliver(last);
+        sequence.CloseStream();
+    }
+
+    private void Remove(InferenceSequence sequence)
+    {
+        _sequences.Remove(sequence.Id.Value);
+        sequence.Blocks.Release(_blocks);
+        sequence.Adapter?.Release();
+    }
+}

@@ -1,0 +1,310 @@
+using System.Collections.Immutable;
+using System.Globalization;
+using FlexLLM.Adapters;
+using FlexLLM.Execution;
+using FlexLLM.Finetuning;
+using FlexLLM.Models;
+using FlexLLM.Primitives;
+using FlexLLM.Scheduling;
+using Microsoft.Extensions.Logging;
+
+namespace FlexLLM.Engine;
+
+/// <summary>The finetuning jobs of an engine: their order, their work in a step, their ends. Loop thread only.</summary>
+internal sealed class JobTable(LoadedModel model, AdapterStore adapters, BackwardPass backward, CoServingOptions options, ILogger logger)
+    : IDisposable
+{
+    private readonly SortedDictionary<long, Entry> _jobs = [];
+    private long _nextId = 1;
+
+    /// <summary>True when a job could work in the next step.</summary>
+    public bool HasWork => _jobs.Values.Any(j => !j.Paused);
+
+    /// <summary>Jobs that are not finished.</summary>
+    public int Count => _jobs.Count;
+
+    /// <summary>Tokens that went through a forward pass of any job, each counted once a pass.</summary>
+    public long TokensTrained { get; private set; }
+
+    /// <summary>Starts a job on samples that were tokenised before.</summary>
+    public FinetuningJob Start(CoServingEngine engine, FinetuningRequest request, BuiltSamples samples, TimeSpan now)
+    {
+        if (_jobs.Count >= options.JobsMax)
+        {
+            throw new RequestRejectedException($"{options.JobsMax} finetuning jobs are running (JobsMax); wait for one to end or cancel it.");
+        }
+
+        if (_jobs.Values.Any(j => j.Request.Adapter == request.Adapter))
+        {
+            throw new RequestRejectedException($"Adapter '{request.Adapter}' is being trained already.");
+        }
+
+        LoraAdapter master = CreateMaster(request);
+        TrainingRun run;
+        try
+        {
+            run = new TrainingRun(model, master, new TrainingPlan
+            {
+                Samples = samples.Samples,
+                Epochs = request.Epochs,
+                GradientAccumulation = request.GradientAccumulation,
+                ShuffleSeed = request.ShuffleSeed,
+                Optimizer = request.Optimizer,
+            });
+        }
+        catch
+        {
+            master.Dispose();
+            throw;
+        }
+
+        try
+        {
+            if (request.ResumeFrom is string folder)
+            {
+                JobCheckpoint.Restore(folder, run, model.Backend, Parameters(request, samples.Samples.Count));
+            }
+
+            Publish(request.Adapter, run);
+        }
+        catch
+        {
+            run.Dispose();
+            throw;
+        }
+
+        var id = new JobId(_nextId++);
+        var entry = new Entry(request, run, now, samples.Samples.Count);
+        var job = new FinetuningJob(
+            engine, id, request.Adapter, samples.Samples.Count, samples.Skipped, ProgressOf(entry, FinetuningStatus.Running, now));
+        entry.Handle = job;
+        _jobs.Add(id.Value, entry);
+        logger.LogInformation("Finetuning of '{Adapter}' started: {Samples} samples, {Steps} steps.", request.Adapter, job.Samples, run.Cursor.Steps);
+        if (run.Cursor.Phase == TrainingPhase.Done)
+        {
+            Complete(id.Value, entry, now);
+        }
+
+        return job;
+    }
+
+    public ImmutableArray<JobSnapshot> Snapshot()
+    {
+        var snapshots = ImmutableArray.CreateBuilder<JobSnapshot>(_jobs.Count);
+        foreach ((long id, Entry entry) in _jobs)
+        {
+            TrainingCursor cursor = entry.Run.Cursor;
+            bool forward = cursor.Phase == TrainingPhase.Forward;
+            snapshots.Add(new JobSnapshot
+            {
+                Id = new JobId(id),
+                Weight = entry.Request.Weight,
+                Phase = entry.Paused ? JobPhase.Blocked : forward ? JobPhase.Forward : JobPhase.Backward,
+                ServedTokens = entry.Served,
+                SampleTokens = cursor.Sample.Ids.Length,
+                PositionsDone = cursor.PositionsDone,
+                Layer = cursor.Layer,
+                LowestLayer = cursor.LowestLayer,
+                RowsLeft = cursor.RowsLeft,
+            });
+        }
+
+        return snapshots.MoveToImmutable();
+    }
+
+    public void AddWindow(ForwardWindow window, TokenBatch batch) => _jobs[window.Id.Value].Run.AddForwardWindow(batch, window.Tokens);
+
+    public void CompleteWindow(ForwardWindow window)
+    {
+        Entry entry = _jobs[window.Id.Value];
+        entry.Run.CompleteForward(window.Tokens);
+        entry.Served += window.Tokens;
+        TokensTrained += window.Tokens;
+    }
+
+    /// <summary>Runs one backward item, and the optimizer where it completes a group.</summary>
+    public void RunBackward(BackwardWindow window, TimeSpan now)
+    {
+        Entry entry = _jobs[window.Id.Value];
+        TrainingRun run = entry.Run;
+        Check.That(run.Cursor.Layer == window.Layer && run.Cursor.RowsLeft == window.RowStart + window.RowCount);
+
+        // A layer of a window weighs its share of the sample's forward pass, so that both halves count alike between jobs.
+        entry.Served += Math.Max(1, window.RowCount / Math.Max(1, model.Config.LayerCount));
+        if (!run.RunBackward(backward, window.RowCount))
+        {
+            return;
+        }
+
+        run.Step();
+        if (!double.IsFinite(run.LastLoss))
+        {
+            End(window.Id.Value, entry, FinetuningStatus.Failed, now, new FlexLlmException(
+                $"The loss of step {run.Cursor.Step} is {run.LastLoss}: the learning rate is too high, or the data overflow the model."));
+            return;
+        }
+
+        try
+        {
+            if (run.Cursor.Phase == TrainingPhase.Done)
+            {
+                Complete(window.Id.Value, entry, now);
+                return;
+            }
+
+            if (entry.Request.PublishEverySteps is int every && run.Cursor.Step % every == 0)
+            {
+                Publish(entry.Request.Adapter, run);
+            }
+        }
+        catch (RequestRejectedException e)
+        {
+            // The name was unloaded meanwhile and the store is full: the job's own bad luck, nobody else's.
+            End(window.Id.Value, entry, FinetuningStatus.Failed, now, e);
+            return;
+        }
+
+        entry.Handle!.Report(ProgressOf(entry, FinetuningStatus.Running, now));
+    }
+
+    public bool SetPaused(JobId id, bool paused)
+    {
+        Entry entry = Find(id);
+        entry.Paused = paused;
+        entry.Handle!.Report(entry.Handle.Latest with { Status = paused ? FinetuningStatus.Paused : FinetuningStatus.Running });
+        return true;
+    }
+
+    /// <summary>Ends a job; one that has ended already is left as it is.</summary>
+    public bool Cancel(JobId id)
+    {
+        if (_jobs.TryGetValue(id.Value, out Entry? entry))
+        {
+            End(id.Value, entry, FinetuningStatus.Cancelled, entry.Started, error: null);
+        }
+
+        return true;
+    }
+
+    public bool PublishNow(JobId id)
+    {
+        Entry entry = Find(id);
+        Publish(entry.Request.Adapter, entry.Run);
+        return true;
+    }
+
+    public JobCheckpoint Capture(JobId id)
+    {
+        Entry entry = Find(id);
+        return JobCheckpoint.Capture(entry.Run, model.Backend, Parameters(entry.Request, entry.Samples));
+    }
+
+    /// <summary>Device bytes that jobs hold.</summary>
+    public long Bytes => _jobs.Values.Sum(j => j.Run.MemoryByCategory().Sum(m => m.Bytes));
+
+    /// <summary>Ends every job: with the cause of a fault, or as cancelled.</summary>
+    public void EndAll(Exception? cause)
+    {
+        foreach ((long id, Entry entry) in _jobs.ToArray())
+        {
+            End(id, entry, cause is null ? FinetuningStatus.Cancelled : FinetuningStatus.Failed, entry.Started, cause);
+        }
+    }
+
+    public void Dispose() => EndAll(cause: null);
+
+    private Entry Find(JobId id) => _jobs.TryGetValue(id.Value, out Entry? entry)
+        ? entry
+        : throw new RequestRejectedException("The finetuning job has ended.");
+
+    // Resumed weights, else an existing adapter's, else fresh ones.
+    private LoraAdapter CreateMaster(FinetuningRequest request)
+    {
+        if (request.ResumeFrom is string folder)
+        {
+            return PeftFolder.Load(folder, model);
+        }
+
+        if (!adapters.Contains(request.Adapter))
+        {
+            var fresh = new LoraAdapter(model.Backend, model.Config, request.Lora ?? new LoraConfig());
+            fresh.InitializeRandom(model.Backend, request.InitializationSeed);
+            return fresh;
+        }
+
+        LoraAdapter existing = adapters.Get(request.Adapter).Weights;
+        if (request.Lora is LoraConfig lora && (lora.Rank != existing.Config.Rank || lora.Scale != existing.Scale ||
+            !LoraAdapter.Validate(lora, model.Config).SequenceEqual(existing.Modules)))
+        {
+            throw new RequestRejectedException(
+                $"Adapter '{request.Adapter}' exists with rank {existing.Config.Rank} and modules {string.Join(", ", existing.Config.TargetModules)}; " +
+                "leave FinetuningRequest.Lora null to train it further, or choose another name.");
+        }
+
+        var copy = new LoraAdapter(model.Backend, model.Config, existing.Config);
+        copy.CopyFrom(existing, model.Backend);
+        return copy;
+    }
+
+    private void Publish(string name, TrainingRun run)
+    {
+        var copy = new LoraAdapter(model.Backend, model.Config, run.Adapter.Config);
+        copy.CopyFrom(run.Adapter, model.Backend);
+        AdapterVersion version = adapters.Publish(name, copy);
+        logger.LogInformation("Adapter '{Adapter}' version {Version} is live (step {Step}).", name, version.Number, run.Cursor.Step);
+    }
+
+    private void Complete(long id, Entry entry, TimeSpan now)
+    {
+        Publish(entry.Request.Adapter, entry.Run);
+        End(id, entry, FinetuningStatus.Completed, now, error: null);
+    }
+
+    private void End(long id, Entry entry, FinetuningStatus status, TimeSpan now, Exception? error)
+    {
+        _jobs.Remove(id);
+        FinetuningProgress last = now > entry.Started ? ProgressOf(entry, status, now) : entry.Handle!.Latest with { Status = status };
+        backward.Release(entry.Run.Program);
+        entry.Run.Dispose();
+        logger.LogInformation("Finetuning of '{Adapter}' ended: {Status}.", entry.Request.Adapter, status);
+        entry.Handle!.End(last, error);
+    }
+
+    private static FinetuningProgress ProgressOf(Entry entry, FinetuningStatus status, TimeSpan now)
+    {
+        TrainingRun run = entry.Run;
+        double seconds = (now - entry.Started).TotalSeconds;
+        double speed = seconds > 0 ? run.TokensDone / seconds : 0;
+        long left = run.Cursor.TokensTotal - run.TokensDone - entry.TokensBefore;
+        TimeSpan? remaining = speed > 0 ? TimeSpan.FromSeconds(Math.Max(0, left) / speed) : null;
+        int epoch = Math.Min(run.Cursor.Epoch + 1, entry.Request.Epochs);
+        double loss = run.Cursor.Step == 0 ? double.NaN : run.LastLoss;
+        return new FinetuningProgress(status, run.Cursor.Step, run.Cursor.Steps, epoch, loss, run.TokensDone, speed, remaining);
+    }
+
+    // What must be equal for a resumed job to end with the same bits.
+    private static string Parameters(FinetuningRequest request, int samples) => string.Create(
+        CultureInfo.InvariantCulture,
+        $"samples={samples} epochs={request.Epochs} accumulation={request.GradientAccumulation} shuffle={request.ShuffleSeed} {request.Optimizer}");
+
+    /// <summary>One job.</summary>
+    private sealed class Entry(FinetuningRequest request, TrainingRun run, TimeSpan started, int samples)
+    {
+        public FinetuningRequest Request { get; } = request;
+
+        public TrainingRun Run { get; } = run;
+
+        public TimeSpan Started { get; } = started;
+
+        public int Samples { get; } = samples;
+
+        /// <summary>Tokens that an earlier run, before a resume, had done.</summary>
+        public long TokensBefore { get; } = run.Cursor.TokensTotal * run.Cursor.Step / Math.Max(1, run.Cursor.Steps);
+
+        public FinetuningJob? Handle { get; set; }
+
+        public bool Paused { get; set; }
+
+        public long Served { get; set; }
+    }
+}

@@ -1,0 +1,87 @@
+using System.Globalization;
+using FlexLLM.Adapters;
+using FlexLLM.Backends;
+using FlexLLM.Formats;
+
+namespace FlexLLM.Finetuning;
+
+/// <summary>
+/// A job at the boundary of an optimizer step, on the host: the adapter (as a PEFT folder) and optimizer.safetensors with the
+/// moments and, in its metadata, the number of steps. What comes after depends on these, the model and the request alone.
+/// </summary>
+internal sealed class JobCheckpoint
+{
+    private const string StateFileName = "optimizer.safetensors";
+    private const string StepsKey = "steps";
+    private const string ParametersKey = "parameters";
+
+    private readonly LoraConfig _config;
+    private readonly IReadOnlyList<TensorToWrite> _weights;
+    private readonly List<TensorToWrite> _state = [];
+    private readonly int _steps;
+    private readonly string _parameters;
+
+    private JobCheckpoint(TrainingRun run, IComputeBackend backend, string parameters)
+    {
+        _config = run.Adapter.Config;
+        _weights = PeftFolder.Download(run.Adapter, backend);
+        _steps = run.Cursor.Step;
+        _parameters = parameters;
+        foreach ((string name, DeviceTensor tensor) in run.Optimizer.State())
+        {
+            float[] values = new float[tensor.Rows * tensor.Columns];
+            backend.Download(tensor, values);
+            _state.Add(TensorToWrite.FromFloats(name, [tensor.Rows, tensor.Columns], values));
+        }
+    }
+
+    /// <summary>Copies the state of the last optimizer step off the device. The group in progress is not part of it.</summary>
+    public static JobCheckpoint Capture(TrainingRun run, IComputeBackend backend, string parameters) => new(run, backend, parameters);
+
+    public void Save(string folder)
+    {
+        PeftFolder.Save(folder, _config, _weights, baseModel: null);
+        var metadata = new Dictionary<string, string>
+        {
+            [StepsKey] = _steps.ToString(CultureInfo.InvariantCulture),
+            [ParametersKey] = _parameters,
+        };
+        SafetensorsWriter.Write(Path.Combine(folder, StateFileName), _state, metadata);
+    }
+
+    /// <summary>Brings a fresh run of the same request to where the checkpoint stands; its adapter was loaded from the folder.</summary>
+    /// <exception cref="InvalidFileException">A malformed checkpoint, or one of another request.</exception>
+    public static void Restore(string folder, TrainingRun run, IComputeBackend backend, string parameters)
+    {
+        string path = Path.Combine(folder, StateFileName);
+        if (!File.Exists(path))
+        {
+            throw new InvalidFileException(path, "file", "does not exist");
+        }
+
+        using SafetensorsFile file = SafetensorsFile.Open(path);
+        if (!file.Metadata.TryGetValue(ParametersKey, out string? saved) || saved != parameters)
+        {
+            throw new InvalidFileException(path, ParametersKey, $"was saved by a job with other parameters ({saved ?? "none"}); this one has {parameters}");
+        }
+
+        if (!file.Metadata.TryGetValue(StepsKey, out string? text) || !int.TryParse(text, CultureInfo.InvariantCulture, out int steps) ||
+            steps < 0 || steps > run.Cursor.Steps)
+        {
+            throw new InvalidFileException(path, StepsKey, $"must be a number of steps from 0 to {run.Cursor.Steps}");
+        }
+
+        foreach ((string name, DeviceTensor tensor) in run.Optimizer.State())
+        {
+            SafetensorsTensor stored = file.Get(name);
+            if (stored.Shape.Count != 2 || stored.Shape[0] != tensor.Rows || stored.Shape[1] != tensor.Columns)
+            {
+                throw new InvalidFileException(path, name, $"must have shape [{tensor.Rows}, {tensor.Columns}]");
+            }
+
+            backend.Upload(stored.ToFloats(), tensor);
+        }
+
+        run.ResumeAfter(steps);
+    }
+}
