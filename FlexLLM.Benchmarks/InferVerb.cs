@@ -175,7 +175,8 @@ internal sealed class InferVerb : IDisposable
             json.WriteStartObject();
             json.WriteString("work", row.Work);
             row.TokensPerSecond.Write(json, "tokens_per_second");
-            json.WriteNumber(row.RateUnit, row.Rate);
+            json.WriteNumber("rate", row.Rate);
+            json.WriteString("rate_unit", row.RateUnit);
             json.WriteEndObject();
         }
 

@@ -94,6 +94,16 @@ internal sealed class RandomCheckpointTests
     }
 
     [Test]
+    public void Write_Tiny_HasATokenizerThatKnowsItsEosTokens()
+    {
+        ModelConfig config = ModelShapes.Of("tiny");
+        RandomCheckpoint.Write(_folder.Path, config, DType.F32, 1);
+        Tokenizer tokenizer = Tokenizer.Load(_folder.Path);
+        Assert.That(tokenizer.Decode(tokenizer.Encode("Grüße")), Is.EqualTo("Grüße"));
+        Assert.That(config.EosTokenIds, Is.EqualTo(new[] { tokenizer.IdOf("<|endoftext|>"), tokenizer.IdOf("<|im_end|>") }));
+    }
+
+    [Test]
     public void Write_F16_IsRefused() =>
         Assert.That(() => RandomCheckpoint.Write(_folder.Path, Small(ModelArchitecture.Llama), DType.F16, 1), Throws.ArgumentException);
 
