@@ -98,7 +98,8 @@ internal sealed class EngineLoop : IDisposable
     /// <summary>Does one step. False when there was nothing to do: wait for the inbox.</summary>
     public bool RunStep()
     {
-        while (_inbox.TryTake(out Submission? submission))
+        // At most an inbox full a step: callers that never stop calling must not stop the answers.
+        for (int i = 0; i < _options.InboxCapacity && _inbox.TryTake(out Submission? submission); i++)
         {
             submission.Execute(this);
         }
@@ -106,7 +107,7 @@ internal sealed class EngineLoop : IDisposable
         DropCancelled();
         if (_sequences.Count == 0 && !Jobs.HasWork)
         {
-            return false;
+            return _inbox.HasItems;
         }
 
         StepPlan plan = HybridTokenScheduler.Plan(TakeSnapshot(), _limits, Latency);

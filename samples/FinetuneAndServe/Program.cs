@@ -73,7 +73,7 @@ try
             Rank = rank,
             Alpha = 2 * rank,
             TargetModules = modules == "all"
-                ? ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+                ? LoraConfig.AllModules
                 : modules.Split(',', StringSplitOptions.TrimEntries),
         },
         Dataset = JsonlDataset.Open(paths[1]),

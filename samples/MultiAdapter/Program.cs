@@ -50,7 +50,7 @@ async Task<bool> RunAsync(CoServingEngine engine)
     {
         Rank = 16,
         Alpha = 32,
-        TargetModules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        TargetModules = LoraConfig.AllModules,
     });
     await engine.Adapters.CreateAsync("south", new LoraConfig { Rank = 24, Alpha = 48, TargetModules = ["gate_proj", "up_proj", "down_proj"] });
     await engine.Adapters.CreateAsync("blank", new LoraConfig { Rank = 4, TargetModules = ["q_proj", "v_proj"] });
