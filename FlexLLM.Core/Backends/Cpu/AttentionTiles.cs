@@ -40,6 +40,7 @@ internal static unsafe class AttentionTiles
     /// scores[i][j] = q_i . k_j for the positions of blocks [0, blocks); q [rows][ValueColumns]. Scores at positions that were never
     /// written are undefined, the others do not depend on them.
     /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Scores(in KvView kv, int head, float* q, int rows, int blocks, float* scores, int stride)
     {
         Gemm g = new()
@@ -60,6 +61,7 @@ internal static unsafe class AttentionTiles
     }
 
     /// <summary>destination[0..n) = factor * source[0..n).</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Scale(float* source, float factor, float* destination, int n)
     {
         Vector256<float> f = Vector256.Create(factor);

@@ -36,6 +36,7 @@ internal static unsafe class NormOps
         return checked(x.Rows * (x.Columns / gain.Columns));
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static float InverseRms(float* x, int n, float epsilon) =>
         1f / MathF.Sqrt((VectorMath.Sum(new Squares(x), n) / n) + epsilon);
 

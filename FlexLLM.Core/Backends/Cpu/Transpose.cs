@@ -33,6 +33,14 @@ internal static unsafe class Transpose
         Whole<F32Panel>((byte*)padded, F32Panel.RowBytes, destination, destinationStep);
     }
 
+    /// <summary>destination[step c + r] = source[8 r + c]: a dense 8 x 8 tile.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Eight(float* source, float* destination, nint step) =>
+        Eight(
+            Vector256.Load(source), Vector256.Load(source + 8), Vector256.Load(source + 16), Vector256.Load(source + 24),
+            Vector256.Load(source + 32), Vector256.Load(source + 40), Vector256.Load(source + 48), Vector256.Load(source + 56),
+            destination, step);
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void Whole<TPanel>(byte* source, nint step, float* destination, nint destinationStep)
         where TPanel : unmanaged, IPanel
