@@ -12,8 +12,8 @@ using FlexLLM.Primitives;
 namespace FlexLLM.Benchmarks;
 
 /// <summary>
-/// The verb <c>kernels</c>: operations of the CPU backend at the shapes of Qwen2.5-0.5B (hidden 896, 14 query and 2 KV heads of 64,
-/// intermediate 4864), on as many threads as there are processors.
+/// The verb <c>kernels</c>: operations of the CPU backend at the shapes of Qwen2.5-0.5B (hidden 896, 14 query and 2 KV heads of
+/// 64, intermediate 4864), on as many threads as there are processors.
 /// </summary>
 public class KernelBenchmarks : IDisposable
 {

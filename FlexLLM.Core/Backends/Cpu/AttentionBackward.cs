@@ -289,7 +289,8 @@ internal static unsafe class AttentionBackward
                 CRow = (nint)row,
                 Accumulate = true,
             };
-            GemmBlocks.MultiplyRagged<F32Panel>(g, columns, PanelPacking.Count(headDim), PanelPacking.LastColumns(headDim), counts);
+            int panels = PanelPacking.Count(headDim);
+            GemmBlocks.MultiplyRagged<F32Panel>(g, columns, panels, PanelPacking.LastColumns(headDim), counts);
         }
     }
 }

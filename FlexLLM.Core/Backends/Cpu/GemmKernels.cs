@@ -190,7 +190,7 @@ internal static unsafe class GemmKernels
         Store(d + 16, c12, c13);
     }
 
-    /// <summary>1 row of four panels: eight chains hide the latency of the multiply-add, four streams feed the prefetchers.</summary>
+    /// <summary>1 row of four panels: eight chains hide the multiply-add's latency, four streams feed the prefetchers.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Tile1x4<TPanel>(in Gemm g, float* a, byte* b, float* c)
         where TPanel : unmanaged, IPanel

@@ -246,8 +246,8 @@ internal static unsafe class LinearOps
                 {
                     int row = column + (j * PanelPacking.Width);
                     float* destination = tile + ((((long)j * OutputsPerTile) + o) * PanelPacking.Width);
-                    Transpose.Tile<TPanel>(
-                        source + ((long)row * TPanel.RowBytes), TPanel.RowBytes, _shape.In - row, destination, PanelPacking.Width);
+                    byte* first = source + ((long)row * TPanel.RowBytes);
+                    Transpose.Tile<TPanel>(first, TPanel.RowBytes, _shape.In - row, destination, PanelPacking.Width);
                 }
             }
         }

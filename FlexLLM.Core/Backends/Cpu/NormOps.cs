@@ -25,7 +25,8 @@ internal static unsafe class NormOps
         Check.That(x.Columns == dy.Columns && x.Columns == dx.Columns);
         int groups = GroupsOf(x, gain);
         BackwardJob job = new(
-            CpuTensor.Of(x), ((CpuTensor)gain).Data, epsilon, CpuTensor.Of(dy), CpuTensor.Of(dx), accumulate, gain.Columns, groups);
+            CpuTensor.Of(x), ((CpuTensor)gain).Data, epsilon, CpuTensor.Of(dy), CpuTensor.Of(dx), accumulate, gain.Columns,
+            groups);
         cpu.Team.Run(job, (groups + GroupsPerItem - 1) / GroupsPerItem, 2L * x.Rows * x.Columns);
     }
 
