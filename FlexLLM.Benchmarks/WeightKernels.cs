@@ -29,7 +29,8 @@ public class WeightKernels : KernelOperands
 
     /// <summary>Loss and its gradient over a vocabulary of 32,768.</summary>
     [Benchmark]
-    public void FusedLinearCrossEntropy() => Backend.FusedLinearCrossEntropy(_narrow, _targets, _head, 1f, _narrowResult, _losses);
+    public void FusedLinearCrossEntropy() =>
+        Backend.FusedLinearCrossEntropy(_narrow, _targets, _head, 1f, _narrowResult, _losses);
 
     private protected override void MakeOperands()
     {
