@@ -92,8 +92,7 @@ public sealed class CoServingEngine : IAsyncDisposable
         _samplingDefaults = files.SamplingDefaults;
         _inbox = new EngineInbox(options.InboxCapacity);
         _places = new SemaphoreSlim(options.RequestsMax, options.RequestsMax);
-        int kvTokens = options.KvCacheTokens ?? (int)Math.Min((long)ContextsCached * model.PositionsMax, int.MaxValue / 2);
-        _loop = new EngineLoop(model, Tokenizer, options, _inbox, files.EosTokens, kvTokens);
+        _loop = new EngineLoop(model, Tokenizer, options, _inbox, files.EosTokens, KvTokens(options, model.PositionsMax));
         Adapters = new AdapterManager(this);
     }
 
@@ -122,6 +121,7 @@ public sealed class CoServingEngine : IAsyncDisposable
     /// <param name="cancellationToken">Gives up loading.</param>
     /// <exception cref="InvalidFileException">A file is missing or malformed; the error names file, field and fault.</exception>
     /// <exception cref="ArgumentException">An option is out of its range.</exception>
+    /// <exception cref="RequestRejectedException">Weights and KV cache would not fit into <see cref="CoServingOptions.DeviceBytesMax"/>.</exception>
     public static async Task<CoServingEngine> LoadAsync(
         string folder, CoServingOptions? options = null, CancellationToken cancellationToken = default)
     {
@@ -265,6 +265,7 @@ public sealed class CoServingEngine : IAsyncDisposable
                 nameof(options), positions, $"ContextTokensMax is above the checkpoint's {config.MaxPositions} positions.");
         }
 
+        CheckFits(config, options, positions);
         IComputeBackend backend = options.Device.CreateBackend();
         LoadedModel? model = null;
         CoServingEngine? engine = null;
@@ -282,6 +283,24 @@ public sealed class CoServingEngine : IAsyncDisposable
             model?.Dispose();
             backend.Dispose();
             throw;
+        }
+    }
+
+    private static int KvTokens(CoServingOptions options, int positions) =>
+        options.KvCacheTokens ?? (int)Math.Min((long)ContextsCached * positions, int.MaxValue / 2);
+
+    // Refused before anything is allocated, with what would need how much.
+    private static void CheckFits(ModelConfig config, CoServingOptions options, int positions)
+    {
+        int bytesPerWeight = DTypes.BytesOf(options.WeightType ?? (config.TorchDtype == DType.BF16 ? DType.BF16 : DType.F32));
+        long weights = DecoderWeights.Of(config).Sum(w => w.Count * (w.IsVector ? sizeof(float) : bytesPerWeight));
+        long cache = 2L * config.LayerCount * config.KeyValueHeads * config.HeadDim * KvTokens(options, positions) * sizeof(float);
+        long limit = options.DeviceBytesLimit;
+        if (weights + cache > limit)
+        {
+            throw new RequestRejectedException(
+                $"The engine does not fit into {limit / 1048576} MiB (CoServingOptions.DeviceBytesMax): weights need {weights / 1048576} MiB, " +
+                $"the KV cache of {KvTokens(options, positions)} tokens {cache / 1048576} MiB. Fewer KvCacheTokens or WeightType BF16 need less.");
         }
     }
 

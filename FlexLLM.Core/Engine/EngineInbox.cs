@@ -31,6 +31,10 @@ internal sealed class Submission<T>(Func<EngineLoop, T> action) : Submission
             // The caller's mistake or the caller's disk: it costs nobody else anything.
             _result.TrySetException(e);
         }
+        catch (OutOfMemoryException e)
+        {
+            _result.TrySetException(new RequestRejectedException("The device has not enough memory for this: " + e.Message));
+        }
         catch (Exception e)
         {
             _result.TrySetException(new EngineFaultedException("The engine stopped while it served this call.", e));

@@ -3,6 +3,7 @@ using System.Globalization;
 using FlexLLM.Adapters;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
+using FlexLLM.Graph;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
@@ -43,14 +44,17 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         TrainingRun run;
         try
         {
-            run = new TrainingRun(model, master, new TrainingPlan
+            TrainingProgram program = model.CompileTraining(master.SiteIndices);
+            CheckFits(request, master, program, samples);
+            var plan = new TrainingPlan
             {
                 Samples = samples.Samples,
                 Epochs = request.Epochs,
                 GradientAccumulation = request.GradientAccumulation,
                 ShuffleSeed = request.ShuffleSeed,
                 Optimizer = request.Optimizer,
-            });
+            };
+            run = new TrainingRun(model, master, plan, program);
         }
         catch
         {
@@ -251,6 +255,22 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         var copy = new LoraAdapter(model.Backend, model.Config, existing.Config);
         copy.CopyFrom(existing, model.Backend);
         return copy;
+    }
+
+    // Refused before anything is allocated: a machine that runs out of memory would take every request down with the job.
+    private void CheckFits(FinetuningRequest request, LoraAdapter master, TrainingProgram program, BuiltSamples samples)
+    {
+        int tokensMax = samples.Samples.Max(s => s.Ids.Length);
+        TrainingMemory needs = TrainingMemory.Of(
+            model, program, master.Config.Rank, request.Optimizer.Moments, tokensMax, options.TokensPerStepMax);
+        long left = options.DeviceBytesLimit - model.Backend.AllocatedBytes;
+        if (needs.JobBytes > left)
+        {
+            throw new RequestRejectedException(string.Create(
+                CultureInfo.InvariantCulture,
+                $"The job on '{request.Adapter}' does not fit: {left / 1048576.0:F1} MiB are left of CoServingOptions.DeviceBytesMax. It needs{needs}\n" +
+                $"Shorter samples (SampleTokensMax; the longest has {tokensMax} tokens), fewer target modules or a smaller rank need less."));
+        }
     }
 
     private bool Fits(LoraConfig? wanted, LoraAdapter adapter) => wanted is null || (wanted.Rank == adapter.Config.Rank &&
