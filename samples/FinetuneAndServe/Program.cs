@@ -115,7 +115,8 @@ async Task<bool> TrainAsync(CoServingEngine engine, FinetuningJob job)
                 Console.WriteLine(
                     $"step {p.Step,4}/{p.Steps}  loss {p.Loss,6:F3}  {p.TokensPerSecond,6:F0} tokens/s  " +
                     $"{p.Remaining:hh\\:mm\\:ss} left  answered {s.RequestsFinished}, " +
-                    $"TTFT {s.MeanTimeToFirstToken.TotalMilliseconds:F0} ms, TPOT {s.MeanTimePerOutputToken.TotalMilliseconds:F0} ms");
+                    $"TTFT {s.MeanTimeToFirstToken.TotalMilliseconds:F0} ms, " +
+                    $"TPOT {s.MeanTimePerOutputToken.TotalMilliseconds:F0} ms");
             }
         }
     }
