@@ -170,8 +170,11 @@ public sealed class CoServingEngine : IAsyncDisposable
         var tokens = new List<int>();
         var text = new StringBuilder();
         GeneratedToken? last = null;
+        long begun = _options.Clock.GetTimestamp();
+        TimeSpan? first = null;
         await foreach (GeneratedToken token in GenerateAsync(request, cancellationToken).ConfigureAwait(false))
         {
+            first ??= _options.Clock.GetElapsedTime(begun);
             last = token;
             text.Append(token.Text);
             if (token.TokenId >= 0)
@@ -186,6 +189,8 @@ public sealed class CoServingEngine : IAsyncDisposable
             Text = text.ToString(),
             FinishReason = last?.FinishReason ?? throw new EngineFaultedException("The answer's stream ended without a reason.", null),
             FinishDetail = last.FinishDetail,
+            TimeToFirstToken = first!.Value,
+            Duration = _options.Clock.GetElapsedTime(begun),
         };
     }
 

@@ -106,11 +106,13 @@ public sealed class FinetuningJob
     /// Writes weights, optimizer state and position as of the last optimizer step. A job started with the same request and
     /// <see cref="FinetuningRequest.ResumeFrom"/> ends with the bits of an uninterrupted one (on the CPU backend).
     /// </summary>
-    public async Task SaveCheckpointAsync(string folder, CancellationToken cancellationToken = default)
+    /// <returns>The number of optimizer steps in the checkpoint.</returns>
+    public async Task<int> SaveCheckpointAsync(string folder, CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrEmpty(folder);
         Finetuning.JobCheckpoint checkpoint = await _engine.CallAsync(loop => loop.Jobs.Capture(Id), cancellationToken).ConfigureAwait(false);
         await Task.Run(() => checkpoint.Save(folder), cancellationToken).ConfigureAwait(false);
+        return checkpoint.Steps;
     }
 
     internal void Report(FinetuningProgress progress)

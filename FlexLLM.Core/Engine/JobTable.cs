@@ -197,6 +197,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         return true;
     }
 
+    /// <summary>A checkpoint of the last step, on the host.</summary>
     public JobCheckpoint Capture(JobId id)
     {
         Entry entry = Find(id);
@@ -308,11 +309,10 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         TrainingRun run = entry.Run;
         double seconds = (now - entry.Started).TotalSeconds;
         double speed = seconds > 0 ? run.TokensDone / seconds : 0;
-        long left = run.Cursor.TokensTotal - run.TokensDone - entry.TokensBefore;
-        TimeSpan? remaining = speed > 0 ? TimeSpan.FromSeconds(Math.Max(0, left) / speed) : null;
-        int epoch = Math.Min(run.Cursor.Epoch + 1, entry.Request.Epochs);
-        double loss = run.Cursor.Step == 0 ? double.NaN : run.LastLoss;
-        return new FinetuningProgress(status, run.Cursor.Step, run.Cursor.Steps, epoch, loss, run.TokensDone, speed, remaining);
+        long done = entry.TokensBefore + run.TokensDone;
+        TimeSpan? remaining = speed > 0 ? TimeSpan.FromSeconds(Math.Max(0, run.Cursor.TokensTotal - done) / speed) : null;
+        return new FinetuningProgress(
+            status, run.Cursor.Step, run.Cursor.Steps, run.Cursor.EpochOfLastStep, run.LastLoss, done, speed, remaining);
     }
 
     // What must be equal for a resumed job to end with the same bits.

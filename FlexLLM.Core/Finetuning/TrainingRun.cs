@@ -59,8 +59,8 @@ internal sealed class TrainingRun : IDisposable
     /// <summary>Gradients of the group in progress.</summary>
     public AdapterGradients Gradients => _gradients;
 
-    /// <summary>Mean loss per target of the last complete group, measured before its step.</summary>
-    public double LastLoss { get; private set; }
+    /// <summary>Mean loss per target of the last complete group, measured before its step; NaN before this run's first step.</summary>
+    public double LastLoss { get; private set; } = double.NaN;
 
     /// <summary>Tokens whose forward pass is done, each counted once.</summary>
     public long TokensDone { get; private set; }

@@ -127,9 +127,8 @@ async Task<bool> TrainAsync(CoServingEngine engine, FinetuningJob job)
 
     if (!job.Completion.IsCompleted)
     {
-        await job.PauseAsync();
-        await job.SaveCheckpointAsync(output + ".checkpoint");
-        Console.WriteLine($"Interrupted at step {job.Latest.Step}; go on with: --resume {output}.checkpoint");
+        int step = await job.SaveCheckpointAsync(output + ".checkpoint");
+        Console.WriteLine($"Interrupted at step {step}; go on with: --resume {output}.checkpoint");
         return false;
     }
 
