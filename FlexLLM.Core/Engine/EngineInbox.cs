@@ -64,6 +64,14 @@ internal sealed class EngineInbox(int capacity) : IDisposable
         Wake();
     }
 
+    /// <summary>Runs an action on the loop thread between two steps.</summary>
+    public async Task<T> CallAsync<T>(Func<EngineLoop, T> action, CancellationToken cancellationToken)
+    {
+        var submission = new Submission<T>(action);
+        await SubmitAsync(submission, cancellationToken).ConfigureAwait(false);
+        return await submission.Result.ConfigureAwait(false);
+    }
+
     public bool TryTake([NotNullWhen(true)] out Submission? item) => _channel.Reader.TryRead(out item);
 
     /// <summary>Lets a waiting loop look around: a message came, a request was cancelled, the engine stops.</summary>

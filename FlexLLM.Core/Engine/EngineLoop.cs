@@ -74,7 +74,8 @@ internal sealed class EngineLoop : IDisposable
 
     public JobTable Jobs { get; }
 
-    public LatencyModel Latency { get; private set; } = LatencyModel.Default;
+    /// <summary>What plans believe about this machine; learns from every step.</summary>
+    public LatencyModel Latency { get; set; } = LatencyModel.Default;
 
     /// <summary>Counters that statistics read.</summary>
     public EngineCounters Counters { get; } = new();
