@@ -21,7 +21,7 @@ internal sealed record SimulatedRequest(Arrival Arrival, Task<InferenceSequence>
 {
     public InferenceSequence Sequence => Submitted.Result;
 
-    public bool IsDone => Submitted.IsCompleted && (Submitted.IsFaulted || Sequence.Stream.Completion.IsCompleted);
+    public bool IsDone => Submitted.IsCompletedSuccessfully && Sequence.Stream.Completion.IsCompleted;
 
     /// <summary>From arrival, not from the moment when the loop took the request in.</summary>
     public bool MetTtft => Sequence.FirstTokenTime!.Value - Arrival.Time <= Sequence.Slo.TimeToFirstToken;
@@ -41,9 +41,9 @@ internal sealed class EngineSimulation : IDisposable
     private readonly ManualClock _clock = new();
     private readonly EngineInbox _inbox = new(capacity: 4096);
     private readonly LoadedModel _model;
-    private readonly IncrementalHash _log = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
     private readonly Queue<Arrival> _arriving;
     private readonly List<SimulatedRequest> _requests = [];
+    private readonly List<SimulatedRequest> _active = [];
     private readonly List<StepRecord> _steps = [];
     private SeededRandom _random;
 
@@ -83,7 +83,7 @@ internal sealed class EngineSimulation : IDisposable
 
     public IReadOnlyList<StepRecord> Steps => _steps;
 
-    public bool HasRequests => _arriving.Count > 0 || _requests.Exists(r => !r.IsDone);
+    public bool HasRequests => _arriving.Count + _active.Count > 0;
 
     public double TokensTrainedPerSecond => Loop.Jobs.TokensTrained / Now.TotalSeconds;
 
@@ -91,10 +91,10 @@ internal sealed class EngineSimulation : IDisposable
     public double Attained(Func<SimulatedRequest, bool> target) =>
         Requests.Count(r => r.IsDone && target(r)) / (double)Requests.Count;
 
-    /// <summary>Share of the steps with finetuning that took longer than what the requests left, after so many of warm-up.</summary>
-    public double OverBudget(int warmUp = 100)
+    /// <summary>Share of the steps with finetuning that took longer than what the requests left.</summary>
+    public static double OverBudget(IEnumerable<StepRecord> steps)
     {
-        StepRecord[] trained = [.. _steps.Skip(warmUp).Where(s => s.Plan.HasFinetuning)];
+        StepRecord[] trained = [.. steps.Where(s => s.Plan.HasFinetuning)];
         return trained.Count(s => s.IsOverBudget) / (double)trained.Length;
     }
 
@@ -129,12 +129,18 @@ internal sealed class EngineSimulation : IDisposable
     public EngineSimulation RunRequests() => Run(s => !s.HasRequests);
 
     /// <summary>A digest of all plans, times and tokens so far.</summary>
-    public string LogHash() => Convert.ToHexString(_log.GetCurrentHash());
+    public string LogHash()
+    {
+        var log = new StringBuilder();
+        log.AppendJoin('\n', _steps.Select(s => $"{s.Begun.Ticks} {s.Took.Ticks} {s.Plan}"));
+        log.AppendJoin('\n', _requests.Select(r => string.Join(' ', r.Sequence.Tokens)));
+        return Convert.ToHexString(SHA256.HashData(Encoding.UTF8.GetBytes(log.ToString())));
+    }
 
     /// <summary>Every block that the pool has handed out is some live request's.</summary>
     public static void CheckBlocks(EngineLoop loop, IEnumerable<SimulatedRequest> requests)
     {
-        int held = requests.Where(r => r.Submitted.IsCompletedSuccessfully).Sum(r => r.Sequence.Blocks.Count);
+        int held = requests.Sum(r => r.Sequence.Blocks.Count);
         Check.That(held == loop.BlocksHeld && held <= loop.BlocksTotal, "blocks lost or invented");
     }
 
@@ -146,14 +152,14 @@ internal sealed class EngineSimulation : IDisposable
         _model.Dispose();
         Backend.Dispose();
         _inbox.Dispose();
-        _log.Dispose();
     }
 
     // The clock stands still while a caller submits, so that a full inbox would wait for ever.
     private Task<T> Call<T>(Func<EngineLoop, T> action)
     {
         var submission = new Submission<T>(action);
-        Check.That(_inbox.SubmitAsync(submission, CancellationToken.None).IsCompletedSuccessfully, "the inbox is full");
+        Task queued = _inbox.SubmitAsync(submission, CancellationToken.None).AsTask();
+        Check.That(queued.IsCompletedSuccessfully, "the inbox is full");
         return submission.Result;
     }
 
@@ -166,9 +172,10 @@ internal sealed class EngineSimulation : IDisposable
         }
 
         var request = new GenerationRequest(prompt) { MaxTokens = arrival.AnswerTokens };
-        _requests.Add(new SimulatedRequest(
-            arrival with { Time = arrival.Time + Start },
-            Call(loop => loop.Submit(request, prompt, SamplingOptions.Greedy, new SamplingDefaults()))));
+        Task<InferenceSequence> submitted =
+            Call(loop => loop.Submit(request, prompt, SamplingOptions.Greedy, new SamplingDefaults()));
+        _requests.Add(new SimulatedRequest(arrival with { Time = arrival.Time + Start }, submitted));
+        _active.Add(_requests[^1]);
     }
 
     private Func<EngineLoop, FinetuningJob> StartJob(int index, Scenario scenario)
@@ -195,14 +202,14 @@ internal sealed class EngineSimulation : IDisposable
         StepPlan plan = Loop.LastPlan!;
         _steps.Add(new StepRecord(begun, Now - begun, plan));
         Check.That(_steps.Count < StepsMax, "the simulation does not end");
-        CheckBlocks(Loop, _requests);
-        _log.AppendData(Encoding.UTF8.GetBytes($"{begun.Ticks} {plan}\n"));
-        foreach (SimulatedRequest request in _requests)
+        CheckBlocks(Loop, _active);
+        foreach (SimulatedRequest request in _active)
         {
-            while (request.Submitted.IsCompletedSuccessfully && request.Sequence.Stream.TryRead(out GeneratedToken? token))
+            while (request.Sequence.Stream.TryRead(out _))
             {
-                _log.AppendData(BitConverter.GetBytes(token.TokenId));
             }
         }
+
+        _active.RemoveAll(r => r.IsDone);
     }
 }
