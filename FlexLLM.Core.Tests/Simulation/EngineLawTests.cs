@@ -10,11 +10,11 @@ internal sealed class EngineLawTests
     // More than the machine can answer, with a cache for about a dozen requests.
     private static readonly Scenario Overload = new()
     {
-        Workload = new Workload { Requests = 60, RequestsPerSecond = 60.0, AnswerMean = 200 },
+        Workload = new Workload { Requests = 60, RequestsPerSecond = 60.0, AnswerMean = 300 },
         Jobs = 2,
         Samples = 6,
         Epochs = 1,
-        KvTokens = 6 * 1024,
+        KvTokens = 4 * 1024,
     };
 
     [Test]
