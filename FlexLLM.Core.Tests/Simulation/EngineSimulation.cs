@@ -91,11 +91,11 @@ internal sealed class EngineSimulation : IDisposable
     public double Attained(Func<SimulatedRequest, bool> target) =>
         Requests.Count(r => r.IsDone && target(r)) / (double)Requests.Count;
 
-    /// <summary>Share of the steps with finetuning that took longer than what the requests left.</summary>
-    public static double OverBudget(IEnumerable<StepRecord> steps)
+    /// <summary>Share of the steps with finetuning that took longer than what the requests left, by more than a share of it.</summary>
+    public static double OverBudget(IEnumerable<StepRecord> steps, double errorBound = 0.0)
     {
         StepRecord[] trained = [.. steps.Where(s => s.Plan.HasFinetuning)];
-        return trained.Count(s => s.IsOverBudget) / (double)trained.Length;
+        return trained.Count(s => s.Took > s.Plan.Budget * (1.0 + errorBound)) / (double)trained.Length;
     }
 
     /// <summary>Steps until the condition holds, or all work is done.</summary>

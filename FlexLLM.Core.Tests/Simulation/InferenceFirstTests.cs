@@ -9,6 +9,9 @@ internal sealed class InferenceFirstTests
 {
     private const int WarmUpSteps = 100;
 
+    // How far a linear model may be off on a machine that is the slower of two lines.
+    private const double ErrorBound = 0.1;
+
     // The machine answers 22 such requests a second.
     private static readonly Workload Light = new() { Requests = 50, RequestsPerSecond = 1.1 };
     private static readonly Workload Medium = new() { Requests = 120, RequestsPerSecond = 9.0 };
@@ -35,10 +38,13 @@ internal sealed class InferenceFirstTests
         }
 
         double over = EngineSimulation.OverBudget(steps);
+        double farOver = EngineSimulation.OverBudget(steps, ErrorBound);
         TestContext.Out.WriteLine(
-            $"{steps.Count} steps, over budget {over:P2}, TPOT {Share(without, r => r.MetTpot):P1} -> {Share(with, r => r.MetTpot):P1}, " +
+            $"{steps.Count} steps, over budget {over:P2}, beyond the error bound {farOver:P2}, " +
+            $"TPOT {Share(without, r => r.MetTpot):P1} -> {Share(with, r => r.MetTpot):P1}, " +
             $"TTFT {Share(without, r => r.MetTtft):P1} -> {Share(with, r => r.MetTtft):P1}");
-        Assert.That(over, Is.LessThan(0.01));
+        Assert.That(over, Is.LessThan(0.03), "the model promises 0.05 of the steps that fill their budget");
+        Assert.That(farOver, Is.LessThan(0.01));
         Assert.That(Share(with, r => r.MetTpot), Is.GreaterThanOrEqualTo(Share(without, r => r.MetTpot) - 0.01));
         Assert.That(Share(with, r => r.MetTtft), Is.GreaterThanOrEqualTo(Share(without, r => r.MetTtft) - 0.01));
     }
@@ -54,8 +60,10 @@ internal sealed class InferenceFirstTests
             steps.AddRange(run.Steps.Skip(WarmUpSteps));
         }
 
-        TestContext.Out.WriteLine($"over budget {EngineSimulation.OverBudget(steps):P2} of {steps.Count}");
-        Assert.That(EngineSimulation.OverBudget(steps), Is.LessThan(0.02), "the model promises 5 % of all, budgets are not always spent");
+        double farOver = EngineSimulation.OverBudget(steps, ErrorBound);
+        TestContext.Out.WriteLine($"over budget {EngineSimulation.OverBudget(steps):P2}, beyond the error bound {farOver:P2}");
+        Assert.That(EngineSimulation.OverBudget(steps), Is.LessThan(0.05));
+        Assert.That(farOver, Is.LessThan(0.01));
     }
 
     [Test]
@@ -67,17 +75,17 @@ internal sealed class InferenceFirstTests
 
         double share = light.TokensTrainedPerSecond / idle.TokensTrainedPerSecond;
         TestContext.Out.WriteLine($"{idle.TokensTrainedPerSecond:F0} tokens/s alone, {share:P0} beside requests");
-        Assert.That(share, Is.GreaterThan(0.75));
+        Assert.That(share, Is.GreaterThan(0.8));
     }
 
     [Test]
-    public void Finetuning_BurstWithoutSlack_IsZeroInThatStep([Range(1, 3)] int seed)
+    public void Finetuning_BurstWithoutSlack_IsZeroInThatStep([Range(1, 5)] int seed)
     {
         Workload load = Light with { Requests = 20, BurstRequests = 80, BurstTime = TimeSpan.FromSeconds(8), PromptMean = 500 };
         using EngineSimulation run = new EngineSimulation(new Scenario { Workload = load }, (ulong)seed).RunRequests();
 
         StepRecord[] after = [.. run.Steps.SkipWhile(s => s.Begun < load.BurstTime)];
-        Assert.That(run.Steps[^(after.Length + 1)].Plan.HasFinetuning, Is.True, "the step before");
+        Assert.That(run.Steps.SkipLast(after.Length).TakeLast(5).Any(s => s.Plan.HasFinetuning), Is.True, "just before");
         Assert.That(after[0].Plan.HasFinetuning, Is.False, "the step that sees the burst");
         Assert.That(after.Any(s => s.Plan.HasFinetuning), Is.True, "later");
     }
@@ -120,7 +128,7 @@ internal sealed class InferenceFirstTests
 
         run.RunRequests();
 
-        Assert.That(EngineSimulation.OverBudget(run.Steps.Skip(WarmUpSteps)), Is.GreaterThan(0.1));
+        Assert.That(EngineSimulation.OverBudget(run.Steps.Skip(WarmUpSteps), ErrorBound), Is.GreaterThan(0.1));
     }
 
     private static double Share(List<SimulatedRequest> requests, Func<SimulatedRequest, bool> target) =>

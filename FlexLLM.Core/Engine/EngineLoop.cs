@@ -146,9 +146,10 @@ internal sealed class EngineLoop : IDisposable
         foreach ((int start, int rows) in
             ((int, int)[])[(0, 1), (0, 1), (0, 1), (0, 4), (0, 16), (0, 16), (0, 64), (0, 128), (0, 256), (0, 512), (448, 64)])
         {
-            if (rows > ids.Length || start + rows > positionsMax || _clock.GetElapsedTime(begun) + (2 * last) > timeMax)
+            bool isTooLong = rows > ids.Length || start + rows > positionsMax;
+            if (isTooLong || _clock.GetElapsedTime(begun) + (2 * last) > timeMax)
             {
-                break;
+                continue;
             }
 
             var table = new BlockTable();
