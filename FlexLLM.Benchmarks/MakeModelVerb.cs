@@ -17,7 +17,7 @@ internal static class MakeModelVerb
         DType type = CommandLine.WeightType(args, "--dtype") ?? DType.BF16;
         int seed = CommandLine.Int(args, "--seed", 1, min: 0);
         var watch = Stopwatch.StartNew();
-        CheckpointFactory.Write(folder, config, type, (ulong)seed);
+        RandomCheckpoint.Write(folder, config, type, (ulong)seed);
         long parameters = DecoderWeights.Of(config).Sum(shape => shape.Count);
         Console.WriteLine($"{folder}: {parameters:N0} parameters as {type}, seed {seed}, in {watch.Elapsed.TotalSeconds:0.0} s");
         return 0;

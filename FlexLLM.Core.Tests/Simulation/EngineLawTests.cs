@@ -33,11 +33,11 @@ internal sealed class EngineLawTests
     }
 
     [Test]
-    public void NoStarvation_OverloadWithFewBlocks_EverythingEnds([Range(1, 3)] int seed)
+    public void NoStarvation_OverloadWithFewBlocks_EverythingEnds([Range(1, 2)] int seed)
     {
         using EngineSimulation run = new EngineSimulation(Overload, (ulong)seed).Run();
 
-        TestContext.Out.WriteLine($"{run.Steps.Count} steps, {run.Loop.Counters.Preemptions} preemptions, {run.Now.TotalSeconds:F0} s");
+        TestContext.Out.WriteLine($"{run.Steps.Count} steps, {run.Loop.Counters.Preemptions} preemptions");
         Assert.That(run.Loop.Counters.Preemptions, Is.GreaterThan(0), "else this load proves little");
         Assert.That(run.Requests, Has.Count.EqualTo(Overload.Workload.Requests));
         Assert.That(run.Requests.All(r => r.IsDone && r.Sequence.Generated == r.Arrival.AnswerTokens), Is.True);

@@ -309,22 +309,26 @@ public sealed class CoServingEngine : IAsyncDisposable
         }
 
         _inbox.Close(ending);
+        TakeDown(() => _loop.Stop(ending, _fault));
+        TakeDown(_loop.Dispose);
+        TakeDown(_model.Dispose);
+        TakeDown(_backend.Dispose);
+        _ended.TrySetResult();
+    }
+
+    // After a fault the state may be broken; freeing the rest matters more than one failure.
+    private void TakeDown(Action action)
+    {
         try
         {
-            _loop.Stop(ending, _fault);
+            action();
         }
-#pragma warning disable CA1031 // After a fault the state may be broken; freeing the rest matters more.
+#pragma warning disable CA1031 // Nothing may keep the waiters of DisposeAsync waiting.
         catch (Exception e)
 #pragma warning restore CA1031
         {
-            _options.Logger.LogError(e, "The engine's state could not be taken down in order.");
+            _options.Logger.LogError(e, "A part of the engine could not be taken down in order.");
         }
-
-        // After a fault everything stays readable until the caller disposes; memory is freed all the same.
-        _loop.Dispose();
-        _model.Dispose();
-        _backend.Dispose();
-        _ended.TrySetResult();
     }
 
     private void WakeLoop()

@@ -99,7 +99,8 @@ internal sealed class EngineLoop : IDisposable
     /// <summary>Does one step. False when there was nothing to do: wait for the inbox.</summary>
     public bool RunStep()
     {
-        while (_inbox.TryTake(out Submission? submission))
+        // At most an inbox full a step: callers that never stop calling must not stop the answers.
+        for (int i = 0; i < _options.InboxCapacity && _inbox.TryTake(out Submission? submission); i++)
         {
             submission.Execute(this);
         }
@@ -107,7 +108,7 @@ internal sealed class EngineLoop : IDisposable
         DropCancelled();
         if (_sequences.Count == 0 && !Jobs.HasWork)
         {
-            return false;
+            return _inbox.HasItems;
         }
 
         StepPlan plan = HybridTokenScheduler.Plan(TakeSnapshot(), _limits, Latency);
@@ -342,7 +343,10 @@ internal sealed class EngineLoop : IDisposable
         sequence.LastTokenTime = now;
 
         bool eos = !sequence.IgnoreEos && _eos.Contains(token.TokenId);
-        string text = sequence.Stops.Append(eos ? string.Empty : sequence.Decoder?.Append(token.TokenId) ?? string.Empty);
+
+        // The end of the sequence has no text, nor has a row of the head that pads the vocabulary.
+        bool hasText = !eos && _tokenizer is not null && _tokenizer.Contains(token.TokenId);
+        string text = hasText ? sequence.Stops.Append(sequence.Decoder!.Append(token.TokenId)) : string.Empty;
         bool full = sequence.Tokens.Count >= sequence.TokensMax;
         FinishReason? reason = eos || sequence.Stops.Stopped ? FinishReason.Stop : full ? FinishReason.Length : null;
         if (reason is not null && !sequence.Stops.Stopped)

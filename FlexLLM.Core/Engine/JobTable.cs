@@ -222,7 +222,15 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     {
         if (request.ResumeFrom is string folder)
         {
-            return PeftFolder.Load(folder, model);
+            LoraAdapter resumed = PeftFolder.Load(folder, model);
+            if (Fits(request.Lora, resumed))
+            {
+                return resumed;
+            }
+
+            string shape = ShapeOf(resumed);
+            resumed.Dispose();
+            throw new RequestRejectedException($"The checkpoint in {folder} holds an adapter of {shape}; FinetuningRequest.Lora asks for another.");
         }
 
         if (!adapters.Contains(request.Adapter))
@@ -233,18 +241,23 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         }
 
         LoraAdapter existing = adapters.Get(request.Adapter).Weights;
-        if (request.Lora is LoraConfig lora && (lora.Rank != existing.Config.Rank || lora.Scale != existing.Scale ||
-            !LoraAdapter.Validate(lora, model.Config).SequenceEqual(existing.Modules)))
+        if (!Fits(request.Lora, existing))
         {
             throw new RequestRejectedException(
-                $"Adapter '{request.Adapter}' exists with rank {existing.Config.Rank} and modules {string.Join(", ", existing.Config.TargetModules)}; " +
-                "leave FinetuningRequest.Lora null to train it further, or choose another name.");
+                $"Adapter '{request.Adapter}' exists with {ShapeOf(existing)}; leave FinetuningRequest.Lora null to train it further, " +
+                "or choose another name.");
         }
 
         var copy = new LoraAdapter(model.Backend, model.Config, existing.Config);
         copy.CopyFrom(existing, model.Backend);
         return copy;
     }
+
+    private bool Fits(LoraConfig? wanted, LoraAdapter adapter) => wanted is null || (wanted.Rank == adapter.Config.Rank &&
+        wanted.Scale == adapter.Scale && LoraAdapter.Validate(wanted, model.Config).SequenceEqual(adapter.Modules));
+
+    private static string ShapeOf(LoraAdapter adapter) =>
+        $"rank {adapter.Config.Rank}, scale {adapter.Scale}, modules {string.Join(", ", adapter.Config.TargetModules)}";
 
     private void Publish(string name, TrainingRun run)
     {

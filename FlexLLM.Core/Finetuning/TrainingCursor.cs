@@ -74,6 +74,7 @@ internal sealed class TrainingCursor
         _topLayer = layers - 1;
         _lowestLayer = lowestLayer;
         _order = new int[samples.Count];
+        TokensTotal = samples.Sum(s => (long)s.Ids.Length) * epochs;
         StartEpoch();
     }
 
@@ -117,7 +118,7 @@ internal sealed class TrainingCursor
     }
 
     /// <summary>Tokens of the whole job, each counted once.</summary>
-    public long TokensTotal => _samples.Sum(s => (long)s.Ids.Length) * _epochs;
+    public long TokensTotal { get; }
 
     private int StepsPerEpoch => (_samples.Count + _accumulation - 1) / _accumulation;
 

@@ -1,44 +1,63 @@
 using System.Runtime.InteropServices;
 using System.Text;
 using FlexLLM.Formats;
+using FlexLLM.Models;
 using FlexLLM.Primitives;
+using FlexLLM.Tokenization;
 
-namespace FlexLLM.Models;
+namespace FlexLLM;
 
 /// <summary>
-/// Writes HuggingFace model folders with random weights, for benchmarks, samples and tests. The bytes depend on config, type
-/// and seed alone: every tensor has a random stream of its own, so shards hold what the single file would.
+/// Writes HuggingFace model folders with random weights, for tests, samples and benchmarks. The bytes depend on the arguments
+/// alone: every tensor has a random stream of its own, so shards hold what the single file would.
 /// </summary>
-internal static class CheckpointFactory
+public static class RandomCheckpoint
 {
-    // transformers' default initializer_range.
-    private const float Deviation = 0.02f;
+    /// <summary>transformers' default initializer_range.</summary>
+    public const float DeviationDefault = 0.02f;
 
     private const int ValuesPerChunk = 1 << 14;
 
+    // Bytes and special tokens.
+    private static readonly int TokenizerSize = 256 + TokenizerWriter.SpecialTokens.Length;
+
     /// <summary>
     /// Writes config.json, generation_config.json and the weights into a folder, which is made where it does not exist. Norm
-    /// gains are 1, everything else (biases too) is about normal with deviation 0.02. Needs memory for one chunk, not for a
-    /// tensor.
+    /// gains are 1, everything else (biases too) is about normal. Needs memory for one chunk, not for a tensor. A vocabulary of
+    /// at least 259 tokens gets a byte-level tokenizer with the ChatML template too; ids beyond it stay unused.
     /// </summary>
     /// <param name="folder">Folder to write to; a checkpoint in it is replaced.</param>
     /// <param name="config">Shape of the model.</param>
     /// <param name="type">F32 or BF16.</param>
     /// <param name="seed">Seed of all weights.</param>
+    /// <param name="deviation">Standard deviation of the weights.</param>
+    /// <param name="vocabularyText">Text to learn the tokenizer's merges from, as many as the vocabulary has room for.</param>
     /// <param name="shardBytesMax">Splits the weights into files of at most that many bytes.</param>
-    /// <exception cref="ArgumentException">The type is F16.</exception>
+    /// <exception cref="ArgumentException">The type is F16, or a number is out of its range.</exception>
     /// <exception cref="IOException">The folder holds shards where one file would be written, or the other way round.</exception>
-    public static void Write(string folder, ModelConfig config, DType type, ulong seed, long shardBytesMax = long.MaxValue)
+    public static void Write(
+        string folder, ModelConfig config, DType type, ulong seed, float deviation = DeviationDefault, string? vocabularyText = null,
+        long shardBytesMax = long.MaxValue)
     {
+        ArgumentException.ThrowIfNullOrEmpty(folder);
+        ArgumentNullException.ThrowIfNull(config);
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(deviation);
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(shardBytesMax);
         if (type is not (DType.F32 or DType.BF16))
         {
             throw new ArgumentException($"Random checkpoints are written as F32 or BF16, not {type}.", nameof(type));
         }
 
         Directory.CreateDirectory(folder);
-        SafetensorsWriter.WriteSharded(folder, DecoderWeights.Of(config).Select(shape => Tensor(shape, type, seed)), shardBytesMax);
+        SafetensorsWriter.WriteSharded(
+            folder, DecoderWeights.Of(config).Select(shape => Tensor(shape, type, seed, deviation)), shardBytesMax);
         (config with { TorchDtype = type }).Save(folder);
         WriteGenerationConfig(Path.Combine(folder, GenerationDefaults.FileName), config);
+        int room = config.VocabularySize - TokenizerSize;
+        if (room >= 0)
+        {
+            TokenizerWriter.Write(folder, vocabularyText is null ? [] : TokenizerWriter.LearnMerges(vocabularyText, room));
+        }
     }
 
     private static void WriteGenerationConfig(string path, ModelConfig config) => AtomicFile.WriteJson(path, json =>
@@ -59,7 +78,7 @@ internal static class CheckpointFactory
         json.WriteEndObject();
     });
 
-    private static TensorToWrite Tensor(WeightShape shape, DType type, ulong seed)
+    private static TensorToWrite Tensor(WeightShape shape, DType type, ulong seed, float deviation)
     {
         bool isGain = shape.IsVector && shape.Name.EndsWith("norm.weight", StringComparison.Ordinal);
         StoredType stored = type == DType.F32 ? StoredType.F32 : StoredType.BF16;
@@ -74,7 +93,7 @@ internal static class CheckpointFactory
                 Span<float> chunk = values.AsSpan(0, (int)Math.Min(left, values.Length));
                 if (!isGain)
                 {
-                    FillNormal(chunk, ref random);
+                    FillNormal(chunk, deviation, ref random);
                 }
 
                 left -= chunk.Length;
@@ -85,15 +104,15 @@ internal static class CheckpointFactory
 
     // The sum of the four 16-bit parts of one random number: close to normal, within 3.5 deviations, and free of the logarithms
     // that would make half a billion values take ten times longer.
-    private static void FillNormal(Span<float> values, ref SeededRandom random)
+    private static void FillNormal(Span<float> values, float deviation, ref SeededRandom random)
     {
         const float Mean = 2f * 0xFFFF;
-        const float Scale = Deviation / 37837.22f; // Deviation of the sum: sqrt(4 (2^32 - 1) / 12).
+        float scale = deviation / 37837.22f; // Deviation of the sum: sqrt(4 (2^32 - 1) / 12).
         for (int i = 0; i < values.Length; i++)
         {
             ulong bits = random.NextUInt64();
             int sum = (int)(bits & 0xFFFF) + (int)((bits >> 16) & 0xFFFF) + (int)((bits >> 32) & 0xFFFF) + (int)(bits >> 48);
-            values[i] = (sum - Mean) * Scale;
+            values[i] = (sum - Mean) * scale;
         }
     }
 

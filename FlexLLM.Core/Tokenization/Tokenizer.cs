@@ -114,6 +114,9 @@ public sealed class Tokenizer
     /// <summary>Id of a token by its spelling in the file (byte-level pieces in their own alphabet), or null.</summary>
     public int? IdOf(string token) => _file.Ids.TryGetValue(token, out int id) ? id : null;
 
+    /// <summary>True when a token has the id. Models often have more rows than their tokenizer has tokens.</summary>
+    public bool Contains(int id) => (uint)id < (uint)_file.Pieces.Length && _file.Pieces[id] is not null;
+
     /// <summary>A token's spelling in the file.</summary>
     /// <exception cref="ArgumentOutOfRangeException">No token has the id.</exception>
     public string TokenOf(int id) => (uint)id < (uint)_file.Pieces.Length && _file.Pieces[id] is string piece

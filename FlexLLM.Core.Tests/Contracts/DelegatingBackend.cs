@@ -1,0 +1,98 @@
+using FlexLLM.Backends;
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Tests.Contracts;
+
+/// <summary>Passes everything on: the base of backends with one planted fault.</summary>
+internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBackend
+{
+    public string Name => inner.Name;
+
+    public long AllocatedBytes => inner.AllocatedBytes;
+
+    protected IComputeBackend Inner => inner;
+
+    public virtual DeviceTensor Allocate(int rows, int columns) => inner.Allocate(rows, columns);
+
+    public virtual DeviceWeight CreateWeight(in HostMatrix source, DType type) => inner.CreateWeight(source, type);
+
+    public virtual DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
+        inner.CreateKvCache(layers, blocks, kvHeads, headDim);
+
+    public virtual DeviceLora CreateLora(int inFeatures, int outFeatures, int rank) =>
+        inner.CreateLora(inFeatures, outFeatures, rank);
+
+    public virtual void RefreshLora(DeviceLora lora) => inner.RefreshLora(lora);
+
+    public virtual void Upload(ReadOnlySpan<float> source, TensorSlice destination) => inner.Upload(source, destination);
+
+    public virtual void Download(TensorSlice source, Span<float> destination) => inner.Download(source, destination);
+
+    public virtual void Copy(TensorSlice source, TensorSlice destination) => inner.Copy(source, destination);
+
+    public virtual void Zero(TensorSlice destination) => inner.Zero(destination);
+
+    public virtual void Gather(DeviceWeight table, ReadOnlySpan<int> ids, TensorSlice y) => inner.Gather(table, ids, y);
+
+    public virtual void RmsNorm(TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice y) =>
+        inner.RmsNorm(x, gain, epsilon, y);
+
+    public virtual void RmsNormBackward(
+        TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice dy, TensorSlice dx, bool accumulate) =>
+        inner.RmsNormBackward(x, gain, epsilon, dy, dx, accumulate);
+
+    public virtual void Linear(TensorSlice x, DeviceWeight weight, DeviceTensor? bias, TensorSlice y, bool accumulate) =>
+        inner.Linear(x, weight, bias, y, accumulate);
+
+    public virtual void LinearBackwardInput(TensorSlice dy, DeviceWeight weight, TensorSlice dx, bool accumulate) =>
+        inner.LinearBackwardInput(dy, weight, dx, accumulate);
+
+    public virtual void LoraBypass(TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y) =>
+        inner.LoraBypass(x, segments, y);
+
+    public virtual void LoraBypassBackward(
+        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
+        TensorSlice? dx) =>
+        inner.LoraBypassBackward(x, dy, lora, scale, gradA, gradBTransposed, dx);
+
+    public virtual void Rope(TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse) =>
+        inner.Rope(x, positions, table, inverse);
+
+    public virtual void AppendKv(TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments) =>
+        inner.AppendKv(k, v, layer, segments);
+
+    public virtual void Attention(TensorSlice q, TensorSlice o, int layer, ReadOnlySpan<AttentionSegment> segments) =>
+        inner.Attention(q, o, layer, segments);
+
+    public virtual void AttentionBackward(
+        TensorSlice q, TensorSlice dO, int layer, in AttentionSegment window, TensorSlice dQ, DeviceTensor dK,
+        DeviceTensor dV) =>
+        inner.AttentionBackward(q, dO, layer, window, dQ, dK, dV);
+
+    public virtual void SiluGate(TensorSlice gate, TensorSlice up, TensorSlice y) => inner.SiluGate(gate, up, y);
+
+    public virtual void SiluGateBackward(
+        TensorSlice gate, TensorSlice up, TensorSlice dy, TensorSlice dGate, TensorSlice dUp) =>
+        inner.SiluGateBackward(gate, up, dy, dGate, dUp);
+
+    public virtual void Add(TensorSlice a, TensorSlice b, TensorSlice y) => inner.Add(a, b, y);
+
+    public virtual void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits) =>
+        inner.Logits(x, rows, head, logits);
+
+    public virtual void FusedLinearCrossEntropy(
+        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,
+        Span<float> losses) =>
+        inner.FusedLinearCrossEntropy(x, targets, head, gradientScale, dx, losses);
+
+    public virtual void SgdStep(
+        DeviceTensor parameter, DeviceTensor gradient, DeviceTensor? velocity, in SgdStepOptions options) =>
+        inner.SgdStep(parameter, gradient, velocity, options);
+
+    public virtual void AdamWStep(
+        DeviceTensor parameter, DeviceTensor gradient, DeviceTensor moment1, DeviceTensor moment2,
+        in AdamWStepOptions options) =>
+        inner.AdamWStep(parameter, gradient, moment1, moment2, options);
+
+    public void Dispose() => inner.Dispose();
+}

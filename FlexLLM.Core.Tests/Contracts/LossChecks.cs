@@ -1,0 +1,76 @@
+using FlexLLM.Backends;
+
+namespace FlexLLM.Tests.Contracts;
+
+/// <summary>Logits of chosen rows, and the fused loss.</summary>
+internal static class LossChecks
+{
+    /// <summary>Of 9 rows, so many, in random order with repeats; the rows that are not chosen are NaN.</summary>
+    public static void Logits(IComputeBackend backend, int chosen, int hidden, int vocabulary, DType type)
+    {
+        using var bench = new Workbench(backend);
+        Matrix x = bench.Random(9, hidden);
+        int[] rows = [.. Enumerable.Range(0, chosen).Select(i => i == 0 ? 8 : bench.Chance.Next(9))];
+        foreach (int row in Enumerable.Range(0, 9).Except(rows))
+        {
+            x.SetRows(row, Matrix.Filled(1, hidden, double.NaN));
+        }
+
+        (DeviceWeight weight, Matrix head) = bench.RandomWeight(vocabulary, hidden, type);
+        Operand logits = bench.Output(chosen, vocabulary);
+        backend.Logits(bench.Source(x), rows, weight, logits);
+        Matrix magnitude = Reference.Logits(x.Abs(), rows, head.Abs());
+        Expect.Close("logits", logits.Read(), Reference.Logits(x, rows, head), magnitude, Expect.Roundings(hidden));
+        bench.Verify();
+    }
+
+    /// <summary>
+    /// <paramref name="targetEvery"/>: each n-th row has a target, 0 means none has. Rows without a target are NaN in x.
+    /// </summary>
+    public static void CrossEntropy(
+        IComputeBackend backend, int rows, int hidden, int vocabulary, int targetEvery, DType type = DType.F32,
+        double scale = 1)
+    {
+        using var bench = new Workbench(backend);
+        const float gradientScale = 0.125f / 3;
+        Matrix x = bench.Random(rows, hidden, scale);
+        int[] targets = new int[rows];
+        for (int row = 0; row < rows; row++)
+        {
+            bool hasTarget = targetEvery > 0 && row % targetEvery == targetEvery - 1;
+            targets[row] = !hasTarget ? -1 : row % 3 == 0 ? vocabulary - 1 : bench.Chance.Next(vocabulary);
+            if (!hasTarget)
+            {
+                x.SetRows(row, Matrix.Filled(1, hidden, double.NaN));
+            }
+        }
+
+        (DeviceWeight weight, Matrix head) = bench.RandomWeight(vocabulary, hidden, type);
+        Operand dx = bench.Output(rows, hidden);
+        float[] losses = [.. Enumerable.Repeat(float.NaN, rows + 2)];
+        backend.FusedLinearCrossEntropy(bench.Source(x), targets, weight, gradientScale, dx, losses.AsSpan(1, rows));
+
+        int[] live = [.. Enumerable.Range(0, rows).Where(row => targets[row] >= 0)];
+        double largest = Reference.Logits(x.Abs(), live, head.Abs()).Max();
+        double logitRoundings = 2 * Expect.Roundings(hidden) * largest;
+        var expected = new Matrix(rows + 2, 1);
+        (expected[0, 0], expected[rows + 1, 0]) = (float.NaN, float.NaN);
+        Reference.CrossEntropy(x, targets, head).CopyTo(expected.Values, 1);
+        Matrix actual = Matrix.FromFloats(rows + 2, 1, losses);
+        Matrix one = expected.Map(value => 1 + Math.Abs(value));
+        double roundings = logitRoundings + Expect.Roundings(vocabulary);
+        Expect.Close("losses", actual.Slice(1, rows), expected.Slice(1, rows), one.Slice(1, rows), roundings);
+        Expect.SameBits("before the losses", actual.Slice(0, 1), expected.Slice(0, 1));
+        Expect.SameBits("after the losses", actual.Slice(rows + 1, 1), expected.Slice(rows + 1, 1));
+        Matrix magnitude = Reference.CrossEntropyBackwardMagnitude(x, targets, head, gradientScale);
+        Matrix gradient = Reference.CrossEntropyBackward(x, targets, head, gradientScale);
+        Expect.Close("loss dx", dx.Read(), gradient, magnitude, logitRoundings + Expect.Roundings(vocabulary, vocabulary));
+        foreach (int row in Enumerable.Range(0, rows).Except(live))
+        {
+            Expect.SameBits("loss without a target", actual.Slice(row + 1, 1), new Matrix(1, 1));
+            Expect.SameBits("dx without a target", dx.Read().Slice(row, 1), new Matrix(1, hidden));
+        }
+
+        bench.Verify();
+    }
+}

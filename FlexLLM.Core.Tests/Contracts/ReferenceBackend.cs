@@ -1,0 +1,362 @@
+using FlexLLM.Backends;
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Tests.Contracts;
+
+/// <summary>
+/// <see cref="Reference"/> behind the interface, rounded to F32 on every store: shows that the contract can be met, and
+/// carries the planted faults. One row at a time and tokens in descending order, so it keeps the law of determinism too.
+/// </summary>
+internal sealed class ReferenceBackend : IComputeBackend
+{
+    public string Name => "reference";
+
+    public long AllocatedBytes { get; private set; }
+
+    public DeviceTensor Allocate(int rows, int columns) => new HostTensor(this, rows, columns);
+
+    public DeviceWeight CreateWeight(in HostMatrix source, DType type)
+    {
+        var values = new Matrix(source.Rows, source.Columns);
+        for (int row = 0; row < source.Rows; row++)
+        {
+            for (int column = 0; column < source.Columns; column++)
+            {
+                values[row, column] = source[row, column];
+            }
+        }
+
+        return new HostWeight(this, values.Rounded(type), type);
+    }
+
+    public DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
+        new HostKvCache(this, layers, blocks, kvHeads, headDim);
+
+    public DeviceLora CreateLora(int inFeatures, int outFeatures, int rank) =>
+        new HostLora(this, inFeatures, outFeatures, rank);
+
+    public void RefreshLora(DeviceLora lora)
+    {
+        // Nothing is derived.
+    }
+
+    public void Upload(ReadOnlySpan<float> source, TensorSlice destination)
+    {
+        Check.That(source.Length == destination.Rows * destination.Columns);
+        source.CopyTo(Floats(destination));
+    }
+
+    public void Download(TensorSlice source, Span<float> destination)
+    {
+        Check.That(destination.Length == source.Rows * source.Columns);
+        Floats(source).CopyTo(destination);
+    }
+
+    public void Copy(TensorSlice source, TensorSlice destination) => Store(Read(source), destination);
+
+    public void Zero(TensorSlice destination) => Floats(destination).Clear();
+
+    public void Gather(DeviceWeight table, ReadOnlySpan<int> ids, TensorSlice y) =>
+        Store(Rows(Values(table), ids), y);
+
+    public void RmsNorm(TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice y)
+    {
+        Check.That(gain.Rows == 1 && x.Columns % gain.Columns == 0);
+        Store(Reference.RmsNorm(Read(x), Read(gain), epsilon), y);
+    }
+
+    public void RmsNormBackward(
+        TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice dy, TensorSlice dx, bool accumulate)
+    {
+        Check.That(gain.Rows == 1 && x.Columns % gain.Columns == 0 && SameShape(x, dy));
+        Store(Reference.RmsNormBackward(Read(x), Read(gain), epsilon, Read(dy)), dx, accumulate);
+    }
+
+    public void Linear(TensorSlice x, DeviceWeight weight, DeviceTensor? bias, TensorSlice y, bool accumulate)
+    {
+        Check.That(x.Columns == weight.InFeatures);
+        Check.That(bias is null || (bias.Rows == 1 && bias.Columns == weight.OutFeatures));
+        Store(Reference.Linear(Read(x), Values(weight), bias is null ? null : Read(bias)), y, accumulate);
+    }
+
+    public void LinearBackwardInput(TensorSlice dy, DeviceWeight weight, TensorSlice dx, bool accumulate)
+    {
+        Check.That(dy.Columns == weight.OutFeatures);
+        Store(Reference.LinearBackwardInput(Read(dy), Values(weight)), dx, accumulate);
+    }
+
+    public void LoraBypass(TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y)
+    {
+        Check.That(x.Rows == y.Rows);
+        foreach (LoraSegment segment in segments)
+        {
+            DeviceLora lora = segment.Lora;
+            Check.That(x.Columns == lora.InFeatures && y.Columns == lora.OutFeatures);
+            Matrix rows = Read(x.Slice(segment.RowStart, segment.RowCount));
+            Matrix add = Reference.LoraBypass(rows, Read(lora.A), Read(lora.BTransposed), segment.Scale);
+            Store(add, y.Slice(segment.RowStart, segment.RowCount), accumulate: true);
+        }
+    }
+
+    public void LoraBypassBackward(
+        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
+        TensorSlice? dx)
+    {
+        Check.That(x.Rows == dy.Rows && x.Columns == lora.InFeatures && dy.Columns == lora.OutFeatures);
+        for (int row = x.Rows - 1; row >= 0; row--)
+        {
+            (Matrix a, Matrix b, Matrix d) = Reference.LoraBypassBackward(
+                Read(x.Slice(row, 1)), Read(dy.Slice(row, 1)), Read(lora.A), Read(lora.BTransposed), scale);
+            Store(a, gradA, accumulate: true);
+            Store(b, gradBTransposed, accumulate: true);
+            if (dx is TensorSlice slice)
+            {
+                Store(d, slice.Slice(row, 1), accumulate: true);
+            }
+        }
+    }
+
+    public void Rope(TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse)
+    {
+        Check.That(positions.Length == x.Rows && x.Columns % table.Columns == 0);
+        Check.That(positions.IndexOfAnyExceptInRange(0, table.Rows - 1) < 0);
+        Store(Reference.Rope(Read(x), positions.ToArray(), Read(table), inverse), x);
+    }
+
+    public void AppendKv(TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments)
+    {
+        foreach (AttentionSegment segment in segments)
+        {
+            var cache = (HostKvCache)segment.Cache;
+            Check.That(k.Columns == cache.KvHeads * cache.HeadDim && SameShape(k, v));
+            for (int i = 0; i < segment.RowCount; i++)
+            {
+                int slot = cache.Slot(layer, segment.BlockTable, segment.PositionStart + i);
+                cache.Keys.SetRows(slot, Read(k.Slice(segment.RowStart + i, 1)));
+                cache.Values.SetRows(slot, Read(v.Slice(segment.RowStart + i, 1)));
+            }
+        }
+    }
+
+    public void Attention(TensorSlice q, TensorSlice o, int layer, ReadOnlySpan<AttentionSegment> segments)
+    {
+        Check.That(SameShape(q, o));
+        foreach (AttentionSegment segment in segments)
+        {
+            var cache = (HostKvCache)segment.Cache;
+            (int start, int count) = (segment.PositionStart, segment.RowCount);
+            (Matrix k, Matrix v) = cache.Gather(layer, segment.BlockTable, start + count);
+            Matrix rows = Read(q.Slice(segment.RowStart, count));
+            (Matrix result, Matrix lse) = Reference.Attention(rows, k, v, start, cache.ShapeFor(q.Columns));
+            Store(result, o.Slice(segment.RowStart, count));
+            if (segment.LogSumExp is not null)
+            {
+                Store(lse, segment.LogSumExp.Slice(start, count));
+            }
+        }
+    }
+
+    public void AttentionBackward(
+        TensorSlice q, TensorSlice dO, int layer, in AttentionSegment window, TensorSlice dQ, DeviceTensor dK,
+        DeviceTensor dV)
+    {
+        var cache = (HostKvCache)window.Cache;
+        Check.That(q.Rows == window.RowCount && SameShape(q, dO));
+        Check.That(SameShape(dK, dV) && dK.Columns == cache.KvHeads * cache.HeadDim);
+        for (int row = q.Rows - 1; row >= 0; row--)
+        {
+            int position = window.PositionStart + row;
+            (Matrix k, Matrix v) = cache.Gather(layer, window.BlockTable, position + 1);
+            (Matrix rowDQ, Matrix rowDK, Matrix rowDV) = Reference.AttentionBackward(
+                Read(q.Slice(row, 1)), k, v, Read(dO.Slice(row, 1)), position, cache.ShapeFor(q.Columns));
+            Store(rowDQ, dQ.Slice(row, 1));
+            Store(rowDK, dK.Slice(0, position + 1), accumulate: true);
+            Store(rowDV, dV.Slice(0, position + 1), accumulate: true);
+        }
+    }
+
+    public void SiluGate(TensorSlice gate, TensorSlice up, TensorSlice y)
+    {
+        Check.That(SameShape(gate, up));
+        Store(Reference.SiluGate(Read(gate), Read(up)), y);
+    }
+
+    public void SiluGateBackward(
+        TensorSlice gate, TensorSlice up, TensorSlice dy, TensorSlice dGate, TensorSlice dUp)
+    {
+        Check.That(SameShape(gate, up) && SameShape(gate, dy));
+        (Matrix g, Matrix u) = Reference.SiluGateBackward(Read(gate), Read(up), Read(dy));
+        Store(g, dGate);
+        Store(u, dUp);
+    }
+
+    public void Add(TensorSlice a, TensorSlice b, TensorSlice y)
+    {
+        Check.That(SameShape(a, b));
+        Store(Read(a).Plus(Read(b)), y);
+    }
+
+    public void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits)
+    {
+        Check.That(x.Columns == head.InFeatures);
+        Store(Reference.Linear(Rows(Read(x), rows), Values(head)), logits);
+    }
+
+    public void FusedLinearCrossEntropy(
+        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,
+        Span<float> losses)
+    {
+        Check.That(targets.Length == x.Rows && losses.Length == x.Rows && x.Columns == head.InFeatures);
+        Check.That(targets.IndexOfAnyInRange(head.OutFeatures, int.MaxValue) < 0);
+        (Matrix rows, int[] labels) = (Read(x), targets.ToArray());
+        double[] exact = Reference.CrossEntropy(rows, labels, Values(head));
+        Array.ConvertAll(exact, loss => (float)loss).CopyTo(losses);
+        Store(Reference.CrossEntropyBackward(rows, labels, Values(head), gradientScale), dx);
+    }
+
+    public void SgdStep(
+        DeviceTensor parameter, DeviceTensor gradient, DeviceTensor? velocity, in SgdStepOptions options)
+    {
+        Check.That(SameShape(parameter, gradient) && (velocity is null || SameShape(parameter, velocity)));
+        (Matrix p, Matrix? v) = (Read(parameter), velocity is null ? null : Read(velocity));
+        Reference.SgdStep(p, Read(gradient), v, options);
+        Store(p, parameter);
+        if (velocity is not null && v is not null)
+        {
+            Store(v, velocity);
+        }
+    }
+
+    public void AdamWStep(
+        DeviceTensor parameter, DeviceTensor gradient, DeviceTensor moment1, DeviceTensor moment2,
+        in AdamWStepOptions options)
+    {
+        Check.That(SameShape(parameter, gradient) && SameShape(parameter, moment1) && SameShape(parameter, moment2));
+        (Matrix p, Matrix m, Matrix v) = (Read(parameter), Read(moment1), Read(moment2));
+        Reference.AdamWStep(p, Read(gradient), m, v, options);
+        Store(p, parameter);
+        Store(m, moment1);
+        Store(v, moment2);
+    }
+
+    public void Dispose()
+    {
+        // Tensors are managed memory and have owners.
+    }
+
+    private static Matrix Rows(Matrix values, ReadOnlySpan<int> rows)
+    {
+        Check.That(rows.IndexOfAnyExceptInRange(0, values.Rows - 1) < 0);
+        return Reference.Gather(values, rows.ToArray());
+    }
+
+    private static Matrix Read(TensorSlice slice) => Matrix.FromFloats(slice.Rows, slice.Columns, Floats(slice));
+
+    private static void Store(Matrix values, TensorSlice destination, bool accumulate = false)
+    {
+        Check.That(values.Rows == destination.Rows && values.Columns == destination.Columns);
+        (accumulate ? Read(destination).Plus(values) : values).ToFloats().CopyTo(Floats(destination));
+    }
+
+    private static Span<float> Floats(TensorSlice slice) =>
+        ((HostTensor)slice.Tensor).Data.AsSpan(slice.Start * slice.Columns, slice.Rows * slice.Columns);
+
+    private static Matrix Values(DeviceWeight weight) => ((HostWeight)weight).Values;
+
+    private static bool SameShape(TensorSlice a, TensorSlice b) => a.Rows == b.Rows && a.Columns == b.Columns;
+
+    private sealed class HostTensor : DeviceTensor
+    {
+        private readonly ReferenceBackend _owner;
+
+        public HostTensor(ReferenceBackend owner, int rows, int columns)
+            : base(rows, columns)
+        {
+            _owner = owner;
+            Data = new float[rows * columns];
+            owner.AllocatedBytes += Bytes;
+        }
+
+        public float[] Data { get; }
+
+        public override long Bytes => sizeof(float) * (long)Data.Length;
+
+        public override void Dispose() => _owner.AllocatedBytes -= Bytes;
+    }
+
+    private sealed class HostWeight : DeviceWeight
+    {
+        private readonly ReferenceBackend _owner;
+
+        public HostWeight(ReferenceBackend owner, Matrix values, DType type)
+            : base(values.Rows, values.Columns, type)
+        {
+            (_owner, Values) = (owner, values);
+            owner.AllocatedBytes += Bytes;
+        }
+
+        public Matrix Values { get; }
+
+        public override long Bytes => sizeof(double) * (long)Values.Values.Length;
+
+        public override void Dispose() => _owner.AllocatedBytes -= Bytes;
+    }
+
+    private sealed class HostLora(ReferenceBackend owner, int inFeatures, int outFeatures, int rank)
+        : DeviceLora(inFeatures, outFeatures, rank)
+    {
+        public override DeviceTensor A { get; } = owner.Allocate(rank, inFeatures);
+
+        public override DeviceTensor BTransposed { get; } = owner.Allocate(rank, outFeatures);
+
+        public override long Bytes => A.Bytes + BTransposed.Bytes;
+
+        public override void Dispose()
+        {
+            A.Dispose();
+            BTransposed.Dispose();
+        }
+    }
+
+    private sealed class HostKvCache : DeviceKvCache
+    {
+        private readonly ReferenceBackend _owner;
+
+        public HostKvCache(ReferenceBackend owner, int layers, int blocks, int kvHeads, int headDim)
+            : base(layers, blocks, kvHeads, headDim)
+        {
+            _owner = owner;
+            Keys = new Matrix(layers * blocks * TokensPerBlock, kvHeads * headDim);
+            Values = new Matrix(Keys.Rows, Keys.Columns);
+            owner.AllocatedBytes += Bytes;
+        }
+
+        public Matrix Keys { get; }
+
+        public Matrix Values { get; }
+
+        public override long Bytes => 2L * sizeof(double) * Keys.Values.Length;
+
+        public int Slot(int layer, int[] table, int position)
+        {
+            Check.That(layer < Layers && position / TokensPerBlock < table.Length);
+            int block = table[position / TokensPerBlock];
+            Check.That(block >= 0 && block < Blocks);
+            return (((layer * Blocks) + block) * TokensPerBlock) + (position % TokensPerBlock);
+        }
+
+        public HeadShape ShapeFor(int queryColumns)
+        {
+            Check.That(queryColumns % (KvHeads * HeadDim) == 0);
+            return new HeadShape(KvHeads, queryColumns / (KvHeads * HeadDim), HeadDim);
+        }
+
+        public (Matrix K, Matrix V) Gather(int layer, int[] table, int positions)
+        {
+            int[] slots = [.. Enumerable.Range(0, positions).Select(position => Slot(layer, table, position))];
+            return (Reference.Gather(Keys, slots), Reference.Gather(Values, slots));
+        }
+
+        public override void Dispose() => _owner.AllocatedBytes -= Bytes;
+    }
+}
