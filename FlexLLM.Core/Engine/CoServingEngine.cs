@@ -209,7 +209,7 @@ public sealed class CoServingEngine : IAsyncDisposable
         int tokensMax = Math.Min(request.SampleTokensMax ?? ContextTokensMax, ContextTokensMax);
         var builder = new SampleBuilder(Config, Tokenizer, ChatTemplate, tokensMax, request.RefuseBadSamples);
         BuiltSamples samples = await Task.Run(() => builder.Build(request.Dataset, cancellationToken), cancellationToken).ConfigureAwait(false);
-        return await CallAsync(loop => loop.Jobs.Start(this, request, samples, loop.Now), cancellationToken).ConfigureAwait(false);
+        return await CallAsync(loop => loop.Jobs.Start(_inbox, request, samples, loop.Now), cancellationToken).ConfigureAwait(false);
     }
 
     /// <summary>Counters and memory as of the last step.</summary>
@@ -247,12 +247,8 @@ public sealed class CoServingEngine : IAsyncDisposable
     }
 
     /// <summary>Runs an action on the loop thread between two steps.</summary>
-    internal async Task<T> CallAsync<T>(Func<EngineLoop, T> action, CancellationToken cancellationToken)
-    {
-        var submission = new Submission<T>(action);
-        await _inbox.SubmitAsync(submission, cancellationToken).ConfigureAwait(false);
-        return await submission.Result.ConfigureAwait(false);
-    }
+    internal Task<T> CallAsync<T>(Func<EngineLoop, T> action, CancellationToken cancellationToken) =>
+        _inbox.CallAsync(action, cancellationToken);
 
     private static CoServingEngine Load(string folder, CoServingOptions options, CancellationToken cancellationToken)
     {

@@ -70,6 +70,14 @@ internal sealed class EngineInbox(int capacity)
         Wake();
     }
 
+    /// <summary>Runs an action on the loop thread between two steps.</summary>
+    public async Task<T> CallAsync<T>(Func<EngineLoop, T> action, CancellationToken cancellationToken)
+    {
+        var submission = new Submission<T>(action);
+        await SubmitAsync(submission, cancellationToken).ConfigureAwait(false);
+        return await submission.Result.ConfigureAwait(false);
+    }
+
     public bool HasItems => _channel.Reader.TryPeek(out _);
 
     public bool TryTake([NotNullWhen(true)] out Submission? item) => _channel.Reader.TryRead(out item);

@@ -28,7 +28,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     public long TokensTrained { get; private set; }
 
     /// <summary>Starts a job on samples that were tokenised before.</summary>
-    public FinetuningJob Start(CoServingEngine engine, FinetuningRequest request, BuiltSamples samples, TimeSpan now)
+    public FinetuningJob Start(EngineInbox inbox, FinetuningRequest request, BuiltSamples samples, TimeSpan now)
     {
         if (_jobs.Count >= options.JobsMax)
         {
@@ -80,7 +80,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         var id = new JobId(_nextId++);
         var entry = new Entry(request, run, now, samples.Samples.Count);
         var job = new FinetuningJob(
-            engine, id, request.Adapter, samples.Samples.Count, samples.Skipped, ProgressOf(entry, FinetuningStatus.Running, now));
+            inbox, id, request.Adapter, samples.Samples.Count, samples.Skipped, ProgressOf(entry, FinetuningStatus.Running, now));
         entry.Handle = job;
         _jobs.Add(id.Value, entry);
         logger.LogInformation("Finetuning of '{Adapter}' started: {Samples} samples, {Steps} steps.", request.Adapter, job.Samples, run.Cursor.Steps);
