@@ -16,24 +16,28 @@ internal sealed class BenchModel : IDisposable
 
     private BenchModel(string folder, CpuBackend backend, LoadedModel model)
     {
-        Folder = folder;
+        Name = Path.GetFileName(Path.TrimEndingDirectorySeparator(folder));
         _backend = backend;
         Model = model;
     }
 
-    public string Folder { get; }
+    /// <summary>Name of the model's folder.</summary>
+    public string Name { get; }
 
     public IComputeBackend Backend => _backend;
 
+    /// <summary>Storage of the head; a checkpoint of mixed types may hold other matrices otherwise.</summary>
+    public DType WeightType => Model.Matrix(Model.Program.Logits.Weight).Type;
+
     public LoadedModel Model { get; }
 
-    /// <summary>Loads a folder for sequences of at most that many tokens; null keeps the type that the weights are stored in.</summary>
+    /// <summary>Loads a folder for sequences of at most that many tokens; null keeps the stored type of the weights.</summary>
     public static BenchModel Open(string folder, int threads, DType? weights, int positions)
     {
         ModelConfig config = ModelConfig.Load(folder);
         if (positions > config.MaxPositions)
         {
-            throw new ArgumentException($"{positions} tokens are asked for; the model's longest sequence is {config.MaxPositions}.");
+            throw new ArgumentException($"{positions} tokens are asked for; the model takes at most {config.MaxPositions}.");
         }
 
         Console.Error.WriteLine($"loading {folder}");
@@ -75,14 +79,13 @@ internal sealed class BenchModel : IDisposable
 
     /// <summary>One line about model and device.</summary>
     public string Describe() =>
-        $"{Path.GetFileName(Path.TrimEndingDirectorySeparator(Folder))}, {Model.Matrix(Model.Program.Logits.Weight).Type} weights, " +
-        $"{Backend.Name}, {Model.WeightBytes / 1048576.0:N0} MiB";
+        $"{Name}, {WeightType} weights, {Backend.Name}, {Model.WeightBytes / 1048576.0:N0} MiB";
 
     /// <summary>Writes what a reader of the figures must know about where they come from.</summary>
     public void Write(Utf8JsonWriter json)
     {
-        json.WriteString("model", Path.GetFileName(Path.TrimEndingDirectorySeparator(Folder)));
-        json.WriteString("weights", Model.Matrix(Model.Program.Logits.Weight).Type.ToString());
+        json.WriteString("model", Name);
+        json.WriteString("weights", WeightType.ToString());
         json.WriteString("backend", Backend.Name);
         json.WriteNumber("weight_bytes", Model.WeightBytes);
         json.WriteNumber("processors", Environment.ProcessorCount);

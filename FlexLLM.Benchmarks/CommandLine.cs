@@ -25,7 +25,9 @@ internal static class CommandLine
     public static int[] Ints(string[] args, string name, int[] otherwise, int min)
     {
         int[] values = Text(args, name) is string text ? [.. text.Split(',').Select(part => ParseInt(name, part))] : otherwise;
-        return values.All(value => value >= min) ? values : throw new ArgumentException($"{name}: every value must be at least {min}.");
+        return values.All(value => value >= min)
+            ? values
+            : throw new ArgumentException($"{name}: every value must be at least {min}.");
     }
 
     /// <summary>f32 or bf16, or null when the option is not given.</summary>
@@ -42,7 +44,7 @@ internal static class CommandLine
 
     public static bool Has(string[] args, string name) => Array.IndexOf(args, name) >= 0;
 
-    /// <summary>Ends the program where something else than these options with their values is given: typing errors must not pass.</summary>
+    /// <summary>Ends the program where something else than these options, each with a value, is given.</summary>
     public static void Allow(string[] args, params ReadOnlySpan<string> names)
     {
         for (int i = 0; i < args.Length; i += 2)

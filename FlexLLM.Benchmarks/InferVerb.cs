@@ -14,8 +14,8 @@ namespace FlexLLM.Benchmarks;
 internal sealed class InferVerb : IDisposable
 {
     public const string Usage =
-        "--model DIR [--threads 2] [--prompt 512] [--chunk 512] [--decode 128] [--batch 1,8,16] [--context 256] [--batch-decode 32] " +
-        "[--repeat 3] [--weights f32|bf16] [--json FILE]";
+        "--model DIR [--threads 2] [--prompt 512] [--chunk 512] [--decode 128] [--batch 1,8,16] [--context 256] " +
+        "[--batch-decode 32] [--repeat 3] [--weights f32|bf16] [--json FILE]";
 
     private readonly BenchModel _bench;
     private readonly Settings _settings;
@@ -29,11 +29,12 @@ internal sealed class InferVerb : IDisposable
     {
         _bench = bench;
         _settings = settings;
-        int rowsMax = Math.Max(Math.Min(settings.Chunk, settings.Positions), settings.Batches.Max());
+        int sequences = settings.Batches.Max();
+        int rowsMax = Math.Max(Math.Min(settings.Chunk, settings.Positions), sequences);
         _pass = new ForwardPass(bench.Model, rowsMax);
         _batch = new TokenBatch(rowsMax);
-        _runners = [.. Enumerable.Range(0, settings.Batches.Max()).Select(_ => new SequenceRunner(bench.Model, settings.Positions))];
-        _logits = new float[settings.Batches.Max() * bench.Model.Config.VocabularySize];
+        _runners = [.. Enumerable.Range(0, sequences).Select(_ => new SequenceRunner(bench.Model, settings.Positions))];
+        _logits = new float[sequences * bench.Model.Config.VocabularySize];
     }
 
     public static int Run(string[] args)
@@ -74,7 +75,9 @@ internal sealed class InferVerb : IDisposable
         Add(
             $"prefill {_settings.Prompt}", _settings.Prompt, () => Prefill(_runners[0], prompt), "GFLOP/s",
             _bench.FlopsPerToken * _settings.Prompt / 1e9);
-        Add($"decode {_settings.Decode}", _settings.Decode, () => Decode(1, 0, _settings.Decode), "GB/s", streamed * _settings.Decode / 1e9);
+        Add(
+            $"decode {_settings.Decode}", _settings.Decode, () => Decode(1, 0, _settings.Decode), "GB/s",
+            streamed * _settings.Decode / 1e9);
         for (int i = 0; i < _runners.Length; i++)
         {
             Console.Error.WriteLine($"context of sequence {i + 1} of {_runners.Length}");
@@ -157,10 +160,9 @@ internal sealed class InferVerb : IDisposable
         output.WriteLine($"{"work",-30}{"tokens/s",10}{"min",10}{"max",10}");
         foreach (Row row in _rows)
         {
+            (double median, double min, double max) = row.TokensPerSecond;
             output.WriteLine(string.Create(
-                CultureInfo.InvariantCulture,
-                $"{row.Work,-30}{row.TokensPerSecond.Median,10:0.0}{row.TokensPerSecond.Min,10:0.0}{row.TokensPerSecond.Max,10:0.0}" +
-                $"{row.Rate,10:0.0} {row.RateUnit}"));
+                CultureInfo.InvariantCulture, $"{row.Work,-30}{median,10:0.0}{min,10:0.0}{max,10:0.0}{row.Rate,10:0.0} {row.RateUnit}"));
         }
     }
 
@@ -175,7 +177,8 @@ internal sealed class InferVerb : IDisposable
             json.WriteStartObject();
             json.WriteString("work", row.Work);
             row.TokensPerSecond.Write(json, "tokens_per_second");
-            json.WriteNumber(row.RateUnit, row.Rate);
+            json.WriteNumber("rate", row.Rate);
+            json.WriteString("rate_unit", row.RateUnit);
             json.WriteEndObject();
         }
 
@@ -183,7 +186,7 @@ internal sealed class InferVerb : IDisposable
         json.WriteEndObject();
     });
 
-    /// <summary>One line of the table; the rate is GFLOP/s of the linear layers or GB/s of the weights, at the median time.</summary>
+    /// <summary>A line of the table; the rate is GFLOP/s of linear layers or GB/s of weights, at the median time.</summary>
     private readonly record struct Row(string Work, Spread TokensPerSecond, string RateUnit, double Rate);
 
     private sealed record Settings(int Prompt, int Chunk, int Decode, int[] Batches, int Context, int BatchDecode, int Repeat)

@@ -1,6 +1,6 @@
 namespace FlexLLM.Benchmarks;
 
-/// <summary>Entry point: picks the verb named by the first argument. Exit code 0 is success, 2 wrong usage or bad input.</summary>
+/// <summary>Entry point: the first argument names the verb. Exit code 0 is success, 2 wrong usage or bad input.</summary>
 internal static class Program
 {
     private static readonly (string Name, string Usage, Func<string[], int> Run)[] Verbs =

@@ -6,7 +6,7 @@ using FlexLLM.Primitives;
 
 namespace FlexLLM.Benchmarks;
 
-/// <summary>One sequence with its own KV cache, driven directly through the forward pass: what verb code measures without an engine.</summary>
+/// <summary>One sequence with its own KV cache, driven through the forward pass without an engine.</summary>
 internal sealed class SequenceRunner : IDisposable
 {
     private readonly LoadedModel _model;
@@ -27,7 +27,7 @@ internal sealed class SequenceRunner : IDisposable
     /// <summary>Tokens computed so far.</summary>
     public int Length { get; private set; }
 
-    /// <summary>Appends rows of this sequence to a batch, asking for the logits of the last <paramref name="sampled"/>; the caller runs it.</summary>
+    /// <summary>Appends rows to a batch that the caller runs; asks for the logits of the last <paramref name="sampled"/>.</summary>
     public void AddTo(TokenBatch batch, ReadOnlySpan<int> ids, int sampled)
     {
         batch.AddInference(ids, Length, _cache, _blockTable, Adapter, sampled);

@@ -56,7 +56,8 @@ internal sealed class TrainVerb : IDisposable
 
     public static int Run(string[] args)
     {
-        CommandLine.Allow(args, "--model", "--tokens", "--rank", "--modules", "--steps", "--window", "--threads", "--weights", "--json");
+        CommandLine.Allow(
+            args, "--model", "--tokens", "--rank", "--modules", "--steps", "--window", "--threads", "--weights", "--json");
         int tokens = CommandLine.Int(args, "--tokens", 512, min: 2);
         int steps = CommandLine.Int(args, "--steps", 3, min: 1);
         int window = Math.Min(tokens, CommandLine.Int(args, "--window", tokens, min: 1));
@@ -90,7 +91,7 @@ internal sealed class TrainVerb : IDisposable
 
     private IEnumerable<(string Part, Spread TokensPerSecond)> Speeds =>
     [
-        ("step", Spread.Of(_times.Select(t => _tokens / (t.Forward + t.Backward + t.Optimizer)))),
+        ("step", Spread.Of(_times.Select(t => _tokens / t.Together))),
         ("forward and loss", Spread.Of(_times.Select(t => _tokens / t.Forward))),
         ("backward", Spread.Of(_times.Select(t => _tokens / t.Backward))),
         ("optimizer", Spread.Of(_times.Select(t => _tokens / t.Optimizer))),
@@ -104,7 +105,7 @@ internal sealed class TrainVerb : IDisposable
             StepTime time = Step();
             Console.Error.WriteLine(string.Create(
                 CultureInfo.InvariantCulture,
-                $"step {step} of {steps}: loss {_run.LastLoss:0.000}, {_tokens / (time.Forward + time.Backward + time.Optimizer):0.0} tokens/s"));
+                $"step {step} of {steps}: loss {_run.LastLoss:0.000}, {_tokens / time.Together:0.0} tokens/s"));
             if (step > 0)
             {
                 _times.Add(time);
@@ -134,7 +135,8 @@ internal sealed class TrainVerb : IDisposable
         long backwardEnd = Stopwatch.GetTimestamp();
         _run.Step();
         return new StepTime(
-            Stopwatch.GetElapsedTime(start, forwardEnd).TotalSeconds, Stopwatch.GetElapsedTime(forwardEnd, backwardEnd).TotalSeconds,
+            Stopwatch.GetElapsedTime(start, forwardEnd).TotalSeconds,
+            Stopwatch.GetElapsedTime(forwardEnd, backwardEnd).TotalSeconds,
             Stopwatch.GetElapsedTime(backwardEnd).TotalSeconds);
     }
 
@@ -143,17 +145,19 @@ internal sealed class TrainVerb : IDisposable
     /// <summary>Bytes by category; no prediction where the backend decides alone.</summary>
     private List<MemoryRow> Memory()
     {
-        TrainingMemory predicted = TrainingMemory.Of(_bench.Model, _run.Program, _run.Adapter.Config.Rank, _tokens, _window);
+        TrainingMemory predicted = TrainingMemory.Of(_bench.Model, _run.Program, _run.Adapter.Config.Rank, moments: 2, _tokens, _window);
         List<MemoryRow> rows =
         [
-            .. _run.MemoryByCategory().Select(row => new MemoryRow(row.Category, predicted.Of(row.Category), row.Bytes)),
-            new MemoryRow(TrainingMemory.ForwardWorkspace, predicted.Of(TrainingMemory.ForwardWorkspace), _forward.WorkspaceBytes),
-            new MemoryRow(TrainingMemory.BackwardWorkspace, predicted.Of(TrainingMemory.BackwardWorkspace), _backward.WorkspaceBytes),
+            .. _run.MemoryByCategory().Select(row => Row(row.Category, row.Bytes)),
+            Row(TrainingMemory.ForwardWorkspace, _forward.WorkspaceBytes),
+            Row(TrainingMemory.BackwardWorkspace, _backward.WorkspaceBytes),
         ];
         long allocated = _bench.Backend.AllocatedBytes - _allocatedBefore;
         rows.Add(new MemoryRow("scratch of the backend", null, allocated - rows.Sum(row => row.Real)));
         rows.Add(new MemoryRow("together", rows.Sum(row => row.Predicted), allocated));
         return rows;
+
+        MemoryRow Row(string category, long real) => new(category, predicted.Of(category), real);
     }
 
     /// <summary>Saved values by their place in a layer, with the bytes of one token and the layers that save them.</summary>
@@ -181,12 +185,14 @@ internal sealed class TrainVerb : IDisposable
         output.WriteLine($"{"memory, MiB",-32}{"predicted",14}{"real",10}");
         foreach (MemoryRow row in Memory())
         {
-            output.WriteLine(string.Create(culture, $"{row.Category,-32}{row.Predicted / 1048576.0,14:0.00}{row.Real / 1048576.0,10:0.00}"));
+            output.WriteLine(string.Create(
+                culture, $"{row.Category,-32}{row.Predicted / 1048576.0,14:0.00}{row.Real / 1048576.0,10:0.00}"));
         }
 
         output.WriteLine(string.Create(
             culture, $"{"resident above the idle model",-32}{(_residentPeak - _residentBefore) / 1048576.0,24:0.00}"));
-        output.WriteLine(string.Create(culture, $"saved for the backward pass: {SavedPerTokenAndLayer:N0} bytes a token and layer"));
+        output.WriteLine(string.Create(
+            culture, $"saved for the backward pass: {SavedPerTokenAndLayer:N0} bytes a token and layer"));
         foreach ((string value, long bytes, int layers) in Saved)
         {
             output.WriteLine(string.Create(culture, $"  {value,-20}{bytes,8:N0} bytes a token in {layers} layers"));
@@ -229,7 +235,11 @@ internal sealed class TrainVerb : IDisposable
         json.WriteEndObject();
     });
 
-    private readonly record struct StepTime(double Forward, double Backward, double Optimizer);
+    /// <summary>Seconds of one step.</summary>
+    private readonly record struct StepTime(double Forward, double Backward, double Optimizer)
+    {
+        public double Together => Forward + Backward + Optimizer;
+    }
 
     private readonly record struct MemoryRow(string Category, long? Predicted, long Real);
 }

@@ -126,6 +126,37 @@ internal sealed class EngineFaultTests
         Assert.That(device.Backend!.AllocatedBytes, Is.Zero);
     }
 
+    // Memory that runs out while a caller's wish is served costs that caller, and leaves nothing behind.
+    [TestCase("Allocate", 1)]
+    [TestCase("Allocate", 20)]
+    [TestCase("Allocate", 44)]
+    [TestCase("CreateKvCache", 1)]
+    [TestCase("CreateLora", 4)]
+    [TestCase("CreateLora", 10)]
+    public async Task Memory_RunsOutWhileAJobStarts_RejectsTheJobAlone(string operation, int call)
+    {
+        int left = -1;
+        await using CoServingEngine engine = await _model.StartAsync(device: new ProbedDevice(name =>
+        {
+            if (name == operation && --left == 0)
+            {
+                throw new InsufficientMemoryException("No more.");
+            }
+        }));
+        GenerationRequest request = Answers.Mixed(1, maxTokens: 30)[0];
+        string expected = await engine.AskAsync(request);
+        long before = (await engine.GetStatisticsAsync().Soon()).DeviceBytes;
+        Task<string> beside = Answers.OfAsync(engine, request);
+        Volatile.Write(ref left, call);
+        Exception? fault = await engine.StartFinetuningAsync(Jobs.Request("j")).FaultAsync();
+        Assert.That(left, Is.Zero, "fewer calls than this case needs");
+        Assert.That(fault, Is.TypeOf<RequestRejectedException>().With.Message.Contains("memory"));
+        Assert.That(await beside.Soon(), Is.EqualTo(expected));
+        Assert.That((await engine.GetStatisticsAsync().Soon()).DeviceBytes, Is.EqualTo(before));
+        Assert.That(await engine.Adapters.ListAsync().Soon(), Is.Empty);
+        await engine.TrainAsync(Jobs.Request("j"));
+    }
+
     // Requests end; the stream of them does not.
     private static async Task<string> AnswerForEverAsync(CoServingEngine engine)
     {

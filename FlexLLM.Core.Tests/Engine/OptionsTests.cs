@@ -20,6 +20,7 @@ internal sealed class OptionsTests
         yield return Case(new CoServingOptions { ContextTokensMax = 1 }, "ContextTokensMax");
         yield return Case(new CoServingOptions { ContextTokensMax = 257 }, "ContextTokensMax above the checkpoint");
         yield return Case(new CoServingOptions { KvCacheTokens = 15 }, "KvCacheTokens");
+        yield return Case(new CoServingOptions { DeviceBytesMax = 0 }, "DeviceBytesMax");
         yield return Case(new CoServingOptions { TokensPerStepMax = 0 }, "TokensPerStepMax");
         yield return Case(new CoServingOptions { TokensPerStepMax = 8, SequencesMax = 9 }, "SequencesMax");
         yield return Case(new CoServingOptions { RequestsMax = 0 }, "RequestsMax");

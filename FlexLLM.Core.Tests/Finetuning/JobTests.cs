@@ -58,7 +58,7 @@ internal sealed class JobTests
         gate.Open();
         FinetuningProgress[] reports = await reading.Soon();
         Assert.That(reports.Select(r => r.Step), Is.EqualTo(new[] { 0, 1, 2, 3, 4, 5, 6 }));
-        Assert.That(reports.Select(r => r.Epoch), Is.EqualTo(new[] { 1, 1, 1, 2, 2, 2, 2 }));
+        Assert.That(reports.Select(r => r.Epoch), Is.EqualTo(new[] { 1, 1, 1, 1, 2, 2, 2 }));
         Assert.That(reports, Has.All.With.Property("Steps").EqualTo(6));
         Assert.That(reports[0].Loss, Is.NaN);
         Assert.That(reports[1..].Select(r => r.Loss), Has.All.InRange(0.5, 30));
@@ -121,6 +121,23 @@ internal sealed class JobTests
         Assert.That(await job.Completion.FaultAsync(), Is.InstanceOf<OperationCanceledException>());
         await engine.Adapters.UnloadAsync("r").Soon();
         Assert.That((await engine.GetStatisticsAsync().Soon()).DeviceBytes, Is.EqualTo(before));
+    }
+
+    [Test]
+    public async Task Start_BeyondTheMemoryLimit_IsRejectedWithWhatItNeeds()
+    {
+        long bytes;
+        await using (CoServingEngine measured = await _model.StartAsync())
+        {
+            bytes = (await measured.GetStatisticsAsync().Soon()).DeviceBytes;
+        }
+
+        await using CoServingEngine engine = await _model.StartAsync(new CoServingOptions { DeviceBytesMax = bytes + 400_000 });
+        Exception? fault = await engine.StartFinetuningAsync(Jobs.Request("j")).FaultAsync();
+        Assert.That(fault, Is.TypeOf<RequestRejectedException>().With.Message.Contains("does not fit"));
+        Assert.That((await engine.GetStatisticsAsync().Soon()).DeviceBytes, Is.EqualTo(bytes));
+        Exception? load = await _model.StartAsync(new CoServingOptions { DeviceBytesMax = 100_000 }).FaultAsync();
+        Assert.That(load, Is.TypeOf<RequestRejectedException>().With.Message.Contains("does not fit"));
     }
 
     [Test]

@@ -40,7 +40,8 @@ internal sealed class RandomCheckpointTests
     [Test]
     public void Write_BiasesEverywhere_Loads()
     {
-        RandomCheckpoint.Write(_folder.Path, Small(ModelArchitecture.Llama) with { AttentionBias = true, MlpBias = true }, DType.F32, 1);
+        ModelConfig config = Small(ModelArchitecture.Llama) with { AttentionBias = true, MlpBias = true };
+        RandomCheckpoint.Write(_folder.Path, config, DType.F32, 1);
         using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(_folder.Path);
         using var backend = new CpuBackend(1);
         using LoadedModel model = LoadedModel.Load(checkpoint, ModelConfig.Load(_folder.Path), backend, null, positionsMax: 16);
@@ -78,6 +79,7 @@ internal sealed class RandomCheckpointTests
         RandomCheckpoint.Write(_folder.Path, config, DType.F32, 3);
         using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(_folder.Path);
         float[] table = checkpoint.Get("model.embed_tokens.weight").ToFloats();
+        float[] gate = checkpoint.Get("model.layers.0.mlp.gate_proj.weight").ToFloats();
         double mean = table.Average(v => (double)v);
         double deviation = Math.Sqrt(table.Average(v => (v - mean) * (v - mean)));
         double beyondTwo = table.Count(v => Math.Abs(v - mean) > 2 * deviation) / (double)table.Length;
@@ -89,17 +91,29 @@ internal sealed class RandomCheckpointTests
             Assert.That(beyondTwo, Is.EqualTo(0.0455).Within(0.006), "4.55 % of a normal distribution");
             Assert.That(table.Distinct().Count(), Is.GreaterThan(20_000));
             Assert.That(checkpoint.Get("model.norm.weight").ToFloats(), Is.All.EqualTo(1f));
-            Assert.That(checkpoint.Get("model.layers.0.mlp.up_proj.weight").ToFloats(), Is.Not.EqualTo(checkpoint.Get("model.layers.0.mlp.gate_proj.weight").ToFloats()));
+            Assert.That(checkpoint.Get("model.layers.0.mlp.up_proj.weight").ToFloats(), Is.Not.EqualTo(gate));
         });
     }
 
     [Test]
+    public void Write_Tiny_HasATokenizerThatKnowsItsEosTokens()
+    {
+        ModelConfig config = ModelShapes.Of("tiny");
+        RandomCheckpoint.Write(_folder.Path, config, DType.F32, 1);
+        Tokenizer tokenizer = Tokenizer.Load(_folder.Path);
+        Assert.That(tokenizer.Decode(tokenizer.Encode("Grüße")), Is.EqualTo("Grüße"));
+        Assert.That(config.EosTokenIds, Is.EqualTo(new[] { tokenizer.IdOf("<|endoftext|>"), tokenizer.IdOf("<|im_end|>") }));
+    }
+
+    [Test]
     public void Write_F16_IsRefused() =>
-        Assert.That(() => RandomCheckpoint.Write(_folder.Path, Small(ModelArchitecture.Llama), DType.F16, 1), Throws.ArgumentException);
+        Assert.That(
+            () => RandomCheckpoint.Write(_folder.Path, Small(ModelArchitecture.Llama), DType.F16, 1), Throws.ArgumentException);
 
     [Test]
     public void Shape_Unknown_IsRefusedWithTheList() => Assert.That(
-        () => ModelShapes.Of("gpt-2"), Throws.ArgumentException.With.Message.Contains("'gpt-2'").And.Message.Contains("qwen2.5-0.5b"));
+        () => ModelShapes.Of("gpt-2"),
+        Throws.ArgumentException.With.Message.Contains("'gpt-2'").And.Message.Contains("qwen2.5-0.5b"));
 
     // The published sizes of these models, embedding counted once.
     [TestCase("smollm2-135m", 134_515_008)]

@@ -1,3 +1,5 @@
+using FlexLLM.Models;
+
 namespace FlexLLM;
 
 /// <summary>Shape of a LoRA adapter: y += scale * (x A^T) B^T at every target module of every layer.</summary>
@@ -5,6 +7,9 @@ public sealed record LoraConfig
 {
     /// <summary>Greatest rank that the engine takes.</summary>
     public const int RankMax = 256;
+
+    /// <summary>All seven linear modules of a layer, for <see cref="TargetModules"/>.</summary>
+    public static IReadOnlyList<string> AllModules => AdapterSites.ModuleNames;
 
     /// <summary>Rank r of the bypass, 1 to <see cref="RankMax"/>.</summary>
     /// <value>8.</value>

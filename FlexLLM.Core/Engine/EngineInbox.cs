@@ -26,10 +26,14 @@ internal sealed class Submission<T>(Func<EngineLoop, T> action) : Submission
         {
             _result.TrySetResult(action(loop));
         }
-        catch (Exception e) when (e is FlexLlmException or ArgumentException or IOException)
+        catch (Exception e) when (e is FlexLlmException or ArgumentException or IOException or UnauthorizedAccessException)
         {
             // The caller's mistake or the caller's disk: it costs nobody else anything.
             _result.TrySetException(e);
+        }
+        catch (OutOfMemoryException e)
+        {
+            _result.TrySetException(new RequestRejectedException("The device has not enough memory for this: " + e.Message));
         }
         catch (Exception e)
         {
@@ -42,12 +46,14 @@ internal sealed class Submission<T>(Func<EngineLoop, T> action) : Submission
 }
 
 /// <summary>The one door to the loop thread: bounded, many writers, one reader. A full inbox makes callers wait.</summary>
-internal sealed class EngineInbox(int capacity) : IDisposable
+internal sealed class EngineInbox(int capacity)
 {
     private readonly Channel<Submission> _channel = Channel.CreateBounded<Submission>(
         new BoundedChannelOptions(capacity) { SingleReader = true, FullMode = BoundedChannelFullMode.Wait });
 
-    private readonly ManualResetEventSlim _wake = new(false);
+    // Never more than one signal held: any number of wakes before a wait is one.
+    private readonly Channel<bool> _wake = Channel.CreateBounded<bool>(
+        new BoundedChannelOptions(1) { SingleReader = true, FullMode = BoundedChannelFullMode.DropWrite });
 
     /// <summary>Queues a submission. Throws the cause once the inbox is closed.</summary>
     public async ValueTask SubmitAsync(Submission item, CancellationToken cancellationToken)
@@ -64,16 +70,25 @@ internal sealed class EngineInbox(int capacity) : IDisposable
         Wake();
     }
 
+    /// <summary>Runs an action on the loop thread between two steps.</summary>
+    public async Task<T> CallAsync<T>(Func<EngineLoop, T> action, CancellationToken cancellationToken)
+    {
+        var submission = new Submission<T>(action);
+        await SubmitAsync(submission, cancellationToken).ConfigureAwait(false);
+        return await submission.Result.ConfigureAwait(false);
+    }
+
+    public bool HasItems => _channel.Reader.TryPeek(out _);
+
     public bool TryTake([NotNullWhen(true)] out Submission? item) => _channel.Reader.TryRead(out item);
 
     /// <summary>Lets a waiting loop look around: a message came, a request was cancelled, the engine stops.</summary>
-    public void Wake() => _wake.Set();
+    public void Wake() => _wake.Writer.TryWrite(true);
 
     /// <summary>Blocks the loop thread until somebody wakes it.</summary>
     public void Wait()
     {
-        _wake.Wait();
-        _wake.Reset();
+        _wake.Reader.ReadAsync().AsTask().GetAwaiter().GetResult();
     }
 
     /// <summary>No more messages: waiting and later callers get the cause.</summary>
@@ -85,6 +100,4 @@ internal sealed class EngineInbox(int capacity) : IDisposable
             item.Fail(cause);
         }
     }
-
-    public void Dispose() => _wake.Dispose();
 }

@@ -85,7 +85,8 @@ internal sealed class EngineLoop : IDisposable
 
     public JobTable Jobs { get; }
 
-    public LatencyModel Latency { get; private set; } = LatencyModel.Default;
+    /// <summary>What plans believe about this machine; learns from every step.</summary>
+    public LatencyModel Latency { get; set; } = LatencyModel.Default;
 
     /// <summary>Counters that statistics read.</summary>
     public EngineCounters Counters { get; } = new();
@@ -109,7 +110,8 @@ internal sealed class EngineLoop : IDisposable
     /// <summary>Does one step. False when there was nothing to do: wait for the inbox.</summary>
     public bool RunStep()
     {
-        while (_inbox.TryTake(out Submission? submission))
+        // At most an inbox full a step: callers that never stop calling must not stop the answers.
+        for (int i = 0; i < _options.InboxCapacity && _inbox.TryTake(out Submission? submission); i++)
         {
             submission.Execute(this);
         }
@@ -117,7 +119,7 @@ internal sealed class EngineLoop : IDisposable
         DropCancelled();
         if (_sequences.Count == 0 && !Jobs.HasWork)
         {
-            return false;
+            return _inbox.HasItems;
         }
 
         StepPlan plan = HybridTokenScheduler.Plan(TakeSnapshot(), _limits, Latency);
@@ -147,22 +149,29 @@ internal sealed class EngineLoop : IDisposable
         Check.That(_sequences.Count == 0);
         long begun = _clock.GetTimestamp();
         var measured = new List<(StepFeatures, TimeSpan)>();
-        int rowsMax = Math.Min(Math.Min(128, _limits.TokensPerStepMax), Math.Min(KvTokensMax, _model.PositionsMax));
-        int[] ids = new int[rowsMax];
-        foreach (int rows in (int[])[1, 1, 1, 4, 16, 16, 64, 128])
+        int positionsMax = Math.Min(KvTokensMax, _model.PositionsMax);
+        int[] ids = new int[_limits.TokensPerStepMax];
+        TimeSpan last = TimeSpan.Zero;
+
+        // Where weights are read for one row as for a hundred, what a row costs shows in the largest steps alone; the last one,
+        // few rows far from the start, tells it from what positions cost.
+        foreach ((int start, int rows) in
+            ((int, int)[])[(0, 1), (0, 1), (0, 1), (0, 4), (0, 16), (0, 16), (0, 64), (0, 128), (0, 256), (0, 512), (448, 64)])
         {
-            if (rows > rowsMax || _clock.GetElapsedTime(begun) > timeMax)
+            bool isTooLong = rows > ids.Length || start + rows > positionsMax;
+            if (isTooLong || _clock.GetElapsedTime(begun) + (2 * last) > timeMax)
             {
-                break;
+                continue;
             }
 
             var table = new BlockTable();
-            Check.That(table.EnsureCapacity(rows, _blocks));
+            Check.That(table.EnsureCapacity(start + rows, _blocks));
             _batch.Clear();
-            _batch.AddInference(ids.AsSpan(0, rows), 0, _cache, table.Blocks, adapter: null, sampled: 1);
+            _batch.AddInference(ids.AsSpan(0, rows), start, _cache, table.Blocks, adapter: null, sampled: 1);
             long stepBegun = _clock.GetTimestamp();
             _forward.Run(_batch);
-            measured.Add((default(StepFeatures).WithInference(0, rows), _clock.GetElapsedTime(stepBegun)));
+            last = _clock.GetElapsedTime(stepBegun);
+            measured.Add((default(StepFeatures).WithInference(start, rows), last));
             table.Release(_blocks);
         }
 

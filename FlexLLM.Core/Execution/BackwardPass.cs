@@ -94,14 +94,21 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
                 backend.LoraBypassBackward(
                     window.Rows(inputs[1]), window.Rows(inputs[0]), adapter[instruction.Site]!, adapter.Scale, gradA, gradB, dx);
                 break;
-            case OpKind.RopeBackward:
+            case OpKind.RopeBackward or OpKind.Rope:
                 Span<int> positions = stackalloc int[window.Count];
                 for (int i = 0; i < positions.Length; i++)
                 {
                     positions[i] = window.Start + i;
                 }
 
-                backend.Rope(window.Rows(outputs[0]), positions, model.RopeTable, inverse: true);
+                backend.Rope(window.Rows(outputs[0]), positions, model.RopeTable, inverse: instruction.Op == OpKind.RopeBackward);
+                break;
+            case OpKind.RmsNorm:
+                backend.RmsNorm(
+                    window.Rows(inputs[0]), model.Vector(instruction.Weight), (float)model.Config.RmsNormEpsilon, window.Rows(outputs[0]));
+                break;
+            case OpKind.SiluGate:
+                backend.SiluGate(window.Rows(inputs[0]), window.Rows(inputs[1]), window.Rows(outputs[0]));
                 break;
             case OpKind.SiluGateBackward:
                 backend.SiluGateBackward(

@@ -74,6 +74,7 @@ internal sealed class TrainingCursor
         _topLayer = layers - 1;
         _lowestLayer = lowestLayer;
         _order = new int[samples.Count];
+        TokensTotal = samples.Sum(s => (long)s.Ids.Length) * epochs;
         StartEpoch();
     }
 
@@ -84,6 +85,9 @@ internal sealed class TrainingCursor
 
     /// <summary>Optimizer steps done.</summary>
     public int Step { get; private set; }
+
+    /// <summary>1-based pass that the last step belonged to; 1 before the first step.</summary>
+    public int EpochOfLastStep => (Math.Max(0, Step - 1) / StepsPerEpoch) + 1;
 
     /// <summary>Optimizer steps of the whole job.</summary>
     public int Steps => StepsPerEpoch * _epochs;
@@ -117,7 +121,7 @@ internal sealed class TrainingCursor
     }
 
     /// <summary>Tokens of the whole job, each counted once.</summary>
-    public long TokensTotal => _samples.Sum(s => (long)s.Ids.Length) * _epochs;
+    public long TokensTotal { get; }
 
     private int StepsPerEpoch => (_samples.Count + _accumulation - 1) / _accumulation;
 

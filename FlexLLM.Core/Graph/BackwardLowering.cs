@@ -7,7 +7,7 @@ internal static class BackwardLowering
 {
     public static TrainingProgram Lower(ParallelGraph graph, ForwardProgram forward, WeightTable weights, int layers)
     {
-        GraphNode[] nodes = [.. graph.Nodes.Where(n => GraphPruner.IsBackward(n.Op) && n.Layer >= 0)];
+        GraphNode[] nodes = [.. graph.Nodes.Where(n => n.IsBackward && n.Layer >= 0)];
         Check.That(nodes.Any(n => n.Op == OpKind.LoraBackward), "a training graph has a trainable bypass");
         var saved = new List<SavedValue>();
         var captures = new List<Capture>();
@@ -48,7 +48,7 @@ internal static class BackwardLowering
             HashSet<int> cached = [.. nodes.Where(n => n.Op == OpKind.AttentionBackward).SelectMany(n => n.Inputs[2..4])];
             HashSet<int> lse = [.. nodes.Where(n => n.Op == OpKind.AttentionBackward).Select(n => n.Inputs[4])];
             HashSet<int> made = [.. nodes.SelectMany(n => n.Outputs)];
-            foreach (int id in nodes.SelectMany(n => n.Inputs).Distinct().Order())
+            foreach (int id in nodes.SelectMany(n => n.Inputs).Where(i => !made.Contains(i)).Distinct().Order())
             {
                 GraphValue value = graph.Values[id];
                 if (value.Kind == ValueKind.Activation && cached.Contains(id))
@@ -66,7 +66,7 @@ internal static class BackwardLowering
 
                     saved.Add(new SavedValue(value.Name, value.Layer, value.Columns, lse.Contains(id)));
                 }
-                else if (value.Kind == ValueKind.Gradient && !made.Contains(id))
+                else if (value.Kind == ValueKind.Gradient)
                 {
                     // Made by the loss instructions: the gradient that enters the last layer.
                     slots.Place(id, new BufferRef(BufferKind.Boundary));
@@ -77,7 +77,7 @@ internal static class BackwardLowering
         Instruction Lower(GraphNode node, int index)
         {
             BufferRef[] inputs = [.. node.Inputs.Where(v => !IsWeight(v)).Select(v => slots[v])];
-            int weight = node.Op is OpKind.LinearBackwardInput or OpKind.RmsNormBackward
+            int weight = node.Op is OpKind.LinearBackwardInput or OpKind.RmsNormBackward or OpKind.RmsNorm
                 ? weights.IndexOf(graph.Values[node.Inputs[1]].Name)
                 : -1;
             bool accumulate = false;
@@ -101,7 +101,10 @@ internal static class BackwardLowering
                     accumulate = slots.IsRead(node.Outputs[2]) && TryAccumulate(node.Outputs[2], index);
                     outputs = [!slots.IsRead(node.Outputs[2]) ? BufferRef.None : accumulate ? slots[node.Outputs[2]] : Fresh(node.Outputs[2])];
                     break;
-                case OpKind.RopeBackward:
+                case OpKind.RmsNorm or OpKind.SiluGate:
+                    outputs = [Fresh(node.Outputs[0])];
+                    break;
+                case OpKind.RopeBackward or OpKind.Rope:
                     Check.That(slots.TryInherit(node.Outputs[0], node.Inputs[0], index), "RoPE rotates in place");
                     outputs = [slots[node.Outputs[0]]];
                     break;

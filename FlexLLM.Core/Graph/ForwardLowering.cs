@@ -11,7 +11,7 @@ internal static class ForwardLowering
     /// </summary>
     public static ForwardProgram Lower(ParallelGraph graph, WeightTable weights)
     {
-        GraphNode[] nodes = [.. graph.Nodes.Where(n => !GraphPruner.IsBackward(n.Op) || n.Layer < 0)];
+        GraphNode[] nodes = [.. graph.Nodes.Where(n => !n.IsBackward || n.Layer < 0)];
         var slots = new SlotAllocator(graph, nodes);
         var body = new List<Instruction>();
         var loss = new List<Instruction>();
@@ -52,7 +52,7 @@ internal static class ForwardLowering
             {
                 logits = instruction;
             }
-            else if (node.Op == OpKind.CrossEntropy || GraphPruner.IsBackward(node.Op))
+            else if (node.Op == OpKind.CrossEntropy || node.IsBackward)
             {
                 loss.Add(instruction);
             }

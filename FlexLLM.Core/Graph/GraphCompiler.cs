@@ -1,8 +1,8 @@
 namespace FlexLLM.Graph;
 
 /// <summary>
-/// Runs the passes in order: differentiate, prune, lower. (Parallelization, rematerialization, compression and memory planning
-/// take their places between prune and lower.)
+/// Runs the passes in order: differentiate, prune, rematerialize, lower. (Parallelization, compression and memory planning take
+/// their places before lowering.)
 /// </summary>
 internal sealed class GraphCompiler
 {
@@ -24,7 +24,8 @@ internal sealed class GraphCompiler
     public IReadOnlyList<string> WeightNames => _weights.Names;
 
     /// <summary>The backward program of a job whose graph has bypasses just where it trains.</summary>
-    public TrainingProgram CompileTraining(ParallelGraph job) => BackwardLowering.Lower(Train(job), Forward, _weights, _layers);
+    public TrainingProgram CompileTraining(ParallelGraph job) =>
+        BackwardLowering.Lower(Rematerializer.Rematerialize(Train(job)), Forward, _weights, _layers);
 
     private static ParallelGraph Train(ParallelGraph forward) =>
         GraphPruner.Prune(Differentiator.Differentiate(GraphVerifier.Verify(forward)));

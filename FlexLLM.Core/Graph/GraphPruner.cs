@@ -15,7 +15,7 @@ internal static class GraphPruner
         for (int index = graph.Nodes.Count - 1; index >= 0; index--)
         {
             GraphNode node = graph.Nodes[index];
-            bool keep = !IsBackward(node.Op) || node.Outputs.Any(o => needed[o] || IsWanted(graph.Values[o], wanted));
+            bool keep = !node.IsBackward || node.Outputs.Any(o => needed[o] || IsWanted(graph.Values[o], wanted));
             if (!keep)
             {
                 continue;
@@ -24,7 +24,7 @@ internal static class GraphPruner
             kept.Add(node);
             foreach (int input in node.Inputs)
             {
-                needed[input] |= IsBackward(node.Op);
+                needed[input] |= node.IsBackward;
             }
         }
 
@@ -36,18 +36,15 @@ internal static class GraphPruner
     public static IReadOnlyList<GraphValue> SavedSet(ParallelGraph graph)
     {
         var saved = new SortedSet<int>();
-        foreach (GraphNode node in graph.Nodes.Where(n => IsBackward(n.Op)))
+        foreach (GraphNode node in graph.Nodes.Where(n => n.IsBackward))
         {
             saved.UnionWith(node.Inputs.Where(i => graph.Values[i].Kind == ValueKind.Activation));
         }
 
+        saved.ExceptWith(graph.Nodes.Where(n => n.Recomputes).SelectMany(n => n.Outputs));
+
         return [.. saved.Select(id => graph.Values[id])];
     }
-
-    public static bool IsBackward(OpKind op) => op is
-        OpKind.EmbedBackward or OpKind.RmsNormBackward or OpKind.RmsNormBackwardGain or OpKind.LinearBackwardInput or
-        OpKind.LinearBackwardWeight or OpKind.LoraBackward or OpKind.RopeBackward or OpKind.AttentionBackward or
-        OpKind.SiluGateBackward or OpKind.AddGradient;
 
     private static bool IsWanted(GraphValue value, HashSet<string> wanted) =>
         value.Kind == ValueKind.WeightGradient && wanted.Contains(value.Name);

@@ -100,7 +100,17 @@ internal sealed record GraphValue(int Id, string Name, ValueKind Kind, int Colum
 /// <param name="Outputs">Value ids.</param>
 /// <param name="Layer">Decoder layer, or -1.</param>
 /// <param name="Site">For bypass operations, the adapter site: layer * sites per layer + module.</param>
-internal sealed record GraphNode(int Id, OpKind Op, int[] Inputs, int[] Outputs, int Layer, int Site = -1);
+internal sealed record GraphNode(int Id, OpKind Op, int[] Inputs, int[] Outputs, int Layer, int Site = -1)
+{
+    /// <summary>A forward operation that runs again in the backward pass instead of having its result saved.</summary>
+    public bool Recomputes { get; init; }
+
+    /// <summary>True for nodes of the backward pass.</summary>
+    public bool IsBackward => Recomputes || Op is
+        OpKind.EmbedBackward or OpKind.RmsNormBackward or OpKind.RmsNormBackwardGain or OpKind.LinearBackwardInput or
+        OpKind.LinearBackwardWeight or OpKind.LoraBackward or OpKind.RopeBackward or OpKind.AttentionBackward or
+        OpKind.SiluGateBackward or OpKind.AddGradient;
+}
 
 /// <summary>An immutable computation graph: what passes read and return.</summary>
 internal sealed class ParallelGraph(IReadOnlyList<GraphValue> values, IReadOnlyList<GraphNode> nodes)

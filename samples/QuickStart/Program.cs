@@ -50,7 +50,7 @@ Console.WriteLine($"\nBase model, asked \"{asked}\": {Shown(await AskAsync(null)
 FinetuningJob job = await engine.StartFinetuningAsync(new FinetuningRequest
 {
     Adapter = "house",
-    Lora = new LoraConfig { Rank = 16, Alpha = 32, TargetModules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"] },
+    Lora = new LoraConfig { Rank = 16, Alpha = 32, TargetModules = LoraConfig.AllModules },
     Dataset = TrainingDataset.FromExamples([.. facts.Select(f => TrainingExample.FromCompletion(f.Question, f.Answer))]),
     Epochs = 60,
     GradientAccumulation = facts.Length,

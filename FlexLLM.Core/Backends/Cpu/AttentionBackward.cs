@@ -10,7 +10,7 @@ namespace FlexLLM.Backends.Cpu;
 /// </summary>
 internal static unsafe class AttentionBackward
 {
-    private const int RowsPerTile = 12;
+    private const int RowsPerTile = 24;
 
     // Rows whose probabilities and score gradients are in memory at once, unless one position has more query heads.
     private const int RowsPerChunk = 96;
@@ -200,6 +200,7 @@ internal static unsafe class AttentionBackward
         }
 
         // dP = dO V^T
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         private void MultiplyByValues(float* dO, int rows, int blocks, float* dP)
         {
             Gemm g = new()
@@ -218,6 +219,7 @@ internal static unsafe class AttentionBackward
         }
 
         // dQ = dS K, each row over its own context.
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         private void MultiplyByKeys(float* dS, int rows, int* contexts, float* dQ)
         {
             Gemm g = new()
@@ -270,6 +272,7 @@ internal static unsafe class AttentionBackward
             AddProducts(_buffers.DS + first, _buffers.Q, _window.DK, first, columns, counts);
         }
 
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         private void AddProducts(float* left, float* right, float* accumulator, int first, int columns, int* counts)
         {
             int headDim = _window.Kv.HeadDim;
@@ -286,7 +289,8 @@ internal static unsafe class AttentionBackward
                 CRow = (nint)row,
                 Accumulate = true,
             };
-            GemmBlocks.MultiplyRagged<F32Panel>(g, columns, PanelPacking.Count(headDim), PanelPacking.LastColumns(headDim), counts);
+            int panels = PanelPacking.Count(headDim);
+            GemmBlocks.MultiplyRagged<F32Panel>(g, columns, panels, PanelPacking.LastColumns(headDim), counts);
         }
     }
 }

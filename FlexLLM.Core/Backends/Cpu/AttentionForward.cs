@@ -6,8 +6,8 @@ namespace FlexLLM.Backends.Cpu;
 /// <summary>Writing the KV cache, and causal attention over it for segments of decode, prefill and finetuning rows.</summary>
 internal static unsafe class AttentionForward
 {
-    // Rows (position, query head of the group) that share each key and value tile: two register tiles.
-    private const int RowsPerTile = 12;
+    // Rows (position, query head of the group) that share each key and value tile; a multiple of the register tile.
+    private const int RowsPerTile = 48;
 
     public static void AppendKv(
         CpuContext cpu, TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments)
@@ -90,6 +90,7 @@ internal static unsafe class AttentionForward
         return copy;
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void Append(in KvView view, int head, float* k, float* v, int position)
     {
         int offset = position % AttentionTiles.Block;
@@ -168,6 +169,7 @@ internal static unsafe class AttentionForward
             RunTile(segment, head, tile * RowsPerTile, scratch);
         }
 
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         private void RunTile(in Segment segment, int head, int first, float* scratch)
         {
             int rows = Math.Min(RowsPerTile, segment.Rows - first);
@@ -209,6 +211,7 @@ internal static unsafe class AttentionForward
         }
 
         // o_i = sum over j < contexts[i], ascending, of scores[i][j] * v_j.
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         private void WeighValues(in KvView kv, int head, float* scores, int rows, int* contexts, int blocks, float* o)
         {
             int* counts = stackalloc int[RowsPerTile];

@@ -14,7 +14,7 @@ internal readonly unsafe struct KvView(CpuKvCache cache, int layer, int* blockTa
 
     public readonly int HeadDim = cache.HeadDim;
 
-    /// <summary>Head dimension in whole panels, as floats: the row length of value tiles and of everything packed beside them.</summary>
+    /// <summary>Head dimension rounded up to whole panels: the row length of value tiles and what is packed beside.</summary>
     public readonly int ValueColumns = cache.ValueColumns;
 
     /// <summary>Key tile [headDim][16] of block b of the sequence.</summary>
@@ -37,9 +37,10 @@ internal static unsafe class AttentionTiles
     public static int CountInBlock(int context, int b) => Math.Clamp(context - (b * Block), 0, Block);
 
     /// <summary>
-    /// scores[i][j] = q_i . k_j for the positions of blocks [0, blocks); q [rows][ValueColumns]. Scores at positions that were never
-    /// written are undefined, the others do not depend on them.
+    /// scores[i][j] = q_i . k_j for the positions of blocks [0, blocks); q [rows][ValueColumns]. Scores at positions that were
+    /// never written are undefined, the others do not depend on them.
     /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Scores(in KvView kv, int head, float* q, int rows, int blocks, float* scores, int stride)
     {
         Gemm g = new()
@@ -60,6 +61,7 @@ internal static unsafe class AttentionTiles
     }
 
     /// <summary>destination[0..n) = factor * source[0..n).</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Scale(float* source, float factor, float* destination, int n)
     {
         Vector256<float> f = Vector256.Create(factor);

@@ -201,8 +201,8 @@ internal static unsafe class ElementwiseOps
             Vector256<float> g = Vector256.Load(_gradient + start);
             Vector256<float> m = Vector256.FusedMultiplyAdd(
                 Vector256.Create(1f - _options.Beta1), g, Vector256.Create(_options.Beta1) * Vector256.Load(_moment1 + start));
-            Vector256<float> v = Vector256.FusedMultiplyAdd(
-                Vector256.Create(1f - _options.Beta2) * g, g, Vector256.Create(_options.Beta2) * Vector256.Load(_moment2 + start));
+            Vector256<float> kept = Vector256.Create(_options.Beta2) * Vector256.Load(_moment2 + start);
+            Vector256<float> v = Vector256.FusedMultiplyAdd(Vector256.Create(1f - _options.Beta2) * g, g, kept);
             Vector256<float> denominator =
                 (Vector256.Sqrt(v) / Vector256.Create(_rootCorrection)) + Vector256.Create(_options.Epsilon);
             Vector256<float> p = Vector256.Load(_parameter + start) * Vector256.Create(_decay);

@@ -54,6 +54,7 @@ internal static unsafe class GemmBlocks
     /// Like <see cref="Multiply"/> with a reduction of its own length counts[i] for each row: the tile runs over what all rows
     /// share, each row goes on alone. Nothing behind a row's count is read into it. g.K is ignored.
     /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void MultiplyRagged<TPanel>(in Gemm g, int rows, int panels, int lastColumns, int* counts)
         where TPanel : unmanaged, IPanel
     {
@@ -85,6 +86,7 @@ internal static unsafe class GemmBlocks
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void TwoRows<TPanel>(in Gemm g, int row, int panels)
         where TPanel : unmanaged, IPanel
     {
@@ -103,6 +105,7 @@ internal static unsafe class GemmBlocks
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void OneRow<TPanel>(in Gemm g, int row, int panels)
         where TPanel : unmanaged, IPanel
     {

@@ -1,5 +1,6 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.X86;
 
 namespace FlexLLM.Backends.Cpu;
 
@@ -59,6 +60,8 @@ internal static unsafe class GemmKernels
         nint p = 0;
         for (int k = g.K; k > 0; k--)
         {
+            Prefetch(b);
+
             Vector256<float> b0 = TPanel.Low(b);
             Vector256<float> b1 = TPanel.High(b);
             Vector256<float> x = Vector256.Create(a[p]);
@@ -115,6 +118,8 @@ internal static unsafe class GemmKernels
         nint p = 0;
         for (int k = g.K; k > 0; k--)
         {
+            Prefetch(b);
+
             Vector256<float> b0 = TPanel.Low(b);
             Vector256<float> b1 = TPanel.High(b);
             Vector256<float> x = Vector256.Create(a[p]);
@@ -185,7 +190,7 @@ internal static unsafe class GemmKernels
         Store(d + 16, c12, c13);
     }
 
-    /// <summary>1 row of four panels: eight chains hide the latency of the multiply-add, four streams feed the prefetchers.</summary>
+    /// <summary>1 row of four panels: eight chains hide the multiply-add's latency, four streams feed the prefetchers.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Tile1x4<TPanel>(in Gemm g, float* a, byte* b, float* c)
         where TPanel : unmanaged, IPanel
@@ -251,6 +256,16 @@ internal static unsafe class GemmKernels
 
         VectorMath.Store(c0, c, columns);
         VectorMath.Store(c1, c + 8, columns - 8);
+    }
+
+    // For batches of few rows, whose weights come from memory: more is in flight than one stream's loads alone bring.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Prefetch(byte* b)
+    {
+        if (Sse.IsSupported)
+        {
+            Sse.Prefetch0(b + 1024);
+        }
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -174,6 +174,7 @@ internal static unsafe class LinearOps
             }
         }
 
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         private void StartWithBias(float* y, int rows, int column, int columns)
         {
             for (int i = 0; i < rows; i++)
@@ -235,6 +236,7 @@ internal static unsafe class LinearOps
         }
 
         // tile[j][o][16] = W[output + o, column + 16 j ..].
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         private void TransposeTile(float* tile, int output, int outputs, int column, int panels)
         {
             for (int o = 0; o < outputs; o += PanelPacking.Width)
@@ -244,8 +246,8 @@ internal static unsafe class LinearOps
                 {
                     int row = column + (j * PanelPacking.Width);
                     float* destination = tile + ((((long)j * OutputsPerTile) + o) * PanelPacking.Width);
-                    Transpose.Tile<TPanel>(
-                        source + ((long)row * TPanel.RowBytes), TPanel.RowBytes, _shape.In - row, destination, PanelPacking.Width);
+                    byte* first = source + ((long)row * TPanel.RowBytes);
+                    Transpose.Tile<TPanel>(first, TPanel.RowBytes, _shape.In - row, destination, PanelPacking.Width);
                 }
             }
         }

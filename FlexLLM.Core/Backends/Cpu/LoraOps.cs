@@ -181,6 +181,7 @@ internal static unsafe class LoraOps
     }
 
     // Columns of item in a row-major B and C.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void ColumnRange(Gemm g, int rows, int item, int allColumns)
     {
         int column = item * PanelsPerItem * PanelPacking.Width;

@@ -25,7 +25,8 @@ internal static unsafe class NormOps
         Check.That(x.Columns == dy.Columns && x.Columns == dx.Columns);
         int groups = GroupsOf(x, gain);
         BackwardJob job = new(
-            CpuTensor.Of(x), ((CpuTensor)gain).Data, epsilon, CpuTensor.Of(dy), CpuTensor.Of(dx), accumulate, gain.Columns, groups);
+            CpuTensor.Of(x), ((CpuTensor)gain).Data, epsilon, CpuTensor.Of(dy), CpuTensor.Of(dx), accumulate, gain.Columns,
+            groups);
         cpu.Team.Run(job, (groups + GroupsPerItem - 1) / GroupsPerItem, 2L * x.Rows * x.Columns);
     }
 
@@ -36,6 +37,7 @@ internal static unsafe class NormOps
         return checked(x.Rows * (x.Columns / gain.Columns));
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static float InverseRms(float* x, int n, float epsilon) =>
         1f / MathF.Sqrt((VectorMath.Sum(new Squares(x), n) / n) + epsilon);
 

@@ -18,6 +18,9 @@ internal unsafe interface IPanel
     static abstract float Read(byte* row, int lane);
 
     static abstract void Write(byte* row, int lane, float value);
+
+    /// <summary>Writes eight panel rows: number i of row c is columns[8 i + c]. Columns are scratch.</summary>
+    static abstract void WriteEight(byte* row, float* columns);
 }
 
 /// <summary>16 floats in order.</summary>
@@ -36,6 +39,13 @@ internal readonly unsafe struct F32Panel : IPanel
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Write(byte* row, int lane, float value) => ((float*)row)[lane] = value;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void WriteEight(byte* row, float* columns)
+    {
+        Transpose.Eight(columns, (float*)row, PanelPacking.Width);
+        Transpose.Eight(columns + 64, (float*)row + 8, PanelPacking.Width);
+    }
 }
 
 /// <summary>Eight 32-bit words: word i holds number i in its low and number i + 8 in its high half, so that one shift and one
@@ -57,6 +67,19 @@ internal readonly unsafe struct BF16Panel : IPanel
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Write(byte* row, int lane, float value) => ((ushort*)row)[Slot(lane)] = Round(value);
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void WriteEight(byte* row, float* columns)
+    {
+        for (int i = 0; i < 64; i += 8)
+        {
+            Vector256<uint> low = Vector256.ShiftRightLogical(RoundWords(Vector256.Load(columns + i)), 16);
+            Vector256<uint> high = RoundWords(Vector256.Load(columns + 64 + i)) & Vector256.Create(0xFFFF0000u);
+            (low | high).AsSingle().Store(columns + i);
+        }
+
+        Transpose.Eight(columns, (float*)row, 8);
+    }
+
     /// <summary>Nearest bfloat16, ties to even; NaN stays NaN.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static ushort Round(float value)
@@ -67,6 +90,17 @@ internal readonly unsafe struct BF16Panel : IPanel
             : (ushort)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
     }
 
+    // Round's result in the upper half of each word; the lower half is undefined.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector256<uint> RoundWords(Vector256<float> values)
+    {
+        Vector256<uint> bits = values.AsUInt32();
+        Vector256<uint> odd = Vector256.ShiftRightLogical(bits, 16) & Vector256<uint>.One;
+        Vector256<uint> rounded = bits + odd + Vector256.Create(0x7FFFu);
+        Vector256<uint> numbers = Vector256.Equals(values, values).AsUInt32();
+        return Vector256.ConditionalSelect(numbers, rounded, bits | Vector256.Create(0x400000u));
+    }
+
     private static int Slot(int lane) => (2 * (lane & 7)) + (lane >> 3);
 }
 
@@ -75,9 +109,6 @@ internal static unsafe class PanelPacking
 {
     /// <summary>Outputs in a panel.</summary>
     public const int Width = 16;
-
-    // Columns that stay in the first-level cache while the panel's 16 source rows pass.
-    private const int ColumnsPerPass = 256;
 
     public static int Count(int outFeatures) => (outFeatures + Width - 1) / Width;
 
@@ -107,23 +138,41 @@ internal static unsafe class PanelPacking
     private interface ISource
     {
         static abstract float Read(byte* data, long index);
+
+        static abstract Vector256<float> ReadEight(byte* data, long index);
     }
 
     private readonly struct F32Source : ISource
     {
         public static float Read(byte* data, long index) => ((float*)data)[index];
+
+        public static Vector256<float> ReadEight(byte* data, long index) => Vector256.Load((float*)data + index);
     }
 
     private readonly struct F16Source : ISource
     {
         public static float Read(byte* data, long index) => (float)((Half*)data)[index];
+
+        public static Vector256<float> ReadEight(byte* data, long index)
+        {
+            Half* h = (Half*)data + index;
+            return Vector256.Create(
+                (float)h[0], (float)h[1], (float)h[2], (float)h[3], (float)h[4], (float)h[5], (float)h[6], (float)h[7]);
+        }
     }
 
     private readonly struct BF16Source : ISource
     {
         public static float Read(byte* data, long index) => BitConverter.UInt32BitsToSingle((uint)((ushort*)data)[index] << 16);
+
+        public static Vector256<float> ReadEight(byte* data, long index)
+        {
+            (Vector128<uint> low, Vector128<uint> high) = Vector128.Widen(Vector128.Load((ushort*)data + index));
+            return Vector256.ShiftLeft(Vector256.Create(low, high), 16).AsSingle();
+        }
     }
 
+    // One item: one panel.
     private readonly struct PackJob<TPanel, TSource>(in HostMatrix source, byte* destination) : IParallelJob
         where TPanel : unmanaged, IPanel
         where TSource : unmanaged, ISource
@@ -137,17 +186,27 @@ internal static unsafe class PanelPacking
         public void Run(int item, int worker)
         {
             byte* panel = _destination + ((long)item * _columns * TPanel.RowBytes);
-            for (int start = 0; start < _columns; start += ColumnsPerPass)
+            long first = (long)item * Width * _columns;
+            int rows = Math.Min(Width, _rows - (item * Width));
+            float* block = stackalloc float[8 * Width];
+            int c = 0;
+            for (; c + 8 <= _columns; c += 8)
             {
-                int end = Math.Min(_columns, start + ColumnsPerPass);
-                for (int lane = 0; lane < Width; lane++)
+                for (int i = 0; i < Width; i++)
                 {
-                    int row = (item * Width) + lane;
-                    for (int c = start; c < end; c++)
-                    {
-                        float value = row < _rows ? TSource.Read(_source, ((long)row * _columns) + c) : 0f;
-                        TPanel.Write(panel + ((long)c * TPanel.RowBytes), lane, value);
-                    }
+                    Vector256<float> eight = i < rows ? TSource.ReadEight(_source, first + ((long)i * _columns) + c) : default;
+                    eight.Store(block + (8 * i));
+                }
+
+                TPanel.WriteEight(panel + ((long)c * TPanel.RowBytes), block);
+            }
+
+            for (; c < _columns; c++)
+            {
+                for (int i = 0; i < Width; i++)
+                {
+                    float value = i < rows ? TSource.Read(_source, first + ((long)i * _columns) + c) : 0f;
+                    TPanel.Write(panel + ((long)c * TPanel.RowBytes), i, value);
                 }
             }
         }

@@ -10,8 +10,8 @@ internal static unsafe class Transpose
     private const int Size = PanelPacking.Width;
 
     /// <summary>
-    /// destination[c][r] = number c of source row r, for 16 rows of which the first <paramref name="rows"/> exist; the others count
-    /// as zero. Source rows lie step bytes apart, destination rows destinationStep floats.
+    /// destination[c][r] = number c of source row r, for 16 rows of which the first <paramref name="rows"/> exist; the others
+    /// count as zero. Source rows lie step bytes apart, destination rows destinationStep floats.
     /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Tile<TPanel>(byte* source, nint step, int rows, float* destination, nint destinationStep)
@@ -33,6 +33,14 @@ internal static unsafe class Transpose
         Whole<F32Panel>((byte*)padded, F32Panel.RowBytes, destination, destinationStep);
     }
 
+    /// <summary>destination[step c + r] = source[8 r + c]: a dense 8 x 8 tile.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Eight(float* source, float* destination, nint step) =>
+        Eight(
+            Vector256.Load(source), Vector256.Load(source + 8), Vector256.Load(source + 16), Vector256.Load(source + 24),
+            Vector256.Load(source + 32), Vector256.Load(source + 40), Vector256.Load(source + 48), Vector256.Load(source + 56),
+            destination, step);
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void Whole<TPanel>(byte* source, nint step, float* destination, nint destinationStep)
         where TPanel : unmanaged, IPanel
@@ -42,11 +50,13 @@ internal static unsafe class Transpose
             byte* s = source + (r * step);
             Eight(
                 TPanel.Low(s), TPanel.Low(s + step), TPanel.Low(s + (2 * step)), TPanel.Low(s + (3 * step)),
-                TPanel.Low(s + (4 * step)), TPanel.Low(s + (5 * step)), TPanel.Low(s + (6 * step)), TPanel.Low(s + (7 * step)),
+                TPanel.Low(s + (4 * step)), TPanel.Low(s + (5 * step)), TPanel.Low(s + (6 * step)),
+                TPanel.Low(s + (7 * step)),
                 destination + r, destinationStep);
             Eight(
                 TPanel.High(s), TPanel.High(s + step), TPanel.High(s + (2 * step)), TPanel.High(s + (3 * step)),
-                TPanel.High(s + (4 * step)), TPanel.High(s + (5 * step)), TPanel.High(s + (6 * step)), TPanel.High(s + (7 * step)),
+                TPanel.High(s + (4 * step)), TPanel.High(s + (5 * step)), TPanel.High(s + (6 * step)),
+                TPanel.High(s + (7 * step)),
                 destination + (8 * destinationStep) + r, destinationStep);
         }
     }

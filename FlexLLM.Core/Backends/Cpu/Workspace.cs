@@ -23,7 +23,7 @@ internal sealed unsafe class Workspace(MemoryCounter counter) : IDisposable
 {
     private readonly NativeBuffer?[] _buffers = new NativeBuffer?[Enum.GetValues<WorkspaceSlot>().Length];
 
-    /// <summary>At least <paramref name="bytes"/> bytes with undefined contents, valid until the slot is asked for again.</summary>
+    /// <summary>At least <paramref name="bytes"/> undefined bytes, valid until the slot is asked for again.</summary>
     public byte* Bytes(WorkspaceSlot slot, long bytes)
     {
         ref NativeBuffer? buffer = ref _buffers[(int)slot];
