@@ -37,7 +37,8 @@ internal sealed class GoldenTests
     [TestCase("adapter-down_proj/adapter_model.safetensors", "base_model.model.model.layers.1.mlp.down_proj.lora_A.weight", new[]
     {
         "lora.down_proj.logits_last4.120", "lora.down_proj.loss", "lora.down_proj.grad (worst tensor)",
-        "lora.down_proj.sgd.losses", "lora.down_proj.sgd.final (rms)", "lora.down_proj.adamw.losses", "lora.down_proj.adamw.final (rms)",
+        "lora.down_proj.sgd.losses", "lora.down_proj.sgd.final (rms)", "lora.down_proj.adamw.losses",
+        "lora.down_proj.adamw.final (rms)",
     })]
     public void Verify_OneTensorSlightlyOff_Fails(string file, string tensor, string[] checks)
     {

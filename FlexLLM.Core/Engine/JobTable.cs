@@ -240,7 +240,8 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
 
         if (!adapters.Contains(request.Adapter))
         {
-            return LoraAdapter.CreateRandom(model.Backend, model.Config, request.Lora ?? new LoraConfig(), request.InitializationSeed);
+            LoraConfig lora = request.Lora ?? new LoraConfig();
+            return LoraAdapter.CreateRandom(model.Backend, model.Config, lora, request.InitializationSeed);
         }
 
         LoraAdapter existing = adapters.Get(request.Adapter).Weights;
