@@ -58,7 +58,7 @@ internal static class PlanReport
             text.Append(CultureInfo.InvariantCulture,
                 $" {row.ForwardMicroseconds,11:0.00} {row.BackwardMicroseconds,12:0.00} {row.StepMicroseconds,9:0.00}");
             text.Append(CultureInfo.InvariantCulture,
-                $" {row.TotalMicroseconds,10:0.00}  {row.Verdict,-16}  {row.Steps}\n");
+                $" {row.TotalMicroseconds,10:0.00}  {row.Verdict,-19}  {row.Steps}\n");
         }
 
         return text.ToString();
