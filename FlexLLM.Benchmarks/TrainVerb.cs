@@ -145,7 +145,7 @@ internal sealed class TrainVerb : IDisposable
     /// <summary>Bytes by category; no prediction where the backend decides alone.</summary>
     private List<MemoryRow> Memory()
     {
-        TrainingMemory predicted = TrainingMemory.Of(_bench.Model, _run.Program, _run.Adapter.Config.Rank, _tokens, _window);
+        TrainingMemory predicted = TrainingMemory.Of(_bench.Model, _run.Program, _run.Adapter.Config.Rank, moments: 2, _tokens, _window);
         List<MemoryRow> rows =
         [
             .. _run.MemoryByCategory().Select(row => Row(row.Category, row.Bytes)),

@@ -34,7 +34,7 @@ internal sealed record CheckpointFiles
         return new CheckpointFiles
         {
             Tokenizer = tokenizer,
-            ChatTemplate = tokenizer is null ? null : ChatTemplate.Detect(folder),
+            ChatTemplate = tokenizer is null ? null : UsableTemplate(folder, tokenizer),
             EosTokens = eos,
             SamplingDefaults = new SamplingDefaults
             {
@@ -45,5 +45,20 @@ internal sealed record CheckpointFiles
                 RepetitionPenalty = (float)(defaults.RepetitionPenalty ?? 1),
             },
         };
+    }
+
+    // A template whose special tokens the tokenizer lacks cannot be used; plain prompts still can.
+    private static ChatTemplate? UsableTemplate(string folder, Tokenizer tokenizer)
+    {
+        ChatTemplate? template = ChatTemplate.Detect(folder);
+        try
+        {
+            template?.Encode(tokenizer, [new ChatMessage("user", "?")], addGenerationPrompt: true);
+            return template;
+        }
+        catch (ArgumentException)
+        {
+            return null;
+        }
     }
 }

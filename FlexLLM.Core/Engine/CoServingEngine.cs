@@ -92,8 +92,7 @@ public sealed class CoServingEngine : IAsyncDisposable
         _samplingDefaults = files.SamplingDefaults;
         _inbox = new EngineInbox(options.InboxCapacity);
         _places = new SemaphoreSlim(options.RequestsMax, options.RequestsMax);
-        int kvTokens = options.KvCacheTokens ?? (int)Math.Min((long)ContextsCached * model.PositionsMax, int.MaxValue / 2);
-        _loop = new EngineLoop(model, Tokenizer, options, _inbox, files.EosTokens, kvTokens);
+        _loop = new EngineLoop(model, Tokenizer, options, _inbox, files.EosTokens, KvTokens(options, model.PositionsMax));
         Adapters = new AdapterManager(this);
     }
 
@@ -122,6 +121,7 @@ public sealed class CoServingEngine : IAsyncDisposable
     /// <param name="cancellationToken">Gives up loading.</param>
     /// <exception cref="InvalidFileException">A file is missing or malformed; the error names file, field and fault.</exception>
     /// <exception cref="ArgumentException">An option is out of its range.</exception>
+    /// <exception cref="RequestRejectedException">Weights and KV cache would not fit into <see cref="CoServingOptions.DeviceBytesMax"/>.</exception>
     public static async Task<CoServingEngine> LoadAsync(
         string folder, CoServingOptions? options = null, CancellationToken cancellationToken = default)
     {
@@ -142,13 +142,14 @@ public sealed class CoServingEngine : IAsyncDisposable
         GenerationRequest request, [EnumeratorCancellation] CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(request);
+        long arrived = _options.Clock.GetTimestamp();
         int[] prompt = Encode(request);
         Validate(request, prompt);
         await _places.WaitAsync(cancellationToken).ConfigureAwait(false);
         InferenceSequence? sequence = null;
         try
         {
-            sequence = await CallAsync(loop => loop.Submit(request, prompt, request.Sampling, _samplingDefaults), cancellationToken)
+            sequence = await CallAsync(loop => loop.Submit(request, prompt, _samplingDefaults, arrived), cancellationToken)
                 .ConfigureAwait(false);
             await foreach (GeneratedToken token in sequence.Stream.ReadAllAsync(cancellationToken).ConfigureAwait(false))
             {
@@ -170,8 +171,11 @@ public sealed class CoServingEngine : IAsyncDisposable
         var tokens = new List<int>();
         var text = new StringBuilder();
         GeneratedToken? last = null;
+        long begun = _options.Clock.GetTimestamp();
+        TimeSpan? first = null;
         await foreach (GeneratedToken token in GenerateAsync(request, cancellationToken).ConfigureAwait(false))
         {
+            first ??= _options.Clock.GetElapsedTime(begun);
             last = token;
             text.Append(token.Text);
             if (token.TokenId >= 0)
@@ -186,6 +190,8 @@ public sealed class CoServingEngine : IAsyncDisposable
             Text = text.ToString(),
             FinishReason = last?.FinishReason ?? throw new EngineFaultedException("The answer's stream ended without a reason.", null),
             FinishDetail = last.FinishDetail,
+            TimeToFirstToken = first!.Value,
+            Duration = _options.Clock.GetElapsedTime(begun),
         };
     }
 
@@ -204,7 +210,7 @@ public sealed class CoServingEngine : IAsyncDisposable
         int tokensMax = Math.Min(request.SampleTokensMax ?? ContextTokensMax, ContextTokensMax);
         var builder = new SampleBuilder(Config, Tokenizer, ChatTemplate, tokensMax, request.RefuseBadSamples);
         BuiltSamples samples = await Task.Run(() => builder.Build(request.Dataset, cancellationToken), cancellationToken).ConfigureAwait(false);
-        return await CallAsync(loop => loop.Jobs.Start(this, request, samples, loop.Now), cancellationToken).ConfigureAwait(false);
+        return await CallAsync(loop => loop.Jobs.Start(_inbox, request, samples, loop.Now), cancellationToken).ConfigureAwait(false);
     }
 
     /// <summary>Counters and memory as of the last step.</summary>
@@ -242,12 +248,8 @@ public sealed class CoServingEngine : IAsyncDisposable
     }
 
     /// <summary>Runs an action on the loop thread between two steps.</summary>
-    internal async Task<T> CallAsync<T>(Func<EngineLoop, T> action, CancellationToken cancellationToken)
-    {
-        var submission = new Submission<T>(action);
-        await _inbox.SubmitAsync(submission, cancellationToken).ConfigureAwait(false);
-        return await submission.Result.ConfigureAwait(false);
-    }
+    internal Task<T> CallAsync<T>(Func<EngineLoop, T> action, CancellationToken cancellationToken) =>
+        _inbox.CallAsync(action, cancellationToken);
 
     private static CoServingEngine Load(string folder, CoServingOptions options, CancellationToken cancellationToken)
     {
@@ -265,6 +267,7 @@ public sealed class CoServingEngine : IAsyncDisposable
                 nameof(options), positions, $"ContextTokensMax is above the checkpoint's {config.MaxPositions} positions.");
         }
 
+        CheckFits(config, options, positions);
         IComputeBackend backend = options.Device.CreateBackend();
         LoadedModel? model = null;
         CoServingEngine? engine = null;
@@ -282,6 +285,24 @@ public sealed class CoServingEngine : IAsyncDisposable
             model?.Dispose();
             backend.Dispose();
             throw;
+        }
+    }
+
+    private static int KvTokens(CoServingOptions options, int positions) =>
+        options.KvCacheTokens ?? (int)Math.Min((long)ContextsCached * positions, int.MaxValue / 2);
+
+    // Refused before anything is allocated, with what would need how much.
+    private static void CheckFits(ModelConfig config, CoServingOptions options, int positions)
+    {
+        int bytesPerWeight = DTypes.BytesOf(options.WeightType ?? (config.TorchDtype == DType.BF16 ? DType.BF16 : DType.F32));
+        long weights = DecoderWeights.Of(config).Sum(w => w.Count * (w.IsVector ? sizeof(float) : bytesPerWeight));
+        long cache = 2L * config.LayerCount * config.KeyValueHeads * config.HeadDim * KvTokens(options, positions) * sizeof(float);
+        long limit = options.DeviceBytesLimit;
+        if (weights + cache > limit)
+        {
+            throw new RequestRejectedException(
+                $"The engine does not fit into {limit / 1048576} MiB (CoServingOptions.DeviceBytesMax): weights need {weights / 1048576} MiB, " +
+                $"the KV cache of {KvTokens(options, positions)} tokens {cache / 1048576} MiB. Fewer KvCacheTokens or WeightType BF16 need less.");
         }
     }
 

@@ -61,6 +61,12 @@ public sealed record CoServingOptions
     /// <summary>Size of the paged KV cache that all requests share, in tokens; rounded up to blocks of 16. Null: 4 full contexts.</summary>
     public int? KvCacheTokens { get; init; }
 
+    /// <summary>
+    /// Most bytes on the device: weights, KV cache, adapters and jobs. An engine or a job that would need more is refused before it
+    /// allocates. Null: nine tenths of the memory that this process may use.
+    /// </summary>
+    public long? DeviceBytesMax { get; init; }
+
     /// <summary>Most rows, inference and finetuning together, in one step.</summary>
     /// <value>256.</value>
     public int TokensPerStepMax { get; init; } = 256;
@@ -98,6 +104,8 @@ public sealed record CoServingOptions
     /// <summary>Receives events of jobs, adapters and faults.</summary>
     public ILogger Logger { get; init; } = NullLogger.Instance;
 
+    internal long DeviceBytesLimit => DeviceBytesMax ?? (long)(GC.GetGCMemoryInfo().TotalAvailableMemoryBytes * 0.9);
+
     internal void Validate()
     {
         ArgumentNullException.ThrowIfNull(Slo);
@@ -112,6 +120,7 @@ public sealed record CoServingOptions
 
         ArgumentOutOfRangeException.ThrowIfLessThan(ContextTokensMax ?? 2, 2, nameof(ContextTokensMax));
         ArgumentOutOfRangeException.ThrowIfLessThan(KvCacheTokens ?? 16, 16, nameof(KvCacheTokens));
+        ArgumentOutOfRangeException.ThrowIfLessThan(DeviceBytesMax ?? 1, 1, nameof(DeviceBytesMax));
         ArgumentOutOfRangeException.ThrowIfLessThan(TokensPerStepMax, 1, nameof(TokensPerStepMax));
         ArgumentOutOfRangeException.ThrowIfGreaterThan(TokensPerStepMax, 8192, nameof(TokensPerStepMax));
         ArgumentOutOfRangeException.ThrowIfLessThan(SequencesMax, 1, nameof(SequencesMax));

@@ -31,6 +31,10 @@ internal sealed class Submission<T>(Func<EngineLoop, T> action) : Submission
             // The caller's mistake or the caller's disk: it costs nobody else anything.
             _result.TrySetException(e);
         }
+        catch (OutOfMemoryException e)
+        {
+            _result.TrySetException(new RequestRejectedException("The device has not enough memory for this: " + e.Message));
+        }
         catch (Exception e)
         {
             _result.TrySetException(new EngineFaultedException("The engine stopped while it served this call.", e));
@@ -64,6 +68,14 @@ internal sealed class EngineInbox(int capacity)
         }
 
         Wake();
+    }
+
+    /// <summary>Runs an action on the loop thread between two steps.</summary>
+    public async Task<T> CallAsync<T>(Func<EngineLoop, T> action, CancellationToken cancellationToken)
+    {
+        var submission = new Submission<T>(action);
+        await SubmitAsync(submission, cancellationToken).ConfigureAwait(false);
+        return await submission.Result.ConfigureAwait(false);
     }
 
     public bool HasItems => _channel.Reader.TryPeek(out _);

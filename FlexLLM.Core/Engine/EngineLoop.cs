@@ -74,7 +74,8 @@ internal sealed class EngineLoop : IDisposable
 
     public JobTable Jobs { get; }
 
-    public LatencyModel Latency { get; private set; } = LatencyModel.Default;
+    /// <summary>What plans believe about this machine; learns from every step.</summary>
+    public LatencyModel Latency { get; set; } = LatencyModel.Default;
 
     /// <summary>Counters that statistics read.</summary>
     public EngineCounters Counters { get; } = new();
@@ -137,22 +138,29 @@ internal sealed class EngineLoop : IDisposable
         Check.That(_sequences.Count == 0);
         long begun = _clock.GetTimestamp();
         var measured = new List<(StepFeatures, TimeSpan)>();
-        int rowsMax = Math.Min(Math.Min(128, _limits.TokensPerStepMax), Math.Min(KvTokensMax, _model.PositionsMax));
-        int[] ids = new int[rowsMax];
-        foreach (int rows in (int[])[1, 1, 1, 4, 16, 16, 64, 128])
+        int positionsMax = Math.Min(KvTokensMax, _model.PositionsMax);
+        int[] ids = new int[_limits.TokensPerStepMax];
+        TimeSpan last = TimeSpan.Zero;
+
+        // Where weights are read for one row as for a hundred, what a row costs shows in the largest steps alone; the last one,
+        // few rows far from the start, tells it from what positions cost.
+        foreach ((int start, int rows) in
+            ((int, int)[])[(0, 1), (0, 1), (0, 1), (0, 4), (0, 16), (0, 16), (0, 64), (0, 128), (0, 256), (0, 512), (448, 64)])
         {
-            if (rows > rowsMax || _clock.GetElapsedTime(begun) > timeMax)
+            bool isTooLong = rows > ids.Length || start + rows > positionsMax;
+            if (isTooLong || _clock.GetElapsedTime(begun) + (2 * last) > timeMax)
             {
-                break;
+                continue;
             }
 
             var table = new BlockTable();
-            Check.That(table.EnsureCapacity(rows, _blocks));
+            Check.That(table.EnsureCapacity(start + rows, _blocks));
             _batch.Clear();
-            _batch.AddInference(ids.AsSpan(0, rows), 0, _cache, table.Blocks, adapter: null, sampled: 1);
+            _batch.AddInference(ids.AsSpan(0, rows), start, _cache, table.Blocks, adapter: null, sampled: 1);
             long stepBegun = _clock.GetTimestamp();
             _forward.Run(_batch);
-            measured.Add((default(StepFeatures).WithInference(0, rows), _clock.GetElapsedTime(stepBegun)));
+            last = _clock.GetElapsedTime(stepBegun);
+            measured.Add((default(StepFeatures).WithInference(start, rows), last));
             table.Release(_blocks);
         }
 
@@ -164,7 +172,11 @@ internal sealed class EngineLoop : IDisposable
     }
 
     /// <summary>Takes a request in, or refuses it. Tokens and parameters were checked by the caller; names are resolved here.</summary>
-    public InferenceSequence Submit(GenerationRequest request, int[] prompt, SamplingOptions sampling, in SamplingDefaults defaults)
+    /// <param name="request">The request.</param>
+    /// <param name="prompt">Its tokens.</param>
+    /// <param name="defaults">What the checkpoint says where the request says nothing.</param>
+    /// <param name="arrived">Clock timestamp of the caller's call: waiting for a place and for this step counts as TTFT.</param>
+    public InferenceSequence Submit(GenerationRequest request, int[] prompt, in SamplingDefaults defaults, long arrived)
     {
         int tokensMax = Math.Min(prompt.Length + request.MaxTokens, Math.Min(_model.PositionsMax, KvTokensMax));
         if (prompt.Length >= tokensMax)
@@ -178,7 +190,7 @@ internal sealed class EngineLoop : IDisposable
         var id = new SequenceId(_nextId++);
 
         // A seed of the request's own makes its answer independent of what came before it.
-        SamplingParameters parameters = sampling.Resolve(defaults, _options.Seed + (0x9E3779B97F4A7C15 * (ulong)id.Value));
+        SamplingParameters parameters = request.Sampling.Resolve(defaults, _options.Seed + (0x9E3779B97F4A7C15 * (ulong)id.Value));
         var history = new TokenHistory(parameters.CountsTokens);
         history.AddPrompt(prompt);
         var sequence = new InferenceSequence
@@ -194,7 +206,7 @@ internal sealed class EngineLoop : IDisposable
             IgnoreEos = request.IgnoreEos,
             Priority = request.Priority,
             Slo = request.Slo ?? _options.Slo,
-            ArrivalTime = Now,
+            ArrivalTime = _clock.GetElapsedTime(_start, arrived),
             Adapter = adapter,
         };
         _sequences.Add(id.Value, sequence);

@@ -1,5 +1,6 @@
 using System.Runtime.CompilerServices;
 using System.Threading.Channels;
+using FlexLLM.Engine;
 using FlexLLM.Scheduling;
 
 namespace FlexLLM;
@@ -10,15 +11,15 @@ public sealed class FinetuningJob
     // A reader that falls behind loses the oldest reports, never the newest.
     private const int ReportsHeld = 256;
 
-    private readonly CoServingEngine _engine;
+    private readonly EngineInbox _inbox;
     private readonly Lock _gate = new();
     private readonly List<Channel<FinetuningProgress>> _readers = [];
     private readonly TaskCompletionSource<FinetuningProgress> _completion = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private FinetuningProgress _latest;
 
-    internal FinetuningJob(CoServingEngine engine, JobId id, string adapter, int samples, int skippedSamples, FinetuningProgress initial)
+    internal FinetuningJob(EngineInbox inbox, JobId id, string adapter, int samples, int skippedSamples, FinetuningProgress initial)
     {
-        _engine = engine;
+        _inbox = inbox;
         Id = id;
         Adapter = adapter;
         Samples = samples;
@@ -88,29 +89,31 @@ public sealed class FinetuningJob
 
     /// <summary>Stops after the work in progress; everything is kept.</summary>
     public Task PauseAsync(CancellationToken cancellationToken = default) =>
-        _engine.CallAsync(loop => loop.Jobs.SetPaused(Id, paused: true), cancellationToken);
+        _inbox.CallAsync(loop => loop.Jobs.SetPaused(Id, paused: true), cancellationToken);
 
     /// <summary>Goes on where <see cref="PauseAsync"/> stopped.</summary>
     public Task ResumeAsync(CancellationToken cancellationToken = default) =>
-        _engine.CallAsync(loop => loop.Jobs.SetPaused(Id, paused: false), cancellationToken);
+        _inbox.CallAsync(loop => loop.Jobs.SetPaused(Id, paused: false), cancellationToken);
 
     /// <summary>Ends the job and frees what it holds. Versions that were published stay.</summary>
     public Task CancelAsync(CancellationToken cancellationToken = default) =>
-        _engine.CallAsync(loop => loop.Jobs.Cancel(Id), cancellationToken);
+        _inbox.CallAsync(loop => loop.Jobs.Cancel(Id), cancellationToken);
 
     /// <summary>Publishes the weights of the last optimizer step as the adapter's newest version now.</summary>
     public Task PublishAsync(CancellationToken cancellationToken = default) =>
-        _engine.CallAsync(loop => loop.Jobs.PublishNow(Id), cancellationToken);
+        _inbox.CallAsync(loop => loop.Jobs.PublishNow(Id), cancellationToken);
 
     /// <summary>
     /// Writes weights, optimizer state and position as of the last optimizer step. A job started with the same request and
     /// <see cref="FinetuningRequest.ResumeFrom"/> ends with the bits of an uninterrupted one (on the CPU backend).
     /// </summary>
-    public async Task SaveCheckpointAsync(string folder, CancellationToken cancellationToken = default)
+    /// <returns>The number of optimizer steps in the checkpoint.</returns>
+    public async Task<int> SaveCheckpointAsync(string folder, CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrEmpty(folder);
-        Finetuning.JobCheckpoint checkpoint = await _engine.CallAsync(loop => loop.Jobs.Capture(Id), cancellationToken).ConfigureAwait(false);
+        Finetuning.JobCheckpoint checkpoint = await _inbox.CallAsync(loop => loop.Jobs.Capture(Id), cancellationToken).ConfigureAwait(false);
         await Task.Run(() => checkpoint.Save(folder), cancellationToken).ConfigureAwait(false);
+        return checkpoint.Steps;
     }
 
     internal void Report(FinetuningProgress progress)

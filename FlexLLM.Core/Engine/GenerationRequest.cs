@@ -109,6 +109,12 @@ public sealed record GenerationResult
     /// <summary>Why it ended.</summary>
     public required FinishReason FinishReason { get; init; }
 
+    /// <summary>Time from the call to the first token, waiting included.</summary>
+    public required TimeSpan TimeToFirstToken { get; init; }
+
+    /// <summary>Time from the call to the end.</summary>
+    public required TimeSpan Duration { get; init; }
+
     /// <summary>The cause of an error.</summary>
     public string? FinishDetail { get; init; }
 }

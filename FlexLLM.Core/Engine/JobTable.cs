@@ -3,6 +3,7 @@ using System.Globalization;
 using FlexLLM.Adapters;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
+using FlexLLM.Graph;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
@@ -27,7 +28,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     public long TokensTrained { get; private set; }
 
     /// <summary>Starts a job on samples that were tokenised before.</summary>
-    public FinetuningJob Start(CoServingEngine engine, FinetuningRequest request, BuiltSamples samples, TimeSpan now)
+    public FinetuningJob Start(EngineInbox inbox, FinetuningRequest request, BuiltSamples samples, TimeSpan now)
     {
         if (_jobs.Count >= options.JobsMax)
         {
@@ -43,14 +44,17 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         TrainingRun run;
         try
         {
-            run = new TrainingRun(model, master, new TrainingPlan
+            TrainingProgram program = model.CompileTraining(master.SiteIndices);
+            CheckFits(request, master, program, samples);
+            var plan = new TrainingPlan
             {
                 Samples = samples.Samples,
                 Epochs = request.Epochs,
                 GradientAccumulation = request.GradientAccumulation,
                 ShuffleSeed = request.ShuffleSeed,
                 Optimizer = request.Optimizer,
-            });
+            };
+            run = new TrainingRun(model, master, plan, program);
         }
         catch
         {
@@ -76,7 +80,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         var id = new JobId(_nextId++);
         var entry = new Entry(request, run, now, samples.Samples.Count);
         var job = new FinetuningJob(
-            engine, id, request.Adapter, samples.Samples.Count, samples.Skipped, ProgressOf(entry, FinetuningStatus.Running, now));
+            inbox, id, request.Adapter, samples.Samples.Count, samples.Skipped, ProgressOf(entry, FinetuningStatus.Running, now));
         entry.Handle = job;
         _jobs.Add(id.Value, entry);
         logger.LogInformation("Finetuning of '{Adapter}' started: {Samples} samples, {Steps} steps.", request.Adapter, job.Samples, run.Cursor.Steps);
@@ -193,6 +197,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         return true;
     }
 
+    /// <summary>A checkpoint of the last step, on the host.</summary>
     public JobCheckpoint Capture(JobId id)
     {
         Entry entry = Find(id);
@@ -253,6 +258,22 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         return copy;
     }
 
+    // Refused before anything is allocated: a machine that runs out of memory would take every request down with the job.
+    private void CheckFits(FinetuningRequest request, LoraAdapter master, TrainingProgram program, BuiltSamples samples)
+    {
+        int tokensMax = samples.Samples.Max(s => s.Ids.Length);
+        TrainingMemory needs = TrainingMemory.Of(
+            model, program, master.Config.Rank, request.Optimizer.Moments, tokensMax, options.TokensPerStepMax);
+        long left = options.DeviceBytesLimit - model.Backend.AllocatedBytes;
+        if (needs.JobBytes > left)
+        {
+            throw new RequestRejectedException(string.Create(
+                CultureInfo.InvariantCulture,
+                $"The job on '{request.Adapter}' does not fit: {left / 1048576.0:F1} MiB are left of CoServingOptions.DeviceBytesMax. It needs{needs}\n" +
+                $"Shorter samples (SampleTokensMax; the longest has {tokensMax} tokens), fewer target modules or a smaller rank need less."));
+        }
+    }
+
     private bool Fits(LoraConfig? wanted, LoraAdapter adapter) => wanted is null || (wanted.Rank == adapter.Config.Rank &&
         wanted.Scale == adapter.Scale && LoraAdapter.Validate(wanted, model.Config).SequenceEqual(adapter.Modules));
 
@@ -288,11 +309,10 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         TrainingRun run = entry.Run;
         double seconds = (now - entry.Started).TotalSeconds;
         double speed = seconds > 0 ? run.TokensDone / seconds : 0;
-        long left = run.Cursor.TokensTotal - run.TokensDone - entry.TokensBefore;
-        TimeSpan? remaining = speed > 0 ? TimeSpan.FromSeconds(Math.Max(0, left) / speed) : null;
-        int epoch = Math.Min(run.Cursor.Epoch + 1, entry.Request.Epochs);
-        double loss = run.Cursor.Step == 0 ? double.NaN : run.LastLoss;
-        return new FinetuningProgress(status, run.Cursor.Step, run.Cursor.Steps, epoch, loss, run.TokensDone, speed, remaining);
+        long done = entry.TokensBefore + run.TokensDone;
+        TimeSpan? remaining = speed > 0 ? TimeSpan.FromSeconds(Math.Max(0, run.Cursor.TokensTotal - done) / speed) : null;
+        return new FinetuningProgress(
+            status, run.Cursor.Step, run.Cursor.Steps, run.Cursor.EpochOfLastStep, run.LastLoss, done, speed, remaining);
     }
 
     // What must be equal for a resumed job to end with the same bits.

@@ -81,10 +81,8 @@ internal sealed class AdapterOptimizer : IDisposable
 
     private Parameter Create(string name, DeviceLora pair, DeviceTensor weight, DeviceTensor gradient)
     {
-        bool isAdam = _options is AdamWOptions;
-        bool hasFirst = isAdam || _options is SgdOptions { Momentum: > 0 };
-        DeviceTensor? first = hasFirst ? _backend.Allocate(weight.Rows, weight.Columns) : null;
-        DeviceTensor? second = isAdam ? _backend.Allocate(weight.Rows, weight.Columns) : null;
+        DeviceTensor? first = _options.Moments > 0 ? _backend.Allocate(weight.Rows, weight.Columns) : null;
+        DeviceTensor? second = _options.Moments > 1 ? _backend.Allocate(weight.Rows, weight.Columns) : null;
         return new Parameter(name, pair, weight, gradient, first, second);
     }
 

@@ -18,14 +18,13 @@ internal sealed class JobCheckpoint
     private readonly LoraConfig _config;
     private readonly IReadOnlyList<TensorToWrite> _weights;
     private readonly List<TensorToWrite> _state = [];
-    private readonly int _steps;
     private readonly string _parameters;
 
     private JobCheckpoint(TrainingRun run, IComputeBackend backend, string parameters)
     {
         _config = run.Adapter.Config;
         _weights = PeftFolder.Download(run.Adapter, backend);
-        _steps = run.Cursor.Step;
+        Steps = run.Cursor.Step;
         _parameters = parameters;
         foreach ((string name, DeviceTensor tensor) in run.Optimizer.State())
         {
@@ -35,6 +34,9 @@ internal sealed class JobCheckpoint
         }
     }
 
+    /// <summary>Optimizer steps done.</summary>
+    public int Steps { get; }
+
     /// <summary>Copies the state of the last optimizer step off the device. The group in progress is not part of it.</summary>
     public static JobCheckpoint Capture(TrainingRun run, IComputeBackend backend, string parameters) => new(run, backend, parameters);
 
@@ -43,7 +45,7 @@ internal sealed class JobCheckpoint
         PeftFolder.Save(folder, _config, _weights, baseModel: null);
         var metadata = new Dictionary<string, string>
         {
-            [StepsKey] = _steps.ToString(CultureInfo.InvariantCulture),
+            [StepsKey] = Steps.ToString(CultureInfo.InvariantCulture),
             [ParametersKey] = _parameters,
         };
         SafetensorsWriter.Write(Path.Combine(folder, StateFileName), _state, metadata);

@@ -9,6 +9,9 @@ public abstract record OptimizerOptions
     /// <summary>Weight decay: decoupled in AdamW, added to the gradient in SGD. Not negative.</summary>
     public float WeightDecay { get; init; }
 
+    /// <summary>Tensors kept beside each weight.</summary>
+    internal abstract int Moments { get; }
+
     internal virtual void Validate()
     {
         Require(float.IsFinite(LearningRate) && LearningRate > 0, nameof(LearningRate), "must be a positive number");
@@ -34,6 +37,8 @@ public sealed record SgdOptions : OptimizerOptions
     /// <summary>Nesterov momentum; needs <see cref="Momentum"/> above zero.</summary>
     public bool Nesterov { get; init; }
 
+    internal override int Moments => Momentum > 0 ? 1 : 0;
+
     internal override void Validate()
     {
         base.Validate();
@@ -53,6 +58,8 @@ public sealed record AdamWOptions : OptimizerOptions
 
     /// <summary>Added to the root of the second moment, positive.</summary>
     public float Epsilon { get; init; } = 1e-8f;
+
+    internal override int Moments => 2;
 
     internal override void Validate()
     {

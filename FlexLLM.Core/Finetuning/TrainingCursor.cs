@@ -86,6 +86,9 @@ internal sealed class TrainingCursor
     /// <summary>Optimizer steps done.</summary>
     public int Step { get; private set; }
 
+    /// <summary>1-based pass that the last step belonged to; 1 before the first step.</summary>
+    public int EpochOfLastStep => (Math.Max(0, Step - 1) / StepsPerEpoch) + 1;
+
     /// <summary>Optimizer steps of the whole job.</summary>
     public int Steps => StepsPerEpoch * _epochs;
 

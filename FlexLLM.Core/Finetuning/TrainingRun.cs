@@ -34,11 +34,11 @@ internal sealed class TrainingRun : IDisposable
     private double _groupLoss;
 
     /// <summary>Allocates everything the job will need. The adapter (its master weights) becomes this run's.</summary>
-    public TrainingRun(LoadedModel model, LoraAdapter adapter, TrainingPlan plan)
+    public TrainingRun(LoadedModel model, LoraAdapter adapter, TrainingPlan plan, TrainingProgram? program = null)
     {
         _model = model;
         Adapter = adapter;
-        Program = model.CompileTraining(adapter.SiteIndices);
+        Program = program ?? model.CompileTraining(adapter.SiteIndices);
         Cursor = new TrainingCursor(
             plan.Samples, plan.Epochs, plan.GradientAccumulation, plan.ShuffleSeed, model.Config.LayerCount, Program.LowestLayer);
         int tokensMax = plan.Samples.Max(s => s.Ids.Length);
@@ -59,8 +59,8 @@ internal sealed class TrainingRun : IDisposable
     /// <summary>Gradients of the group in progress.</summary>
     public AdapterGradients Gradients => _gradients;
 
-    /// <summary>Mean loss per target of the last complete group, measured before its step.</summary>
-    public double LastLoss { get; private set; }
+    /// <summary>Mean loss per target of the last complete group, measured before its step; NaN before this run's first step.</summary>
+    public double LastLoss { get; private set; } = double.NaN;
 
     /// <summary>Tokens whose forward pass is done, each counted once.</summary>
     public long TokensDone { get; private set; }

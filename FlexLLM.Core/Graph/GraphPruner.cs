@@ -41,6 +41,8 @@ internal static class GraphPruner
             saved.UnionWith(node.Inputs.Where(i => graph.Values[i].Kind == ValueKind.Activation));
         }
 
+        saved.ExceptWith(graph.Nodes.Where(n => n.Recomputes).SelectMany(n => n.Outputs));
+
         return [.. saved.Select(id => graph.Values[id])];
     }
 

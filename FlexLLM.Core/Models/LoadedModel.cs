@@ -1,4 +1,5 @@
 using System.Numerics.Tensors;
+using System.Runtime.InteropServices;
 using FlexLLM.Backends;
 using FlexLLM.Formats;
 using FlexLLM.Graph;
@@ -84,6 +85,42 @@ internal sealed class LoadedModel : IDisposable
             model.Dispose();
             throw;
         }
+    }
+
+    /// <summary>A model of that shape whose weights are all zero: for a backend that computes nothing.</summary>
+    /// <param name="config">Its shape.</param>
+    /// <param name="backend">The device; it stays the caller's.</param>
+    /// <param name="weightType">F32 or BF16.</param>
+    /// <param name="positionsMax">Longest sequence, at most the config's.</param>
+    public static unsafe LoadedModel CreateEmpty(ModelConfig config, IComputeBackend backend, DType weightType, int positionsMax)
+    {
+        Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
+        var model = new LoadedModel(config, backend, positionsMax);
+        model.FillRopeTable();
+        Dictionary<string, int> indices = model._compiler.WeightNames.Index().ToDictionary(w => w.Item, w => w.Index);
+        foreach (WeightShape shape in DecoderWeights.Of(config))
+        {
+            int weight = indices[shape.Name];
+            if (shape.IsVector)
+            {
+                model._vectors[weight] = model.Own(backend.Allocate(1, shape.Columns));
+                continue;
+            }
+
+            // Pages that nobody reads take no memory.
+            void* zeros = NativeMemory.AllocZeroed((nuint)shape.Count, (nuint)DTypes.BytesOf(weightType));
+            try
+            {
+                var matrix = new HostMatrix((byte*)zeros, weightType, shape.Rows, shape.Columns);
+                model._matrices[weight] = model.Own(backend.CreateWeight(matrix, weightType));
+            }
+            finally
+            {
+                NativeMemory.Free(zeros);
+            }
+        }
+
+        return model;
     }
 
     public DeviceWeight Matrix(int weight)

@@ -120,29 +120,23 @@ internal static class LatencyCalibration
     }
 
     /// <summary>
-    /// Back to seconds; terms that no measurement had are guessed in the default's proportion to the measured ones.
+    /// Back to seconds. A term that no measurement had is guessed from inference's term of the same unit (a step, a row, a
+    /// position), in the default's proportion: a guess far too high would drag the common correction, and every other term
+    /// with it.
     /// </summary>
     private static LatencyCoefficients Complete(double[] scale, double[] solution)
     {
         double[] values = new double[solution.Length];
         double[] guess = new double[solution.Length];
         LatencyModel.Default.Coefficients.CopyTo(guess);
-        double measured = 0.0;
-        double guessed = 0.0;
+        Check.That(scale[0] > 0.0); // Every measurement has the constant term.
         for (int i = 0; i < values.Length; i++)
         {
-            if (scale[i] > 0.0)
-            {
-                values[i] = Math.Max(solution[i], ShareMin) / scale[i];
-                measured += values[i];
-                guessed += guess[i];
-            }
-        }
-
-        Check.That(guessed > 0.0); // Every measurement has the constant term.
-        for (int i = 0; i < values.Length; i++)
-        {
-            values[i] = scale[i] > 0.0 ? values[i] : guess[i] * measured / guessed;
+            int like = i % 3;
+            bool known = scale[like] > 0.0 && solution[like] > ShareMin;
+            values[i] = scale[i] > 0.0
+                ? Math.Max(solution[i], ShareMin) / scale[i]
+                : guess[i] * (known ? values[like] / guess[like] : values[0] / guess[0]);
         }
 
         return LatencyCoefficients.From(values);

@@ -58,8 +58,8 @@ try
     await using CoServingEngine engine = await CoServingEngine.LoadAsync(modelFolder);
     string? adapter = adapterFolder is null ? null : (await engine.Adapters.LoadAsync("chat", adapterFolder)).Name;
     Console.WriteLine(
-        $"{engine.Config.Architecture}, {engine.Config.LayerCount} layers, context {engine.ContextTokensMax} tokens, " +
-        $"template {engine.ChatTemplate?.Name ?? "none: your text is continued"}, adapter {adapterFolder ?? "none"}. /reset, /exit");
+        $"{engine.Config.Architecture}, {engine.Config.LayerCount} layers, context {engine.ContextTokensMax} tokens, adapter " +
+        $"{adapterFolder ?? "none"}, template {engine.ChatTemplate?.Name ?? "none: your text is continued"}. /reset, /exit");
     return await ChatAsync(engine, adapter);
 }
 catch (FlexLlmException e)
@@ -116,6 +116,7 @@ async Task<string> AnswerAsync(CoServingEngine engine, string? adapter, List<Cha
     GenerationRequest request = engine.ChatTemplate is not null
         ? new GenerationRequest(conversation)
         : new GenerationRequest(string.Join('\n', conversation.Select(m => m.Content)));
+    request = request with { Adapter = adapter, MaxTokens = maxTokens };
     TimeProvider clock = TimeProvider.System;
     long asked = clock.GetTimestamp();
     long? firstToken = null;
@@ -124,7 +125,7 @@ async Task<string> AnswerAsync(CoServingEngine engine, string? adapter, List<Cha
     var answer = new StringBuilder();
     try
     {
-        await foreach (GeneratedToken token in engine.GenerateAsync(request with { Adapter = adapter, MaxTokens = maxTokens }, cancel))
+        await foreach (GeneratedToken token in engine.GenerateAsync(request, cancel))
         {
             firstToken ??= clock.GetTimestamp();
             tokens += token.TokenId >= 0 ? 1 : 0;

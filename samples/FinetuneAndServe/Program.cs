@@ -13,7 +13,7 @@ const string Usage = """
       --lr 2e-4          learning rate of AdamW
       --resume FOLDER    go on from a checkpoint of the same training
       --chat             ask in the model's chat template; default: prompts are continued as they are
-      --trickle          ask the file's own kind of small talk instead of reading prompts from the keyboard
+      --trickle          ask a built-in prompt every second instead of reading prompts from the keyboard
 
     Each line of the file is {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [...]}.
     Type prompts while it trains; Ctrl+D (end of input) or /exit stops asking, Ctrl+C writes a checkpoint and ends.
@@ -53,6 +53,7 @@ if (!understood || paths.Count != 2)
 string adapter = options.GetValueOrDefault("--adapter", "tuned");
 string output = options.GetValueOrDefault("--out", $"adapter-{adapter}");
 string modules = options.GetValueOrDefault("--modules", "all");
+int trickled = 0;
 
 using var stop = new CancellationTokenSource();
 Console.CancelKeyPress += (_, e) =>
@@ -86,7 +87,8 @@ try
     Console.WriteLine($"Training '{adapter}' on {job.Samples} samples ({job.SkippedSamples} skipped), {job.Latest.Steps} steps.");
 
     Task<bool> training = TrainAsync(engine, job);
-    Task serving = flags.Contains("--trickle") ? TrickleAsync(engine, training) : ServeKeyboardAsync(engine);
+    Func<Task<string?>> prompts = flags.Contains("--trickle") ? () => TrickleAsync(training) : () => Task.Run(Console.ReadLine);
+    Task serving = ServeAsync(engine, prompts);
     bool trained = await training;
     await serving;
     return trained ? 0 : 130;
@@ -105,41 +107,55 @@ async Task<bool> TrainAsync(CoServingEngine engine, FinetuningJob job)
     {
         await foreach (FinetuningProgress p in job.Progress(stop.Token))
         {
-            if (p.Step > 0 && (p.Status != FinetuningStatus.Running || TimeProvider.System.GetElapsedTime(shown).TotalSeconds >= 1))
+            bool due = p.Status != FinetuningStatus.Running || TimeProvider.System.GetElapsedTime(shown).TotalSeconds >= 1;
+            if (due && p.TokensDone > 0)
             {
                 shown = TimeProvider.System.GetTimestamp();
                 EngineStatistics s = await engine.GetStatisticsAsync();
                 Console.WriteLine(
-                    $"step {p.Step,4}/{p.Steps}  epoch {p.Epoch}  loss {p.Loss,6:F3}  {p.TokensPerSecond,6:F0} tokens/s  " +
-                    $"{p.Remaining:hh\\:mm\\:ss} left  answered {s.RequestsFinished}, TTFT {s.MeanTimeToFirstToken.TotalMilliseconds:F0} ms, " +
+                    $"step {p.Step,4}/{p.Steps}  loss {p.Loss,6:F3}  {p.TokensPerSecond,6:F0} tokens/s  " +
+                    $"{p.Remaining:hh\\:mm\\:ss} left  answered {s.RequestsFinished}, " +
+                    $"TTFT {s.MeanTimeToFirstToken.TotalMilliseconds:F0} ms, " +
                     $"TPOT {s.MeanTimePerOutputToken.TotalMilliseconds:F0} ms");
             }
         }
-
-        await job.Completion; // Throws the cause where the job failed.
     }
-    catch (OperationCanceledException) when (job.Latest.Status == FinetuningStatus.Running)
+    catch (OperationCanceledException)
     {
-        await job.SaveCheckpointAsync(output + ".checkpoint");
-        Console.WriteLine($"Interrupted at step {job.Latest.Step}; go on with: --resume {output}.checkpoint");
+        // Ctrl+C, which may come just as the job ends.
+    }
+
+    if (!job.Completion.IsCompleted)
+    {
+        int step = await job.SaveCheckpointAsync(output + ".checkpoint");
+        Console.WriteLine($"Interrupted at step {step}; go on with: --resume {output}.checkpoint");
         return false;
     }
 
+    await job.Completion; // Throws the cause where the job failed.
     await engine.Adapters.SaveAsync(adapter, output);
     Console.WriteLine($"Trained; saved as a PEFT folder: {output}");
     return true;
 }
 
-// Answers typed or piped lines one after another, during the training and after it, until the input ends.
-async Task ServeKeyboardAsync(CoServingEngine engine)
+// Answers one prompt after another, typed or piped, during the training and after it, until they end. Answers are printed
+// whole: streamed ones would be torn by the progress lines.
+async Task ServeAsync(CoServingEngine engine, Func<Task<string?>> next)
 {
     try
     {
-        while (await Task.Run(Console.ReadLine).WaitAsync(stop.Token) is string line && line.Trim() != "/exit")
+        while (await next().WaitAsync(stop.Token) is string prompt && prompt.Trim() != "/exit")
         {
-            if (line.Trim().Length > 0)
+            GenerationRequest request = flags.Contains("--chat") ? new([new ChatMessage("user", prompt)]) : new(prompt);
+            try
             {
-                await AskAsync(engine, line);
+                request = request with { Adapter = adapter, MaxTokens = 64 };
+                GenerationResult answer = await engine.CompleteAsync(request, stop.Token);
+                Console.WriteLine($"> {prompt}\n{answer.Text.ReplaceLineEndings(" ")} [{answer.Tokens.Count} tokens]");
+            }
+            catch (RequestRejectedException e)
+            {
+                Console.Error.WriteLine(e.Message); // This prompt's fault; training and the next prompt go on.
             }
         }
     }
@@ -149,34 +165,10 @@ async Task ServeKeyboardAsync(CoServingEngine engine)
     }
 }
 
-async Task TrickleAsync(CoServingEngine engine, Task training)
+// A prompt a second until the training ends.
+async Task<string?> TrickleAsync(Task training)
 {
-    string[] prompts = ["Once upon a time", "The capital of France is", "How are you?", "1, 2, 3,"];
-    using var timer = new PeriodicTimer(TimeSpan.FromSeconds(1));
-    for (int i = 0; !training.IsCompleted && !stop.IsCancellationRequested; i++)
-    {
-        await AskAsync(engine, prompts[i % prompts.Length]);
-        await timer.WaitForNextTickAsync();
-    }
-}
-
-// The answer is printed whole: a streamed one would be torn by the progress lines.
-async Task AskAsync(CoServingEngine engine, string prompt)
-{
-    GenerationRequest request = flags.Contains("--chat")
-        ? new GenerationRequest([new ChatMessage("user", prompt)])
-        : new GenerationRequest(prompt);
-    try
-    {
-        GenerationResult answer = await engine.CompleteAsync(request with { Adapter = adapter, MaxTokens = 64 }, stop.Token);
-        Console.WriteLine($"> {prompt}\n{answer.Text.ReplaceLineEndings(" ")} [{answer.Tokens.Count} tokens]");
-    }
-    catch (OperationCanceledException)
-    {
-        // Ctrl+C.
-    }
-    catch (RequestRejectedException e)
-    {
-        Console.Error.WriteLine(e.Message); // This prompt's fault; training and the next prompt go on.
-    }
+    string[] texts = ["Once upon a time", "The capital of France is", "How are you?"];
+    await Task.WhenAny(training, Task.Delay(TimeSpan.FromSeconds(1)));
+    return training.IsCompleted ? null : texts[trickled++ % texts.Length];
 }

@@ -1,0 +1,79 @@
+using System.Diagnostics;
+using NUnit.Framework;
+
+namespace FlexLLM.Tests.Simulation;
+
+/// <summary>Replay, block conservation and freedom from starvation, on the engine's own loop.</summary>
+[TestFixture]
+internal sealed class EngineLawTests
+{
+    // More than the machine can answer, with a cache for about a dozen requests.
+    private static readonly Scenario Overload = new()
+    {
+        Workload = new Workload { Requests = 60, RequestsPerSecond = 60.0, AnswerMean = 300 },
+        Jobs = 2,
+        Samples = 6,
+        Epochs = 1,
+        KvTokens = 4 * 1024,
+    };
+
+    [Test]
+    public void Replay_SameSeed_SameLog()
+    {
+        string first = LogOf(seed: 1);
+
+        Assert.That(LogOf(seed: 1), Is.EqualTo(first));
+        Assert.That(LogOf(seed: 2), Is.Not.EqualTo(first));
+
+        static string LogOf(ulong seed)
+        {
+            using EngineSimulation run = new EngineSimulation(Overload with { KvTokens = 32 * 1024 }, seed).Run();
+            return run.LogHash();
+        }
+    }
+
+    [Test]
+    public void NoStarvation_OverloadWithFewBlocks_EverythingEnds([Range(1, 2)] int seed)
+    {
+        using EngineSimulation run = new EngineSimulation(Overload, (ulong)seed).Run();
+
+        TestContext.Out.WriteLine($"{run.Steps.Count} steps, {run.Loop.Counters.Preemptions} preemptions");
+        Assert.That(run.Loop.Counters.Preemptions, Is.GreaterThan(0), "else this load proves little");
+        Assert.That(run.Requests, Has.Count.EqualTo(Overload.Workload.Requests));
+        Assert.That(run.Requests.All(r => r.IsDone && r.Sequence.Generated == r.Arrival.AnswerTokens), Is.True);
+        Assert.That(run.Jobs.Select(j => j.Result.Latest.Status), Is.All.EqualTo(FinetuningStatus.Completed));
+        Assert.That(run.Jobs.All(j => j.Result.Completion.IsCompletedSuccessfully), Is.True);
+    }
+
+    [Test]
+    public void BlockConservation_Drained_NoneHeld()
+    {
+        using EngineSimulation run = new EngineSimulation(Overload, 4).Run(); // Checks after every step.
+
+        Assert.That(run.Loop.BlocksHeld, Is.Zero);
+        Assert.That(run.Requests.Sum(r => r.Sequence.Blocks.Count), Is.Zero);
+    }
+
+    [Test]
+    public void BlockConservation_Control_ForgottenRequestIsFound()
+    {
+        using EngineSimulation run = new EngineSimulation(Overload, 4).Run(s => s.Loop.RunningCount > 3);
+        SimulatedRequest[] all = [.. run.Requests.Where(r => !r.IsDone && r.Submitted.IsCompleted)];
+        SimulatedRequest holder = all.First(r => r.Sequence.Blocks.Count > 0);
+
+        Assert.That(() => EngineSimulation.CheckBlocks(run.Loop, all), Throws.Nothing);
+        Assert.That(
+            () => EngineSimulation.CheckBlocks(run.Loop, all.Where(r => r != holder)), Throws.TypeOf<UnreachableException>());
+    }
+
+    [Test]
+    public void Memory_EngineDisposed_NothingIsHeld()
+    {
+        EngineSimulation run = new EngineSimulation(Overload, 5).Run(s => s.Steps.Count == 40);
+        Assert.That(run.Backend.AllocatedBytes, Is.GreaterThan(0));
+
+        run.Dispose();
+
+        Assert.That(run.Backend.AllocatedBytes, Is.Zero);
+    }
+}

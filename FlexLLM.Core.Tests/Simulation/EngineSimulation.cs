@@ -1,0 +1,212 @@
+using System.Security.Cryptography;
+using System.Text;
+using FlexLLM.Backends.Null;
+using FlexLLM.Engine;
+using FlexLLM.Execution;
+using FlexLLM.Finetuning;
+using FlexLLM.Models;
+using FlexLLM.Primitives;
+using FlexLLM.Scheduling;
+
+namespace FlexLLM.Tests.Simulation;
+
+/// <summary>A step as it was planned, and as it went.</summary>
+internal sealed record StepRecord(TimeSpan Begun, TimeSpan Took, StepPlan Plan);
+
+/// <summary>One simulated request and what became of it.</summary>
+internal sealed record SimulatedRequest(Arrival Arrival, Task<InferenceSequence> Submitted)
+{
+    public InferenceSequence Sequence => Submitted.Result;
+
+    public bool IsDone => Submitted.IsCompletedSuccessfully && Sequence.Stream.Completion.IsCompleted;
+
+    /// <summary>From arrival, not from the moment when the loop took the request in.</summary>
+    public bool MetTtft => Sequence.FirstTokenTime!.Value - Arrival.Time <= Sequence.Slo.TimeToFirstToken;
+
+    public bool MetTpot => Sequence.Generated < 2 ||
+        (Sequence.LastTokenTime - Sequence.FirstTokenTime)!.Value / (Sequence.Generated - 1) <= Sequence.Slo.TimePerOutputToken;
+}
+
+/// <summary>
+/// The engine's own loop on a machine that exists only as a clock. Callers come at drawn times through the inbox; the clock
+/// is moved by the backend's work alone, and to the next arrival where there is none. Everything follows from the seed.
+/// </summary>
+internal sealed class EngineSimulation : IDisposable
+{
+    private const int StepsMax = 100_000;
+
+    private readonly ManualClock _clock = new();
+    private readonly EngineInbox _inbox = new(capacity: 4096);
+    private readonly LoadedModel _model;
+    private readonly Queue<Arrival> _arriving;
+    private readonly List<SimulatedRequest> _requests = [];
+    private readonly List<SimulatedRequest> _active = [];
+    private readonly List<StepRecord> _steps = [];
+    private SeededRandom _random;
+
+    public EngineSimulation(Scenario scenario, ulong seed)
+    {
+        _random = new SeededRandom(~seed);
+        _arriving = new Queue<Arrival>(scenario.Workload.Draw(seed));
+        Backend = new NullBackend(scenario.Machine, _clock, seed);
+        _model = LoadedModel.CreateEmpty(Scenario.Model, Backend, DType.BF16, Scenario.Model.MaxPositions);
+        var options = new CoServingOptions
+        {
+            Clock = _clock,
+            Slo = scenario.Slo,
+            TokensPerStepMax = 512,
+            SequencesMax = 64,
+            Seed = seed,
+        };
+        options.Validate();
+        Loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], scenario.KvTokens);
+        Loop.Calibrate(TimeSpan.FromSeconds(1));
+        Start = Loop.Now;
+        Jobs = [.. Enumerable.Range(0, scenario.Jobs).Select(i => Call(StartJob(i, scenario)))];
+    }
+
+    public NullBackend Backend { get; }
+
+    public EngineLoop Loop { get; }
+
+    /// <summary>Arrivals count from here.</summary>
+    public TimeSpan Start { get; }
+
+    public TimeSpan Now => Loop.Now - Start;
+
+    public Task<FinetuningJob>[] Jobs { get; }
+
+    public IReadOnlyList<SimulatedRequest> Requests => _requests;
+
+    public IReadOnlyList<StepRecord> Steps => _steps;
+
+    public bool HasRequests => _arriving.Count + _active.Count > 0;
+
+    public double TokensTrainedPerSecond => Loop.Jobs.TokensTrained / Now.TotalSeconds;
+
+    /// <summary>Share of the requests that were answered within a target.</summary>
+    public double Attained(Func<SimulatedRequest, bool> target) =>
+        Requests.Count(r => r.IsDone && target(r)) / (double)Requests.Count;
+
+    /// <summary>Share of the steps with finetuning that took more than their budget and a share of it.</summary>
+    public static double OverBudget(IEnumerable<StepRecord> steps, double errorBound = 0.0)
+    {
+        StepRecord[] trained = [.. steps.Where(s => s.Plan.HasFinetuning)];
+        return trained.Count(s => s.Took > s.Plan.Budget * (1.0 + errorBound)) / (double)trained.Length;
+    }
+
+    /// <summary>Steps until the condition holds, or all work is done.</summary>
+    public EngineSimulation Run(Func<EngineSimulation, bool>? until = null)
+    {
+        while (until is null || !until(this))
+        {
+            while (_arriving.TryPeek(out Arrival next) && next.Time <= Now)
+            {
+                Submit(_arriving.Dequeue());
+            }
+
+            TimeSpan begun = Now;
+            if (Loop.RunStep())
+            {
+                Record(begun);
+            }
+            else if (_arriving.TryPeek(out Arrival next))
+            {
+                _clock.Advance(next.Time - Now);
+            }
+            else
+            {
+                break;
+            }
+        }
+
+        return this;
+    }
+
+    public EngineSimulation RunRequests() => Run(s => !s.HasRequests);
+
+    /// <summary>A digest of all plans, times and tokens so far.</summary>
+    public string LogHash()
+    {
+        var log = new StringBuilder();
+        log.AppendJoin('\n', _steps.Select(s => $"{s.Begun.Ticks} {s.Took.Ticks} {s.Plan}"));
+        log.AppendJoin('\n', _requests.Select(r => string.Join(' ', r.Sequence.Tokens)));
+        return Convert.ToHexString(SHA256.HashData(Encoding.UTF8.GetBytes(log.ToString())));
+    }
+
+    /// <summary>Every block that the pool has handed out is some live request's.</summary>
+    public static void CheckBlocks(EngineLoop loop, IEnumerable<SimulatedRequest> requests)
+    {
+        int held = requests.Sum(r => r.Sequence.Blocks.Count);
+        Check.That(held == loop.BlocksHeld && held <= loop.BlocksTotal, "blocks lost or invented");
+    }
+
+    public void Dispose()
+    {
+        _inbox.Close(new ObjectDisposedException(nameof(EngineSimulation)));
+        Loop.Stop(new ObjectDisposedException(nameof(EngineSimulation)), jobs: null);
+        Loop.Dispose();
+        _model.Dispose();
+        Backend.Dispose();
+    }
+
+    // The clock stands still while a caller submits, so that a full inbox would wait for ever.
+    private Task<T> Call<T>(Func<EngineLoop, T> action)
+    {
+        var submission = new Submission<T>(action);
+        Task queued = _inbox.SubmitAsync(submission, CancellationToken.None).AsTask();
+        Check.That(queued.IsCompletedSuccessfully, "the inbox is full");
+        return submission.Result;
+    }
+
+    private void Submit(Arrival arrival)
+    {
+        int[] prompt = new int[arrival.PromptTokens];
+        foreach (ref int id in prompt.AsSpan())
+        {
+            id = _random.Next(Scenario.Model.VocabularySize);
+        }
+
+        var request = new GenerationRequest(prompt) { MaxTokens = arrival.AnswerTokens, Sampling = SamplingOptions.Greedy };
+        long arrived = _clock.GetTimestamp();
+        Task<InferenceSequence> submitted = Call(loop => loop.Submit(request, prompt, new SamplingDefaults(), arrived));
+        _requests.Add(new SimulatedRequest(arrival with { Time = arrival.Time + Start }, submitted));
+        _active.Add(_requests[^1]);
+    }
+
+    private Func<EngineLoop, FinetuningJob> StartJob(int index, Scenario scenario)
+    {
+        var samples = new List<TrainingSample>();
+        for (int i = 0; i < scenario.Samples; i++)
+        {
+            int[] ids = new int[_random.Next(64, 1024)];
+            samples.Add(TrainingSample.FromTokens(ids, Enumerable.Repeat(true, ids.Length).ToArray()));
+        }
+
+        var request = new FinetuningRequest
+        {
+            Adapter = $"job{index}",
+            Dataset = TrainingDataset.FromExamples([]),
+            Lora = new LoraConfig { Rank = 16, TargetModules = ["q_proj", "v_proj", "down_proj"] },
+            Epochs = scenario.Epochs,
+        };
+        return loop => loop.Jobs.Start(_inbox, request, new BuiltSamples(samples, 0, 0, 0), loop.Now);
+    }
+
+    private void Record(TimeSpan begun)
+    {
+        StepPlan plan = Loop.LastPlan!;
+        _steps.Add(new StepRecord(begun, Now - begun, plan));
+        Check.That(_steps.Count < StepsMax, "the simulation does not end");
+        Check.That(_steps.Count == Loop.Counters.Steps);
+        CheckBlocks(Loop, _active);
+        foreach (SimulatedRequest request in _active)
+        {
+            while (request.Sequence.Stream.TryRead(out _))
+            {
+            }
+        }
+
+        _active.RemoveAll(r => r.IsDone);
+    }
+}
