@@ -167,9 +167,9 @@ internal sealed class EngineSimulation : IDisposable
             id = _random.Next(Scenario.Model.VocabularySize);
         }
 
-        var request = new GenerationRequest(prompt) { MaxTokens = arrival.AnswerTokens };
-        Task<InferenceSequence> submitted =
-            Call(loop => loop.Submit(request, prompt, SamplingOptions.Greedy, new SamplingDefaults()));
+        var request = new GenerationRequest(prompt) { MaxTokens = arrival.AnswerTokens, Sampling = SamplingOptions.Greedy };
+        long arrived = _clock.GetTimestamp();
+        Task<InferenceSequence> submitted = Call(loop => loop.Submit(request, prompt, new SamplingDefaults(), arrived));
         _requests.Add(new SimulatedRequest(arrival with { Time = arrival.Time + Start }, submitted));
         _active.Add(_requests[^1]);
     }

@@ -27,12 +27,14 @@ internal sealed class InferenceFirstTests
         var steps = new List<StepRecord>();
         var with = new List<SimulatedRequest>();
         var without = new List<SimulatedRequest>();
+        double trained = 0;
         for (ulong seed = 1; seed <= 3; seed++)
         {
             var scenario = new Scenario { Workload = load };
             using EngineSimulation both = new EngineSimulation(scenario, seed).RunRequests();
             using EngineSimulation alone = new EngineSimulation(scenario with { Jobs = 0 }, seed).RunRequests();
             steps.AddRange(both.Steps.Skip(WarmUpSteps));
+            trained += both.TokensTrainedPerSecond / 3;
             with.AddRange(both.Requests);
             without.AddRange(alone.Requests);
         }
@@ -40,10 +42,10 @@ internal sealed class InferenceFirstTests
         double over = EngineSimulation.OverBudget(steps);
         double farOver = EngineSimulation.OverBudget(steps, ErrorBound);
         TestContext.Out.WriteLine(
-            $"{steps.Count} steps, over budget {over:P2}, beyond the error bound {farOver:P2}, " +
+            $"{steps.Count} steps, {trained:F0} tokens/s trained, over budget {over:P2}, beyond the error bound {farOver:P2}, " +
             $"TPOT {Share(without, r => r.MetTpot):P1} -> {Share(with, r => r.MetTpot):P1}, " +
             $"TTFT {Share(without, r => r.MetTtft):P1} -> {Share(with, r => r.MetTtft):P1}");
-        Assert.That(over, Is.LessThan(0.03), "the model promises 0.05 of the steps that fill their budget");
+        Assert.That(over, Is.LessThan(0.01), "the model promises 0.01 of the steps that fill their budget");
         Assert.That(farOver, Is.LessThan(0.01));
         Assert.That(Share(with, r => r.MetTpot), Is.GreaterThanOrEqualTo(Share(without, r => r.MetTpot) - 0.01));
         Assert.That(Share(with, r => r.MetTtft), Is.GreaterThanOrEqualTo(Share(without, r => r.MetTtft) - 0.01));
@@ -62,7 +64,7 @@ internal sealed class InferenceFirstTests
 
         double farOver = EngineSimulation.OverBudget(steps, ErrorBound);
         TestContext.Out.WriteLine($"over budget {EngineSimulation.OverBudget(steps):P2}, beyond the error bound {farOver:P2}");
-        Assert.That(EngineSimulation.OverBudget(steps), Is.LessThan(0.05));
+        Assert.That(EngineSimulation.OverBudget(steps), Is.LessThan(0.01));
         Assert.That(farOver, Is.LessThan(0.01));
     }
 
@@ -107,7 +109,7 @@ internal sealed class InferenceFirstTests
         TestContext.Out.WriteLine(
             $"first step {after[0].Took / after[0].Plan.LatencyPredicted:F2} times its prediction, held after {steps} steps, " +
             $"then {farOver:P1} beyond the error bound; attained {Late(without):P1} -> {attained:P1}");
-        Assert.That(after[0].Took, Is.GreaterThan(after[0].Plan.LatencyPredicted * 1.3), "else nothing was disturbed");
+        Assert.That(after[0].Took, Is.GreaterThan(after[0].Plan.LatencyPredicted * 1.1), "else nothing was disturbed");
         Assert.That(steps, Is.InRange(1, 60));
         Assert.That(farOver, Is.LessThan(0.02));
         Assert.That(attained, Is.GreaterThanOrEqualTo(Late(without) - 0.02));

@@ -144,13 +144,14 @@ public sealed class CoServingEngine : IAsyncDisposable
         GenerationRequest request, [EnumeratorCancellation] CancellationToken cancellationToken = default)
     {
         ArgumentNullException.ThrowIfNull(request);
+        long arrived = _options.Clock.GetTimestamp();
         int[] prompt = Encode(request);
         Validate(request, prompt);
         await EnterAsync(cancellationToken).ConfigureAwait(false);
         InferenceSequence? sequence = null;
         try
         {
-            sequence = await CallAsync(loop => loop.Submit(request, prompt, request.Sampling, _samplingDefaults), cancellationToken)
+            sequence = await CallAsync(loop => loop.Submit(request, prompt, _samplingDefaults, arrived), cancellationToken)
                 .ConfigureAwait(false);
             await foreach (GeneratedToken token in sequence.Stream.ReadAllAsync(cancellationToken).ConfigureAwait(false))
             {

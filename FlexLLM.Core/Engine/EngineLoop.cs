@@ -183,7 +183,11 @@ internal sealed class EngineLoop : IDisposable
     }
 
     /// <summary>Takes a request in, or refuses it. Tokens and parameters were checked by the caller; names are resolved here.</summary>
-    public InferenceSequence Submit(GenerationRequest request, int[] prompt, SamplingOptions sampling, in SamplingDefaults defaults)
+    /// <param name="request">The request.</param>
+    /// <param name="prompt">Its tokens.</param>
+    /// <param name="defaults">What the checkpoint says where the request says nothing.</param>
+    /// <param name="arrived">Clock timestamp of the caller's call: waiting for a place and for this step counts as TTFT.</param>
+    public InferenceSequence Submit(GenerationRequest request, int[] prompt, in SamplingDefaults defaults, long arrived)
     {
         int tokensMax = (int)Math.Min((long)prompt.Length + request.MaxTokens, Math.Min(_model.PositionsMax, KvTokensMax));
         if (prompt.Length >= tokensMax)
@@ -197,7 +201,7 @@ internal sealed class EngineLoop : IDisposable
         var id = new SequenceId(_nextId++);
 
         // A seed of the request's own makes its answer independent of what came before it.
-        SamplingParameters parameters = sampling.Resolve(defaults, _options.Seed + (0x9E3779B97F4A7C15 * (ulong)id.Value));
+        SamplingParameters parameters = request.Sampling.Resolve(defaults, _options.Seed + (0x9E3779B97F4A7C15 * (ulong)id.Value));
         var history = new TokenHistory(parameters.CountsTokens);
         history.AddPrompt(prompt);
         var sequence = new InferenceSequence
@@ -213,7 +217,7 @@ internal sealed class EngineLoop : IDisposable
             IgnoreEos = request.IgnoreEos,
             Priority = request.Priority,
             Slo = request.Slo ?? _options.Slo,
-            ArrivalTime = Now,
+            ArrivalTime = _clock.GetElapsedTime(_start, arrived),
             Adapter = adapter,
         };
         _sequences.Add(id.Value, sequence);

@@ -86,15 +86,15 @@ internal readonly record struct LatencyCoefficients(
 
 /// <summary>
 /// Predicts how long a step takes: linear in its size, times a correction that follows the machine, times a tail that about
-/// 95 % of the steps stay under. Immutable: an observation makes a new model.
+/// 99 % of the steps stay under. Immutable: an observation makes a new model.
 /// </summary>
 /// <param name="Coefficients">The linear part, in seconds.</param>
 /// <param name="Correction">Measured over linear prediction, a moving geometric mean.</param>
-/// <param name="Tail">About the 95th percentile of measured over expected; 1 or more.</param>
+/// <param name="Tail">About the 99th percentile of measured over expected; 1 or more.</param>
 internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, double Correction, double Tail)
 {
-    private const double Quantile = 0.95;
-    private const double TailStep = 0.05;
+    private const double Quantile = 0.99;
+    private const double TailStep = 0.02;
     private const double TailMax = 3.0;
     private const double CorrectionRate = 0.1;
     private const double LearningRate = 0.02;
@@ -111,7 +111,7 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
         Correction: 1.0,
         Tail: 1.5);
 
-    /// <summary>The time that about 95 % of such steps stay under. Grows with every feature.</summary>
+    /// <summary>The time that about 99 % of such steps stay under. Grows with every feature.</summary>
     public TimeSpan Predict(in StepFeatures features) => ToTime(Coefficients.Dot(features) * Correction * Tail);
 
     /// <summary>The time that such a step takes in the middle.</summary>
@@ -130,7 +130,7 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
         double ratio = seconds / (linear * Correction);
         double surprise = Math.Clamp(ratio, 1.0 / SurpriseMax, SurpriseMax);
 
-        // A random walk whose two steps balance when one ratio in twenty is above.
+        // A random walk whose two steps balance when one ratio in a hundred is above.
         double tail = Tail * Math.Exp(TailStep * (ratio > Tail ? Quantile : Quantile - 1.0));
         return new LatencyModel(
             Learn(features, linear, surprise - 1.0),
