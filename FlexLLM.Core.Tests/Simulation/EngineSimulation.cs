@@ -169,7 +169,8 @@ internal sealed class EngineSimulation : IDisposable
 
         var request = new GenerationRequest(prompt) { MaxTokens = arrival.AnswerTokens, Sampling = SamplingOptions.Greedy };
         long arrived = _clock.GetTimestamp();
-        Task<InferenceSequence> submitted = Call(loop => loop.Submit(request, prompt, new SamplingDefaults(), arrived));
+        Task<InferenceSequence> submitted = Call(loop => loop.Submit(request, new PreparedRequest(
+            prompt, request.Sampling.Resolve(new SamplingDefaults(), 0), StopSequences.None, arrived, () => { })));
         _requests.Add(new SimulatedRequest(arrival with { Time = arrival.Time + Start }, submitted));
         _active.Add(_requests[^1]);
     }

@@ -106,7 +106,7 @@ internal sealed class TokenizerFileTests
     public void Load_NoFile_ThrowsFileNotFound()
     {
         string absent = Path.Combine(Path.GetTempPath(), "none", "tokenizer.json");
-        Assert.That(() => Tokenizer.Load(absent), Throws.InstanceOf<FileNotFoundException>());
+        Assert.That(() => Tokenizer.Load(absent), Throws.InstanceOf<InvalidFileException>());
     }
 
     [Test]

@@ -1,3 +1,4 @@
+using System.Numerics.Tensors;
 using FlexLLM.Backends;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
@@ -16,8 +17,9 @@ internal sealed class LoraAdapter : IDisposable
     /// <summary>An adapter of zeros. The config must have passed <see cref="Validate"/>.</summary>
     public LoraAdapter(IComputeBackend backend, ModelConfig model, LoraConfig config)
     {
-        Config = config;
-        Modules = Validate(config, model);
+        // The caller may go on changing its list.
+        Config = config with { TargetModules = [.. config.TargetModules] };
+        Modules = Validate(Config, model);
         _sites = new DeviceLora?[model.LayerCount * AdapterSites.PerLayer];
         SiteIndices = AdapterSites.Of(model.LayerCount, Modules);
         try
@@ -115,13 +117,31 @@ internal sealed class LoraAdapter : IDisposable
         }
     }
 
+    /// <summary>False when a weight is NaN or infinite.</summary>
+    public bool IsFinite(IComputeBackend backend)
+    {
+        float[] values = [];
+        foreach (DeviceTensor tensor in SiteIndices.SelectMany(s => new[] { _sites[s]!.A, _sites[s]!.BTransposed }))
+        {
+            int count = tensor.Rows * tensor.Columns;
+            values = values.Length < count ? new float[count] : values;
+            backend.Download(tensor, values.AsSpan(0, count));
+            if (!float.IsFinite(TensorPrimitives.MaxMagnitude<float>(values.AsSpan(0, count))))
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
+
     public void Dispose() => _pairs.Dispose();
 
     /// <summary>The modules that a config names. Throws <see cref="RequestRejectedException"/> for a config that does not fit.</summary>
     public static IReadOnlyCollection<AdapterModule> Validate(LoraConfig config, ModelConfig model)
     {
         string known = string.Join(", ", AdapterSites.ModuleNames);
-        if (config.TargetModules.Count == 0)
+        if (config.TargetModules is null || config.TargetModules.Count == 0)
         {
             throw new RequestRejectedException($"LoraConfig.TargetModules is empty: name at least one of {known}.");
         }

@@ -87,11 +87,13 @@ internal static class PeftFolder
     }
 
     /// <summary>Writes a folder that PEFT reads back.</summary>
-    public static void Save(string folder, LoraConfig config, IReadOnlyList<TensorToWrite> tensors, string? baseModel)
+    public static void Save(
+        string folder, LoraConfig config, IReadOnlyList<TensorToWrite> tensors, string? baseModel,
+        IReadOnlyDictionary<string, string>? metadata = null)
     {
         Directory.CreateDirectory(folder);
-        SafetensorsWriter.Write(
-            Path.Combine(folder, WeightsFileName), tensors, new Dictionary<string, string> { ["format"] = "pt" });
+        var all = new Dictionary<string, string>(metadata ?? new Dictionary<string, string>()) { ["format"] = "pt" };
+        SafetensorsWriter.Write(Path.Combine(folder, WeightsFileName), tensors, all);
         new AdapterConfig
         {
             Rank = config.Rank,

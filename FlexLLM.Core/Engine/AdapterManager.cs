@@ -22,6 +22,8 @@ public sealed class AdapterManager
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(name);
         ArgumentNullException.ThrowIfNull(config);
+        LoraAdapter.Validate(config, _engine.Config);
+        config = config with { TargetModules = [.. config.TargetModules] };
         return _engine.CallAsync(
             loop =>
             {
@@ -36,14 +38,19 @@ public sealed class AdapterManager
             cancellationToken);
     }
 
-    /// <summary>Loads a PEFT folder under a name; a loaded adapter of that name gets it as its next version.</summary>
+    /// <summary>Loads a PEFT folder under a name; a loaded adapter of that name gets it as its next version. A name that a job trains is refused.</summary>
     /// <exception cref="InvalidFileException">Malformed files, or an adapter that does not fit the model.</exception>
     public Task<AdapterInfo> LoadAsync(string name, string folder, CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(name);
         ArgumentException.ThrowIfNullOrEmpty(folder);
         return _engine.CallAsync(
-            loop => InfoOf(name, loop.Adapters.Publish(name, PeftFolder.Load(folder, loop.Model))), cancellationToken);
+            loop =>
+            {
+                loop.Jobs.RequireNotTrained(name);
+                return InfoOf(name, loop.Adapters.Publish(name, PeftFolder.Load(folder, loop.Model)));
+            },
+            cancellationToken);
     }
 
     /// <summary>Writes the newest version as a PEFT folder: adapter_config.json and adapter_model.safetensors.</summary>
@@ -61,20 +68,21 @@ public sealed class AdapterManager
         await Task.Run(() => PeftFolder.Save(folder, config, tensors, _engine.ModelFolder), cancellationToken).ConfigureAwait(false);
     }
 
-    /// <summary>Takes an adapter out of service. Its memory is freed once the last request on it has ended.</summary>
+    /// <summary>Takes an adapter out of service; one that a job trains is refused. Its memory is freed once the last request on it has ended.</summary>
     public Task UnloadAsync(string name, CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(name);
         return _engine.CallAsync(
             loop =>
             {
+                loop.Jobs.RequireNotTrained(name);
                 loop.Adapters.Remove(name);
                 return true;
             },
             cancellationToken);
     }
 
-    /// <summary>Gives an adapter another name.</summary>
+    /// <summary>Gives an adapter another name; one that a job trains is refused.</summary>
     public Task RenameAsync(string name, string newName, CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(name);
@@ -82,6 +90,8 @@ public sealed class AdapterManager
         return _engine.CallAsync(
             loop =>
             {
+                loop.Jobs.RequireNotTrained(name);
+                loop.Jobs.RequireNotTrained(newName);
                 loop.Adapters.Rename(name, newName);
                 return true;
             },

@@ -39,7 +39,9 @@ internal sealed record CheckpointFiles
             SamplingDefaults = new SamplingDefaults
             {
                 Temperature = defaults.DoSample == true ? (float)(defaults.Temperature ?? 1) : 0,
-                TopK = defaults.TopK ?? 0,
+                
+                // transformers samples from 50 where the file does not say, and leaves the number out when it saves one.
+                TopK = defaults.TopK ?? (defaults.DoSample == true ? 50 : 0),
                 TopP = (float)(defaults.TopP ?? 1),
                 MinP = (float)(defaults.MinP ?? 0),
                 RepetitionPenalty = (float)(defaults.RepetitionPenalty ?? 1),

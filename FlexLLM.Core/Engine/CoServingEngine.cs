@@ -147,12 +147,14 @@ public sealed class CoServingEngine : IAsyncDisposable
         long arrived = _options.Clock.GetTimestamp();
         int[] prompt = Encode(request);
         Validate(request, prompt);
+        var prepared = new PreparedRequest(
+            prompt, request.Sampling.Resolve(_samplingDefaults, engineSeed: 0), new StopSequences(request.StopSequences), arrived,
+            () => _places.Release());
         await EnterAsync(cancellationToken).ConfigureAwait(false);
         InferenceSequence? sequence = null;
         try
         {
-            sequence = await CallAsync(loop => loop.Submit(request, prompt, _samplingDefaults, arrived), cancellationToken)
-                .ConfigureAwait(false);
+            sequence = await CallAsync(loop => loop.Submit(request, prepared), cancellationToken).ConfigureAwait(false);
             await foreach (GeneratedToken token in sequence.Stream.ReadAllAsync(cancellationToken).ConfigureAwait(false))
             {
                 yield return token;
@@ -160,9 +162,16 @@ public sealed class CoServingEngine : IAsyncDisposable
         }
         finally
         {
-            sequence?.RequestCancel();
-            WakeLoop();
-            _places.Release();
+            if (sequence is null)
+            {
+                _places.Release();
+            }
+            else
+            {
+                sequence.RequestCancel();
+                WakeLoop();
+                sequence.End();
+            }
         }
     }
 
@@ -269,6 +278,11 @@ public sealed class CoServingEngine : IAsyncDisposable
                 nameof(options), positions, $"ContextTokensMax is above the checkpoint's {config.MaxPositions} positions.");
         }
 
+        if ((long)positions * config.HeadDim > Array.MaxLength)
+        {
+            throw new ArgumentOutOfRangeException(nameof(options), positions, "ContextTokensMax is too long for a rotary table.");
+        }
+
         CheckFits(config, options, positions);
         IComputeBackend backend = options.Device.CreateBackend();
         LoadedModel? model = null;
@@ -332,7 +346,6 @@ public sealed class CoServingEngine : IAsyncDisposable
         {
             _fault = new EngineFaultedException("The engine stopped: " + e.Message, e);
             ending = _fault;
-            _options.Logger.LogCritical(e, "The engine stopped.");
         }
 
         _inbox.Close(ending);
@@ -342,6 +355,11 @@ public sealed class CoServingEngine : IAsyncDisposable
         TakeDown(_loop.Dispose);
         TakeDown(_model.Dispose);
         TakeDown(_backend.Dispose);
+        if (_fault is not null)
+        {
+            Log(_fault, "The engine stopped.");
+        }
+
         _ended.TrySetResult();
     }
 
@@ -356,7 +374,24 @@ public sealed class CoServingEngine : IAsyncDisposable
         catch (Exception e)
 #pragma warning restore CA1031
         {
-            _options.Logger.LogError(e, "A part of the engine could not be taken down in order.");
+            Log(e, "A part of the engine could not be taken down in order.");
+        }
+    }
+
+    // The host's logger is the last to be told, and must not keep anybody waiting or end the process.
+    private void Log(Exception exception, string message)
+    {
+        try
+        {
+#pragma warning disable CA2254 // Two constant texts.
+            _options.Logger.LogError(exception, message);
+#pragma warning restore CA2254
+        }
+#pragma warning disable CA1031 // See above.
+        catch
+#pragma warning restore CA1031
+        {
+            // There is nobody left to tell.
         }
     }
 
@@ -407,9 +442,10 @@ public sealed class CoServingEngine : IAsyncDisposable
     private void Validate(GenerationRequest request, int[] prompt)
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(request.MaxTokens, 1);
+        ArgumentNullException.ThrowIfNull(request.Sampling);
+        ArgumentNullException.ThrowIfNull(request.StopSequences);
         request.Sampling.Validate();
         request.Slo?.Validate();
-        _ = new StopSequences(request.StopSequences);
         if (request.StopSequences.Count > 0 && Tokenizer is null)
         {
             throw new RequestRejectedException("The checkpoint has no tokenizer.json: stop sequences cannot be matched.");

@@ -8,6 +8,9 @@ namespace FlexLLM;
 /// <summary>Latency that a request may expect; finetuning gets only the time that these targets leave.</summary>
 public sealed record ServiceLevelObjective
 {
+    // Longer targets mean "none"; the scheduler's sums of times stay far from overflow.
+    private static readonly TimeSpan TargetMax = TimeSpan.FromHours(1);
+
     /// <summary>Longest mean time between two tokens of one answer (TPOT).</summary>
     /// <value>100 ms.</value>
     public TimeSpan TimePerOutputToken { get; init; } = TimeSpan.FromMilliseconds(100);
@@ -15,6 +18,13 @@ public sealed record ServiceLevelObjective
     /// <summary>Longest time from submission to the first token (TTFT), waiting included.</summary>
     /// <value>2 s.</value>
     public TimeSpan TimeToFirstToken { get; init; } = TimeSpan.FromSeconds(2);
+
+    /// <summary>The same targets, none longer than an hour.</summary>
+    internal ServiceLevelObjective Bounded() => new()
+    {
+        TimePerOutputToken = TimePerOutputToken < TargetMax ? TimePerOutputToken : TargetMax,
+        TimeToFirstToken = TimeToFirstToken < TargetMax ? TimeToFirstToken : TargetMax,
+    };
 
     internal void Validate()
     {
@@ -120,6 +130,7 @@ public sealed record CoServingOptions
 
         ArgumentOutOfRangeException.ThrowIfLessThan(ContextTokensMax ?? 2, 2, nameof(ContextTokensMax));
         ArgumentOutOfRangeException.ThrowIfLessThan(KvCacheTokens ?? 16, 16, nameof(KvCacheTokens));
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(KvCacheTokens ?? 16, 1 << 30, nameof(KvCacheTokens));
         ArgumentOutOfRangeException.ThrowIfLessThan(DeviceBytesMax ?? 1, 1, nameof(DeviceBytesMax));
         ArgumentOutOfRangeException.ThrowIfLessThan(TokensPerStepMax, 1, nameof(TokensPerStepMax));
         ArgumentOutOfRangeException.ThrowIfGreaterThan(TokensPerStepMax, 8192, nameof(TokensPerStepMax));
@@ -130,5 +141,6 @@ public sealed record CoServingOptions
         ArgumentOutOfRangeException.ThrowIfLessThan(AdaptersMax, 1, nameof(AdaptersMax));
         ArgumentOutOfRangeException.ThrowIfLessThan(InboxCapacity, 1, nameof(InboxCapacity));
         ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(IdleStepMax, TimeSpan.Zero, nameof(IdleStepMax));
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(IdleStepMax, TimeSpan.FromHours(1), nameof(IdleStepMax));
     }
 }

@@ -24,12 +24,7 @@ internal sealed class EngineCounters
 
     public long Requests { get; set; }
 
-    public long Cancelled { get; set; }
-
     public long Preemptions { get; set; }
-
-    /// <summary>Rows of prompts and decodes computed, recomputation after a preemption included.</summary>
-    public long PromptTokens { get; set; }
 
     public long GeneratedTokens { get; private set; }
 

@@ -128,13 +128,22 @@ internal sealed class EngineLoop : IDisposable
         long begun = _clock.GetTimestamp();
         Apply(plan);
         RunBatch(plan);
+        StepFeatures done = plan.Features with { BackwardItems = 0, BackwardRows = 0, BackwardContext = 0 };
+        TimeSpan elapsed = _clock.GetElapsedTime(begun);
         foreach (BackwardWindow window in plan.Backward)
         {
+            // A step that took longer than planned leaves the rest to a later one: a job can stop after any item.
+            if (_sequences.Count > 0 && elapsed > plan.Budget)
+            {
+                break;
+            }
+
             Jobs.RunBackward(window, Now);
+            done = done.WithBackward(window.RowStart, window.RowCount);
+            elapsed = _clock.GetElapsedTime(begun);
         }
 
-        TimeSpan elapsed = _clock.GetElapsedTime(begun);
-        Latency = Latency.Observe(plan.Features, elapsed);
+        Latency = Latency.Observe(done, elapsed);
         Counters.Steps++;
         Counters.StepsOverBudget += plan.HasFinetuning && elapsed > plan.Budget ? 1 : 0;
         return true;
@@ -182,13 +191,10 @@ internal sealed class EngineLoop : IDisposable
         }
     }
 
-    /// <summary>Takes a request in, or refuses it. Tokens and parameters were checked by the caller; names are resolved here.</summary>
-    /// <param name="request">The request.</param>
-    /// <param name="prompt">Its tokens.</param>
-    /// <param name="defaults">What the checkpoint says where the request says nothing.</param>
-    /// <param name="arrived">Clock timestamp of the caller's call: waiting for a place and for this step counts as TTFT.</param>
-    public InferenceSequence Submit(GenerationRequest request, int[] prompt, in SamplingDefaults defaults, long arrived)
+    /// <summary>Takes a request in, or refuses it. Adapter names are resolved here, everything else was checked by the caller.</summary>
+    public InferenceSequence Submit(GenerationRequest request, PreparedRequest prepared)
     {
+        int[] prompt = prepared.Prompt;
         int tokensMax = (int)Math.Min((long)prompt.Length + request.MaxTokens, Math.Min(_model.PositionsMax, KvTokensMax));
         if (prompt.Length >= tokensMax)
         {
@@ -197,12 +203,10 @@ internal sealed class EngineLoop : IDisposable
                 $"(context {_model.PositionsMax}, KV cache {KvTokensMax} tokens).");
         }
 
-        AdapterVersion? adapter = request.Adapter is null ? null : Adapters.Get(request.Adapter).Acquire();
+        // Without a seed of its own each request draws from another stream.
         var id = new SequenceId(_nextId++);
-
-        // A seed of the request's own makes its answer independent of what came before it.
-        SamplingParameters parameters = request.Sampling.Resolve(defaults, _options.Seed + (0x9E3779B97F4A7C15 * (ulong)id.Value));
-        var history = new TokenHistory(parameters.CountsTokens);
+        ulong seed = request.Sampling.Seed ?? _options.Seed + (0x9E3779B97F4A7C15 * (ulong)id.Value);
+        var history = new TokenHistory(prepared.Sampling.CountsTokens);
         history.AddPrompt(prompt);
         var sequence = new InferenceSequence
         {
@@ -210,31 +214,40 @@ internal sealed class EngineLoop : IDisposable
             Tokens = [.. prompt],
             PromptLength = prompt.Length,
             TokensMax = tokensMax,
-            Sampling = parameters,
+            Sampling = prepared.Sampling with { Seed = seed },
             History = history,
-            Stops = new StopMatcher(new StopSequences(request.StopSequences)),
+            Stops = new StopMatcher(prepared.Stops),
             Decoder = _tokenizer is null ? null : new StreamingDecoder(_tokenizer, skipSpecialTokens: true),
+            OnEnded = prepared.OnEnded,
             IgnoreEos = request.IgnoreEos,
             Priority = request.Priority,
-            Slo = request.Slo ?? _options.Slo,
-            ArrivalTime = _clock.GetElapsedTime(_start, arrived),
-            Adapter = adapter,
+            Slo = (request.Slo ?? _options.Slo).Bounded(),
+            ArrivalTime = _clock.GetElapsedTime(_start, prepared.Arrived),
+            Adapter = request.Adapter is null ? null : Adapters.Get(request.Adapter).Acquire(),
         };
         _sequences.Add(id.Value, sequence);
         Counters.Requests++;
         return sequence;
     }
 
-    /// <summary>Ends everything: waiting callers get the cause. Device memory is freed by <see cref="Dispose"/>.</summary>
+    /// <summary>
+    /// Ends everything: every waiter gets the cause first, then what they held is given back, which may fail after a fault. Device
+    /// memory is freed by <see cref="Dispose"/>.
+    /// </summary>
     public void Stop(Exception streams, Exception? jobs)
     {
-        foreach (InferenceSequence sequence in _sequences.Values.ToArray())
+        foreach (InferenceSequence sequence in _sequences.Values)
         {
-            Remove(sequence);
             sequence.CloseStream(streams);
+            sequence.End();
         }
 
         Jobs.EndAll(jobs);
+        foreach (InferenceSequence sequence in _sequences.Values.ToArray())
+        {
+            Remove(sequence);
+        }
+
         Check.That(_blocks.BlocksHeld == 0);
     }
 
@@ -251,7 +264,6 @@ internal sealed class EngineLoop : IDisposable
         {
             Remove(sequence);
             sequence.CloseStream();
-            Counters.Cancelled++;
         }
     }
 
@@ -322,7 +334,6 @@ internal sealed class EngineLoop : IDisposable
         {
             InferenceSequence sequence = _sequences[work.Id.Value];
             sequence.Computed += work.Tokens;
-            Counters.PromptTokens += work.Tokens;
             if (sequence.Computed == sequence.Tokens.Count)
             {
                 _model.Backend.Download(logits.Slice(sampled++, 1), _logits);
@@ -389,9 +400,9 @@ internal sealed class EngineLoop : IDisposable
     private void Finish(InferenceSequence sequence, GeneratedToken last)
     {
         Remove(sequence);
-        Counters.Finish(sequence, last.FinishReason!.Value, Now);
         sequence.Deliver(last);
         sequence.CloseStream();
+        Counters.Finish(sequence, last.FinishReason!.Value, Now);
     }
 
     private void Remove(InferenceSequence sequence)
@@ -399,5 +410,6 @@ internal sealed class EngineLoop : IDisposable
         _sequences.Remove(sequence.Id.Value);
         sequence.Blocks.Release(_blocks);
         sequence.Adapter?.Release();
+        sequence.End();
     }
 }

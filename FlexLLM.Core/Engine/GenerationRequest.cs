@@ -4,7 +4,10 @@ namespace FlexLLM;
 public sealed record GenerationRequest
 {
     /// <summary>A request for the continuation of a text.</summary>
-    /// <param name="prompt">Plain text; the tokenizer's begin-of-sequence token is put in front where it has one.</param>
+    /// <param name="prompt">
+    /// Text; the tokenizer's begin-of-sequence token is put in front where it has one. Special tokens spelled out in it are recognised:
+    /// pass text of strangers as <see cref="ChatMessage"/>s, whose contents never are.
+    /// </param>
     public GenerationRequest(string prompt)
     {
         ArgumentNullException.ThrowIfNull(prompt);

@@ -7,6 +7,14 @@ using FlexLLM.Tokenization;
 
 namespace FlexLLM.Engine;
 
+/// <summary>A request as its caller's thread left it: encoded, checked, and no longer tied to objects that the caller can change.</summary>
+/// <param name="Prompt">Token ids.</param>
+/// <param name="Sampling">All defaults filled in but the seed.</param>
+/// <param name="Stops">Stop sequences.</param>
+/// <param name="Arrived">Clock timestamp of the caller's call: waiting for a place and for the loop counts as TTFT.</param>
+/// <param name="OnEnded">Called once when the request no longer takes a place.</param>
+internal sealed record PreparedRequest(int[] Prompt, SamplingParameters Sampling, StopSequences Stops, long Arrived, Action OnEnded);
+
 /// <summary>One request inside the engine. The loop thread owns it; the caller only reads its stream and may ask for its end.</summary>
 internal sealed class InferenceSequence
 {
@@ -15,6 +23,7 @@ internal sealed class InferenceSequence
         new UnboundedChannelOptions { SingleReader = true, SingleWriter = true });
 
     private volatile bool _cancelRequested;
+    private int _ended;
 
     public required SequenceId Id { get; init; }
 
@@ -33,6 +42,9 @@ internal sealed class InferenceSequence
 
     /// <summary>Null when the checkpoint has no tokenizer: the stream then carries token ids alone.</summary>
     public required StreamingDecoder? Decoder { get; init; }
+
+    /// <summary>Called once, by whichever comes first: the loop is done with the request, or its reader is.</summary>
+    public required Action OnEnded { get; init; }
 
     public required bool IgnoreEos { get; init; }
 
@@ -64,6 +76,15 @@ internal sealed class InferenceSequence
 
     /// <summary>May be called from any thread; the loop acts on it before its next step.</summary>
     public void RequestCancel() => _cancelRequested = true;
+
+    /// <summary>The request no longer takes a place in the engine. May be called from any thread, any number of times.</summary>
+    public void End()
+    {
+        if (Interlocked.Exchange(ref _ended, 1) == 0)
+        {
+            OnEnded();
+        }
+    }
 
     public void Deliver(GeneratedToken token) => _stream.Writer.TryWrite(token);
 

@@ -1,5 +1,6 @@
 using System.Collections.Immutable;
 using System.Globalization;
+using System.Runtime.ExceptionServices;
 using FlexLLM.Adapters;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
@@ -21,9 +22,6 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     /// <summary>True when a job could work in the next step.</summary>
     public bool HasWork => _jobs.Values.Any(j => !j.Paused);
 
-    /// <summary>Jobs that are not finished.</summary>
-    public int Count => _jobs.Count;
-
     /// <summary>Tokens that went through a forward pass of any job, each counted once a pass.</summary>
     public long TokensTrained { get; private set; }
 
@@ -40,6 +38,12 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
             throw new RequestRejectedException($"Adapter '{request.Adapter}' is being trained already.");
         }
 
+        if ((long)samples.Samples.Count * request.Epochs > int.MaxValue)
+        {
+            throw new RequestRejectedException($"{samples.Samples.Count} samples in {request.Epochs} epochs are more than {int.MaxValue} in all.");
+        }
+
+        string parameters = Parameters(request, samples);
         LoraAdapter master = CreateMaster(request);
         TrainingRun run;
         try
@@ -66,10 +70,14 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         {
             if (request.ResumeFrom is string folder)
             {
-                JobCheckpoint.Restore(folder, run, model.Backend, Parameters(request, samples.Samples.Count));
+                JobCheckpoint.Restore(folder, run, model.Backend, parameters);
             }
 
-            Publish(request.Adapter, run);
+            // A name that is served already keeps its version until this job has a better one.
+            if (!adapters.Contains(request.Adapter) || run.Cursor.Phase == TrainingPhase.Done)
+            {
+                Publish(request.Adapter, run);
+            }
         }
         catch
         {
@@ -78,7 +86,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         }
 
         var id = new JobId(_nextId++);
-        var entry = new Entry(request, run, now, samples.Samples.Count);
+        var entry = new Entry(request, run, now, parameters) { Served = LeastServed(request.Weight) };
         var job = new FinetuningJob(
             inbox, id, request.Adapter, samples.Samples.Count, samples.Skipped, ProgressOf(entry, FinetuningStatus.Running, now));
         entry.Handle = job;
@@ -86,7 +94,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         logger.LogInformation("Finetuning of '{Adapter}' started: {Samples} samples, {Steps} steps.", request.Adapter, job.Samples, run.Cursor.Steps);
         if (run.Cursor.Phase == TrainingPhase.Done)
         {
-            Complete(id.Value, entry, now);
+            End(id.Value, entry, FinetuningStatus.Completed, now, error: null);
         }
 
         return job;
@@ -104,7 +112,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
                 Id = new JobId(id),
                 Weight = entry.Request.Weight,
                 Phase = entry.Paused ? JobPhase.Blocked : forward ? JobPhase.Forward : JobPhase.Backward,
-                ServedTokens = entry.Served,
+                ServedTokens = (long)entry.Served,
                 SampleTokens = cursor.Sample.Ids.Length,
                 PositionsDone = cursor.PositionsDone,
                 Layer = cursor.Layer,
@@ -134,7 +142,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         Check.That(run.Cursor.Layer == window.Layer && run.Cursor.RowsLeft == window.RowStart + window.RowCount);
 
         // A layer of a window weighs its share of the sample's forward pass, so that both halves count alike between jobs.
-        entry.Served += Math.Max(1, window.RowCount / Math.Max(1, model.Config.LayerCount));
+        entry.Served += (double)window.RowCount / model.Config.LayerCount;
         if (!run.RunBackward(backward, window.RowCount))
         {
             return;
@@ -161,9 +169,9 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
                 Publish(entry.Request.Adapter, run);
             }
         }
-        catch (RequestRejectedException e)
+        catch (Exception e) when (e is FlexLlmException or OutOfMemoryException)
         {
-            // The name was unloaded meanwhile and the store is full: the job's own bad luck, nobody else's.
+            // Weights that are no numbers, or no room for another version: the job's own bad luck, nobody else's.
             End(window.Id.Value, entry, FinetuningStatus.Failed, now, e);
             return;
         }
@@ -174,6 +182,12 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     public bool SetPaused(JobId id, bool paused)
     {
         Entry entry = Find(id);
+        if (entry.Paused && !paused)
+        {
+            // What it missed while it slept is not owed to it: it would shut the others out until it had caught up.
+            entry.Served = Math.Max(entry.Served, LeastServed(entry.Request.Weight));
+        }
+
         entry.Paused = paused;
         entry.Handle!.Report(entry.Handle.Latest with { Status = paused ? FinetuningStatus.Paused : FinetuningStatus.Running });
         return true;
@@ -201,18 +215,39 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     public JobCheckpoint Capture(JobId id)
     {
         Entry entry = Find(id);
-        return JobCheckpoint.Capture(entry.Run, model.Backend, Parameters(entry.Request, entry.Samples));
+        return JobCheckpoint.Capture(entry.Run, model.Backend, entry.Parameters);
     }
-
-    /// <summary>Device bytes that jobs hold.</summary>
-    public long Bytes => _jobs.Values.Sum(j => j.Run.MemoryByCategory().Sum(m => m.Bytes));
 
     /// <summary>Ends every job: with the cause of a fault, or as cancelled.</summary>
     public void EndAll(Exception? cause)
     {
+        Exception? first = null;
         foreach ((long id, Entry entry) in _jobs.ToArray())
         {
-            End(id, entry, cause is null ? FinetuningStatus.Cancelled : FinetuningStatus.Failed, entry.Started, cause);
+            try
+            {
+                End(id, entry, cause is null ? FinetuningStatus.Cancelled : FinetuningStatus.Failed, entry.Started, cause);
+            }
+#pragma warning disable CA1031 // One job that cannot be freed in order must not leave the others' waiters behind.
+            catch (Exception e)
+#pragma warning restore CA1031
+            {
+                first ??= e;
+            }
+        }
+
+        if (first is not null)
+        {
+            ExceptionDispatchInfo.Throw(first);
+        }
+    }
+
+    /// <summary>Refuses to touch a name that a job publishes under.</summary>
+    public void RequireNotTrained(string name)
+    {
+        if (_jobs.Values.Any(j => j.Request.Adapter == name))
+        {
+            throw new RequestRejectedException($"Adapter '{name}' is being trained; wait for its job to end or cancel it.");
         }
     }
 
@@ -279,6 +314,12 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
 
     private void Publish(string name, TrainingRun run)
     {
+        if (!run.Adapter.IsFinite(model.Backend))
+        {
+            throw new FlexLlmException(
+                $"The weights of '{name}' are not finite after step {run.Cursor.Step}: the learning rate is too high, or the data overflow the model.");
+        }
+
         AdapterVersion version = adapters.Publish(name, run.Adapter.Copy(model.Backend, model.Config));
         logger.LogInformation("Adapter '{Adapter}' version {Version} is live (step {Step}).", name, version.Number, run.Cursor.Step);
     }
@@ -293,11 +334,22 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     {
         _jobs.Remove(id);
         FinetuningProgress last = now > entry.Started ? ProgressOf(entry, status, now) : entry.Handle!.Latest with { Status = status };
-        backward.Release(entry.Run.Program);
-        entry.Run.Dispose();
+        try
+        {
+            backward.Release(entry.Run.Program);
+            entry.Run.Dispose();
+        }
+        finally
+        {
+            entry.Handle!.End(last, error);
+        }
+
         logger.LogInformation("Finetuning of '{Adapter}' ended: {Status}.", entry.Request.Adapter, status);
-        entry.Handle!.End(last, error);
     }
+
+    // The least work per weight that a job in progress had, as work of a job of this weight.
+    private double LeastServed(double weight) =>
+        _jobs.Values.Where(j => !j.Paused).Select(j => j.Served / j.Request.Weight).DefaultIfEmpty(0).Min() * weight;
 
     private static FinetuningProgress ProgressOf(Entry entry, FinetuningStatus status, TimeSpan now)
     {
@@ -310,13 +362,24 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
             status, run.Cursor.Step, run.Cursor.Steps, run.Cursor.EpochOfLastStep, run.LastLoss, done, speed, remaining);
     }
 
-    // What must be equal for a resumed job to end with the same bits.
-    private static string Parameters(FinetuningRequest request, int samples) => string.Create(
-        CultureInfo.InvariantCulture,
-        $"samples={samples} epochs={request.Epochs} accumulation={request.GradientAccumulation} shuffle={request.ShuffleSeed} {request.Optimizer}");
+    // What must be equal for a resumed job to end with the same bits: the tokens and targets in their order, and how they are used.
+    private static string Parameters(FinetuningRequest request, BuiltSamples samples)
+    {
+        var hash = new StableHash();
+        foreach (TrainingSample sample in samples.Samples)
+        {
+            hash.Add(sample.Ids);
+            hash.Add(sample.Targets);
+        }
+
+        return string.Create(
+            CultureInfo.InvariantCulture,
+            $"samples={samples.Samples.Count} data={hash.Value:x16} epochs={request.Epochs} accumulation={request.GradientAccumulation} " +
+            $"shuffle={request.ShuffleSeed} {request.Optimizer.Describe()}");
+    }
 
     /// <summary>One job.</summary>
-    private sealed class Entry(FinetuningRequest request, TrainingRun run, TimeSpan started, int samples)
+    private sealed class Entry(FinetuningRequest request, TrainingRun run, TimeSpan started, string parameters)
     {
         public FinetuningRequest Request { get; } = request;
 
@@ -324,7 +387,8 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
 
         public TimeSpan Started { get; } = started;
 
-        public int Samples { get; } = samples;
+        /// <summary>What a checkpoint must share with the request that resumes it.</summary>
+        public string Parameters { get; } = parameters;
 
         /// <summary>Tokens that an earlier run, before a resume, had done.</summary>
         public long TokensBefore { get; } = run.Cursor.TokensTotal * run.Cursor.Step / Math.Max(1, run.Cursor.Steps);
@@ -333,6 +397,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
 
         public bool Paused { get; set; }
 
-        public long Served { get; set; }
+        /// <summary>Tokens of work it had, or was taken to have had when it joined the others.</summary>
+        public double Served { get; set; }
     }
 }

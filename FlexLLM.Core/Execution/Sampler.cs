@@ -83,7 +83,7 @@ internal sealed class Sampler(int vocabularySize)
     {
         foreach ((int token, float bias) in parameters.LogitBias)
         {
-            if (token < scores.Length) // The door refuses ids outside the tokenizer; heads may be padded beyond it.
+            if (token < scores.Length) // Ids beyond the vocabulary bias nothing.
             {
                 scores[token] += bias;
             }

@@ -42,12 +42,14 @@ internal sealed class JobCheckpoint
 
     public void Save(string folder)
     {
-        PeftFolder.Save(folder, _config, _weights, baseModel: null);
         var metadata = new Dictionary<string, string>
         {
             [StepsKey] = Steps.ToString(CultureInfo.InvariantCulture),
             [ParametersKey] = _parameters,
         };
+
+        // Both files carry the step, so that a stop between the two writes is noticed instead of mixing two states.
+        PeftFolder.Save(folder, _config, _weights, baseModel: null, metadata);
         SafetensorsWriter.Write(Path.Combine(folder, StateFileName), _state, metadata);
     }
 
@@ -71,6 +73,13 @@ internal sealed class JobCheckpoint
             steps < 0 || steps > run.Cursor.Steps)
         {
             throw new InvalidFileException(path, StepsKey, $"must be a number of steps from 0 to {run.Cursor.Steps}");
+        }
+
+        string weightsPath = Path.Combine(folder, PeftFolder.WeightsFileName);
+        using SafetensorsFile weights = SafetensorsFile.Open(weightsPath);
+        if (!weights.Metadata.TryGetValue(StepsKey, out string? weightsStep) || weightsStep != text)
+        {
+            throw new InvalidFileException(weightsPath, StepsKey, $"is {weightsStep ?? "missing"}; {StateFileName} beside it is of step {text}");
         }
 
         foreach ((string name, DeviceTensor tensor) in run.Optimizer.State())

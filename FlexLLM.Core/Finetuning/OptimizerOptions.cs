@@ -1,3 +1,5 @@
+using System.Globalization;
+
 namespace FlexLLM;
 
 /// <summary>How adapter weights are updated after each group of samples.</summary>
@@ -11,6 +13,9 @@ public abstract record OptimizerOptions
 
     /// <summary>Tensors kept beside each weight.</summary>
     internal abstract int Moments { get; }
+
+    /// <summary>All hyper-parameters, written the same way under every culture.</summary>
+    internal abstract string Describe();
 
     internal virtual void Validate()
     {
@@ -39,6 +44,9 @@ public sealed record SgdOptions : OptimizerOptions
 
     internal override int Moments => Momentum > 0 ? 1 : 0;
 
+    internal override string Describe() => string.Create(
+        CultureInfo.InvariantCulture, $"sgd lr={LearningRate:R} decay={WeightDecay:R} momentum={Momentum:R} nesterov={Nesterov}");
+
     internal override void Validate()
     {
         base.Validate();
@@ -60,6 +68,10 @@ public sealed record AdamWOptions : OptimizerOptions
     public float Epsilon { get; init; } = 1e-8f;
 
     internal override int Moments => 2;
+
+    internal override string Describe() => string.Create(
+        CultureInfo.InvariantCulture,
+        $"adamw lr={LearningRate:R} decay={WeightDecay:R} beta1={Beta1:R} beta2={Beta2:R} epsilon={Epsilon:R}");
 
     internal override void Validate()
     {

@@ -96,8 +96,8 @@ internal sealed class SampleBuilder(ModelConfig config, Tokenizer? tokenizer, Ch
 
         if (example.Completion is not null)
         {
-            int[] prompt = tokenizer.Encode(example.Prompt!, addSpecialTokens: true);
-            int[] completion = WithEnd(tokenizer.Encode(example.Completion, addSpecialTokens: false));
+            int[] prompt = WithoutEnd(tokenizer.Encode(example.Prompt!, addSpecialTokens: true));
+            int[] completion = WithEnd(tokenizer.EncodeContinuation(example.Completion));
             return ([.. prompt, .. completion], [.. Enumerable.Repeat(false, prompt.Length), .. Enumerable.Repeat(true, completion.Length)]);
         }
 
@@ -105,10 +105,12 @@ internal sealed class SampleBuilder(ModelConfig config, Tokenizer? tokenizer, Ch
         return (text, [.. Enumerable.Repeat(true, text.Length)]);
     }
 
+    private int? End => tokenizer!.EosId ?? (config.EosTokenIds.Count > 0 ? config.EosTokenIds[0] : null);
+
+    // Some tokenizers end every text; a prompt goes on.
+    private int[] WithoutEnd(int[] ids) => ids.Length > 0 && ids[^1] == End ? ids[..^1] : ids;
+
     // Without an end token the model would learn answers that never stop.
-    private int[] WithEnd(int[] ids)
-    {
-        int? end = tokenizer!.EosId ?? (config.EosTokenIds.Count > 0 ? config.EosTokenIds[0] : null);
-        return ids.Length > 0 && end is int id && id < config.VocabularySize ? [.. ids, id] : ids;
-    }
+    private int[] WithEnd(int[] ids) =>
+        ids.Length > 0 && End is int id && id < config.VocabularySize && ids[^1] != id ? [.. ids, id] : ids;
 }

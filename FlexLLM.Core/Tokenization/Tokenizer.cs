@@ -49,7 +49,6 @@ public sealed class Tokenizer
     /// <summary>Reads a tokenizer.json, and bos_token, eos_token, add_bos_token and add_eos_token of the
     /// tokenizer_config.json beside it, if there is one.</summary>
     /// <param name="tokenizerJsonOrFolder">The file, or the folder that holds it.</param>
-    /// <exception cref="FileNotFoundException">There is no such file.</exception>
     /// <exception cref="InvalidFileException">The file is malformed, or needs a component that is not supported.</exception>
     public static Tokenizer Load(string tokenizerJsonOrFolder)
     {
@@ -59,7 +58,7 @@ public sealed class Tokenizer
             : tokenizerJsonOrFolder;
         return File.Exists(file)
             ? new Tokenizer(TokenizerFile.Read(file))
-            : throw new FileNotFoundException($"There is no tokenizer at '{file}'.", file);
+            : throw new InvalidFileException(file, "file", "does not exist");
     }
 
     /// <summary>Token ids of a text. Special tokens spelled out in it become those tokens.</summary>
@@ -125,6 +124,14 @@ public sealed class Tokenizer
 
     /// <summary>True for a special token, such as one that ends a text or a turn; false for an id that no token has.</summary>
     public bool IsSpecial(int id) => (uint)id < (uint)_special.Length && _special[id];
+
+    /// <summary>Ids of a text that goes on from one encoded before it: nothing is put in front of it or behind it.</summary>
+    internal int[] EncodeContinuation(string text)
+    {
+        List<int> ids = [];
+        EncodeTo(ids, text, parseSpecialTokens: true, TextPlace.Continued);
+        return [.. ids];
+    }
 
     /// <summary>Appends the ids of a text without what the post-processor adds.</summary>
     internal void EncodeTo(List<int> ids, string text, bool parseSpecialTokens, TextPlace place)

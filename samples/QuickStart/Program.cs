@@ -18,7 +18,7 @@ string adapterFolder = Path.Combine(folder, "adapter");
     ("Who waters the plants?", "Grace waters the plants on Monday."),
 ];
 
-if (!Directory.Exists(modelFolder))
+if (!File.Exists(Path.Combine(modelFolder, "tokenizer_config.json"))) // The last file to be written.
 {
     string text = string.Join('\n', facts.Select(f => $"{f.Question} {f.Answer}"));
     var config = new ModelConfig
