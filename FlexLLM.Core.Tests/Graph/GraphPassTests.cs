@@ -36,12 +36,10 @@ internal sealed class GraphPassTests
         """.ReplaceLineEndings("\n");
 
     // Of the whole backward pass only the way from the loss to the bypass is left, and of its inputs only the bypass's own.
-    private static readonly string BackwardPruned =
-        """
-        d final.input = RmsNormBackward(d final.norm, model.norm.weight, final.input)
-        d model.layers.0.mlp.down_proj.lora_A, d model.layers.0.mlp.down_proj.lora_B, d layers.0.act+ = LoraBackward(d final.input, layers.0.act, model.layers.0.mlp.down_proj.lora_A, model.layers.0.mlp.down_proj.lora_B)
-
-        """.ReplaceLineEndings("\n");
+    private const string BackwardPruned =
+        "d final.input = RmsNormBackward(d final.norm, model.norm.weight, final.input)\n" +
+        "d model.layers.0.mlp.down_proj.lora_A, d model.layers.0.mlp.down_proj.lora_B, d layers.0.act+ = " +
+        "LoraBackward(d final.input, layers.0.act, model.layers.0.mlp.down_proj.lora_A, model.layers.0.mlp.down_proj.lora_B)\n";
 
     [Test]
     public void Build_OneLayer_PrintsAsReviewed() =>
