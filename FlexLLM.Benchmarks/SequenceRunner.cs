@@ -27,7 +27,9 @@ internal sealed class SequenceRunner : IDisposable
     /// <summary>Tokens computed so far.</summary>
     public int Length { get; private set; }
 
-    /// <summary>Appends rows to a batch that the caller runs; asks for the logits of the last <paramref name="sampled"/>.</summary>
+    /// <summary>
+    /// Appends rows to a batch that the caller runs; asks for the logits of the last <paramref name="sampled"/>.
+    /// </summary>
     public void AddTo(TokenBatch batch, ReadOnlySpan<int> ids, int sampled)
     {
         batch.AddInference(ids, Length, _cache, _blockTable, Adapter, sampled);

@@ -1,3 +1,4 @@
+using System.Globalization;
 using FlexLLM.Execution;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
@@ -19,7 +20,11 @@ internal sealed class VerifyInference(VerifyVerb report, GoldenModel golden, Loa
 
     public void Run()
     {
-        int[] lengths = [.. golden.Ints.Keys.Where(k => k.StartsWith("ids.", StringComparison.Ordinal)).Select(k => int.Parse(k.AsSpan(4), null)).Order()];
+        int[] lengths =
+        [
+            .. golden.Ints.Keys.Where(k => k.StartsWith("ids.", StringComparison.Ordinal))
+                .Select(k => int.Parse(k.AsSpan(4), CultureInfo.InvariantCulture)).Order(),
+        ];
         foreach (int length in lengths)
         {
             int[] ids = golden.Ints[$"ids.{length}"];
@@ -44,7 +49,8 @@ internal sealed class VerifyInference(VerifyVerb report, GoldenModel golden, Loa
 
         if (golden.Reference($"logits_last4.{length}") is double[] last)
         {
-            string group = golden.F32Error($"logits_last4.{length}", "max_abs_diff") is null ? $"logits.{length}" : $"logits_last4.{length}";
+            bool hasOwnError = golden.F32Error($"logits_last4.{length}", "max_abs_diff") is not null;
+            string group = hasOwnError ? $"logits_last4.{length}" : $"logits.{length}";
             report.ReportError(
                 golden.Name, $"logits_last4.{length}", Distance.Max(logits.AsSpan(logits.Length - (4 * vocabulary)), last), Bound(group));
         }

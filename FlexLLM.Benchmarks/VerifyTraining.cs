@@ -207,7 +207,9 @@ internal sealed class VerifyTraining(VerifyVerb report, GoldenModel golden, Load
         return values;
     }
 
-    /// <summary>Requests that decode beside the job (on the bare model and on a fixed adapter), and the windows it is cut into.</summary>
+    /// <summary>
+    /// Requests that decode beside the job (on the bare model and on a fixed adapter), and the windows it is cut into.
+    /// </summary>
     private sealed class Traffic : IDisposable
     {
         private readonly VerifyTraining _owner;

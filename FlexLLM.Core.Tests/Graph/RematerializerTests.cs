@@ -4,7 +4,9 @@ using NUnit.Framework;
 
 namespace FlexLLM.Tests.Graph;
 
-/// <summary>Which saved values the rematerializer replaces by recipes. That the bits stay is checked where gradients are.</summary>
+/// <summary>
+/// Which saved values the rematerializer replaces by recipes. That the bits stay is checked where gradients are.
+/// </summary>
 [TestFixture]
 internal sealed class RematerializerTests
 {

@@ -17,8 +17,8 @@ internal sealed class NullBackendTests
 
     private static readonly NullMachine Machine = new() { FlopsPerSecond = 1e12, BytesPerSecond = 1e9, SecondsPerCall = 1e-3 };
 
-    private ManualClock _clock;
-    private NullBackend _backend;
+    private ManualClock _clock = null!;
+    private NullBackend _backend = null!;
 
     [SetUp]
     public void SetUp()

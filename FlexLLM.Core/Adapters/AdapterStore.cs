@@ -49,7 +49,8 @@ internal sealed class AdapterStore(int adaptersMax) : IDisposable
     /// <summary>The newest version. Throws <see cref="RequestRejectedException"/> for an unknown name.</summary>
     public AdapterVersion Get(string name) => _versions.TryGetValue(name, out AdapterVersion? version)
         ? version
-        : throw new RequestRejectedException($"No adapter '{name}' is loaded; loaded are: {(Names.Count == 0 ? "none" : string.Join(", ", Names))}.");
+        : throw new RequestRejectedException(
+            $"No adapter '{name}' is loaded; loaded are: {(Names.Count == 0 ? "none" : string.Join(", ", Names))}.");
 
     /// <summary>Makes weights the newest version of a name. The store owns them from here on, also when it refuses.</summary>
     public AdapterVersion Publish(string name, LoraAdapter weights)
@@ -58,7 +59,8 @@ internal sealed class AdapterStore(int adaptersMax) : IDisposable
         if (old is null && _versions.Count >= adaptersMax)
         {
             weights.Dispose();
-            throw new RequestRejectedException($"Adapter '{name}' does not fit: {adaptersMax} adapters are loaded (AdaptersMax). Unload one.");
+            throw new RequestRejectedException(
+                $"Adapter '{name}' does not fit: {adaptersMax} adapters are loaded (AdaptersMax). Unload one.");
         }
 
         var version = new AdapterVersion(name, (old?.Number ?? 0) + 1, weights);

@@ -83,7 +83,9 @@ internal sealed class LoraAdapter : IDisposable
         }
     }
 
-    /// <summary>PEFT's initialisation: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5), B zero; every site has its own stream.</summary>
+    /// <summary>
+    /// PEFT's initialisation: A uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5), B zero; every site has its own stream.
+    /// </summary>
     public void InitializeRandom(IComputeBackend backend, ulong seed)
     {
         foreach (int site in SiteIndices)
@@ -137,7 +139,9 @@ internal sealed class LoraAdapter : IDisposable
 
     public void Dispose() => _pairs.Dispose();
 
-    /// <summary>The modules that a config names. Throws <see cref="RequestRejectedException"/> for a config that does not fit.</summary>
+    /// <summary>
+    /// The modules that a config names. Throws <see cref="RequestRejectedException"/> for a config that does not fit.
+    /// </summary>
     public static IReadOnlyCollection<AdapterModule> Validate(LoraConfig config, ModelConfig model)
     {
         string known = string.Join(", ", AdapterSites.ModuleNames);

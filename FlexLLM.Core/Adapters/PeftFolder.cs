@@ -128,7 +128,8 @@ internal static class PeftFolder
         {
             if (!expected.Contains(name))
             {
-                throw new InvalidFileException(weights.Path, name, "is not a tensor of this model and adapter_config.json's target_modules");
+                throw new InvalidFileException(
+                    weights.Path, name, "is not a tensor of this model and adapter_config.json's target_modules");
             }
         }
     }
@@ -144,6 +145,8 @@ internal static class PeftFolder
 
         float[] values = tensor.ToFloats();
         int bad = Array.FindIndex(values, v => !float.IsFinite(v));
-        return bad < 0 ? values : throw new InvalidFileException(file.Path, name, $"holds NaN or infinity at [{bad / columns}, {bad % columns}]");
+        return bad < 0
+            ? values
+            : throw new InvalidFileException(file.Path, name, $"holds NaN or infinity at [{bad / columns}, {bad % columns}]");
     }
 }

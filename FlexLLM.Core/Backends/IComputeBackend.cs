@@ -27,7 +27,9 @@ internal interface IComputeBackend : IDisposable
     /// <summary>A tensor of zeros.</summary>
     DeviceTensor Allocate(int rows, int columns);
 
-    /// <summary>Copies W [out, in] to the device. <paramref name="type"/> is F32 or BF16; narrowing rounds to nearest even.</summary>
+    /// <summary>
+    /// Copies W [out, in] to the device. <paramref name="type"/> is F32 or BF16; narrowing rounds to nearest even.
+    /// </summary>
     DeviceWeight CreateWeight(in HostMatrix source, DType type);
 
     /// <summary>A KV cache; contents are undefined until appended.</summary>
@@ -118,13 +120,17 @@ internal interface IComputeBackend : IDisposable
     /// <summary>y = silu(gate) * up, element by element; equal shapes. y may be gate or up.</summary>
     void SiluGate(TensorSlice gate, TensorSlice up, TensorSlice y);
 
-    /// <summary>dGate = dy * up * s * (1 + gate * (1 - s)), dUp = dy * gate * s, s = sigmoid(gate). Destinations may be dy or the sources.</summary>
+    /// <summary>
+    /// dGate = dy * up * s * (1 + gate * (1 - s)), dUp = dy * gate * s, s = sigmoid(gate). Destinations may be dy or the sources.
+    /// </summary>
     void SiluGateBackward(TensorSlice gate, TensorSlice up, TensorSlice dy, TensorSlice dGate, TensorSlice dUp);
 
     /// <summary>y = a + b. y may be a or b.</summary>
     void Add(TensorSlice a, TensorSlice b, TensorSlice y);
 
-    /// <summary>logits row i = x row rows[i] times head^T. x [*, hidden], head [vocab, hidden], logits [rows.Length, vocab].</summary>
+    /// <summary>
+    /// logits row i = x row rows[i] times head^T. x [*, hidden], head [vocab, hidden], logits [rows.Length, vocab].
+    /// </summary>
     void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits);
 
     /// <summary>

@@ -9,7 +9,9 @@ namespace FlexLLM;
 /// <param name="Config">Its shape.</param>
 public sealed record AdapterInfo(string Name, int Version, LoraConfig Config);
 
-/// <summary>The adapters of an engine. Every call takes effect between two steps; requests in flight keep the version they have.</summary>
+/// <summary>
+/// The adapters of an engine. Every call takes effect between two steps; requests in flight keep the version they have.
+/// </summary>
 public sealed class AdapterManager
 {
     private readonly CoServingEngine _engine;
@@ -38,7 +40,10 @@ public sealed class AdapterManager
             cancellationToken);
     }
 
-    /// <summary>Loads a PEFT folder under a name; a loaded adapter of that name gets it as its next version. A name that a job trains is refused.</summary>
+    /// <summary>
+    /// Loads a PEFT folder under a name; a loaded adapter of that name gets it as its next version. A name that a job trains is
+    /// refused.
+    /// </summary>
     /// <exception cref="InvalidFileException">Malformed files, or an adapter that does not fit the model.</exception>
     public Task<AdapterInfo> LoadAsync(string name, string folder, CancellationToken cancellationToken = default)
     {
@@ -68,7 +73,10 @@ public sealed class AdapterManager
         await Task.Run(() => PeftFolder.Save(folder, config, tensors, _engine.ModelFolder), cancellationToken).ConfigureAwait(false);
     }
 
-    /// <summary>Takes an adapter out of service; one that a job trains is refused. Its memory is freed once the last request on it has ended.</summary>
+    /// <summary>
+    /// Takes an adapter out of service; one that a job trains is refused. Its memory is freed once the last request on it has
+    /// ended.
+    /// </summary>
     public Task UnloadAsync(string name, CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(name);

@@ -39,15 +39,16 @@ internal sealed record CheckpointFiles
             SamplingDefaults = new SamplingDefaults
             {
                 Temperature = defaults.DoSample == true ? (float)(defaults.Temperature ?? 1) : 0,
-                
-                // transformers samples from 50 where the file does not say, and leaves the number out when it saves one.
-                TopK = defaults.TopK ?? (defaults.DoSample == true ? 50 : 0),
+                TopK = defaults.TopK ?? TopKDefault(defaults),
                 TopP = (float)(defaults.TopP ?? 1),
                 MinP = (float)(defaults.MinP ?? 0),
                 RepetitionPenalty = (float)(defaults.RepetitionPenalty ?? 1),
             },
         };
     }
+
+    // transformers samples from 50 where the file does not say, and leaves that number out when it saves one.
+    private static int TopKDefault(GenerationDefaults defaults) => defaults.DoSample == true ? 50 : 0;
 
     // A template whose special tokens the tokenizer lacks cannot be used; plain prompts still can.
     private static ChatTemplate? UsableTemplate(string folder, Tokenizer tokenizer)

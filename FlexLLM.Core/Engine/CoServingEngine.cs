@@ -123,7 +123,9 @@ public sealed class CoServingEngine : IAsyncDisposable
     /// <param name="cancellationToken">Gives up loading.</param>
     /// <exception cref="InvalidFileException">A file is missing or malformed; the error names file, field and fault.</exception>
     /// <exception cref="ArgumentException">An option is out of its range.</exception>
-    /// <exception cref="RequestRejectedException">Weights and KV cache would not fit into <see cref="CoServingOptions.DeviceBytesMax"/>.</exception>
+    /// <exception cref="RequestRejectedException">
+    /// Weights and KV cache would not fit into <see cref="CoServingOptions.DeviceBytesMax"/>.
+    /// </exception>
     public static async Task<CoServingEngine> LoadAsync(
         string folder, CoServingOptions? options = null, CancellationToken cancellationToken = default)
     {
@@ -136,7 +138,9 @@ public sealed class CoServingEngine : IAsyncDisposable
     }
 
     /// <summary>Streams an answer. Leaving the loop or cancelling ends the request within a step.</summary>
-    /// <exception cref="RequestRejectedException">The request cannot be served: too long, unknown adapter, no tokenizer.</exception>
+    /// <exception cref="RequestRejectedException">
+    /// The request cannot be served: too long, unknown adapter, no tokenizer.
+    /// </exception>
     /// <exception cref="ArgumentException">A parameter is out of its range.</exception>
     /// <exception cref="EngineFaultedException">The engine stopped with an error.</exception>
     /// <exception cref="ObjectDisposedException">The engine was disposed.</exception>
@@ -220,7 +224,8 @@ public sealed class CoServingEngine : IAsyncDisposable
 
         int tokensMax = Math.Min(request.SampleTokensMax ?? ContextTokensMax, ContextTokensMax);
         var builder = new SampleBuilder(Config, Tokenizer, ChatTemplate, tokensMax, request.RefuseBadSamples);
-        BuiltSamples samples = await Task.Run(() => builder.Build(request.Dataset, cancellationToken), cancellationToken).ConfigureAwait(false);
+        BuiltSamples samples = await Task.Run(() => builder.Build(request.Dataset, cancellationToken), cancellationToken)
+            .ConfigureAwait(false);
         return await CallAsync(loop => loop.Jobs.Start(_inbox, request, samples, loop.Now), cancellationToken).ConfigureAwait(false);
     }
 
@@ -317,8 +322,9 @@ public sealed class CoServingEngine : IAsyncDisposable
         if (weights + cache > limit)
         {
             throw new RequestRejectedException(
-                $"The engine does not fit into {limit / 1048576} MiB (CoServingOptions.DeviceBytesMax): weights need {weights / 1048576} MiB, " +
-                $"the KV cache of {KvTokens(options, positions)} tokens {cache / 1048576} MiB. Fewer KvCacheTokens or WeightType BF16 need less.");
+                $"The engine does not fit into {limit / 1048576} MiB (CoServingOptions.DeviceBytesMax): weights need " +
+                $"{weights / 1048576} MiB, the KV cache of {KvTokens(options, positions)} tokens {cache / 1048576} MiB. " +
+                "Fewer KvCacheTokens or WeightType BF16 need less.");
         }
     }
 
@@ -459,14 +465,16 @@ public sealed class CoServingEngine : IAsyncDisposable
         int bad = Array.FindIndex(prompt, id => (uint)id >= (uint)Config.VocabularySize);
         if (bad >= 0)
         {
-            throw new RequestRejectedException($"The prompt's token {bad} has id {prompt[bad]}, outside the vocabulary of {Config.VocabularySize}.");
+            throw new RequestRejectedException(
+                $"The prompt's token {bad} has id {prompt[bad]}, outside the vocabulary of {Config.VocabularySize}.");
         }
 
         foreach (int token in request.Sampling.LogitBias?.Keys ?? [])
         {
             if (token >= Config.VocabularySize)
             {
-                throw new RequestRejectedException($"Sampling.LogitBias names token {token}, outside the vocabulary of {Config.VocabularySize}.");
+                throw new RequestRejectedException(
+                    $"Sampling.LogitBias names token {token}, outside the vocabulary of {Config.VocabularySize}.");
             }
         }
     }

@@ -62,13 +62,19 @@ public sealed record CoServingOptions
     /// <value>The managed CPU backend on all processors.</value>
     public ComputeDevice Device { get; init; } = ComputeDevice.Cpu();
 
-    /// <summary>Type that matrices are held in: F32 or BF16, or null to keep what the checkpoint has (F16 is widened to F32).</summary>
+    /// <summary>
+    /// Type that matrices are held in: F32 or BF16, or null to keep what the checkpoint has (F16 is widened to F32).
+    /// </summary>
     public DType? WeightType { get; init; }
 
-    /// <summary>Longest sequence, prompt and answer, in tokens; at most the checkpoint's own limit, which null takes up to 4,096.</summary>
+    /// <summary>
+    /// Longest sequence, prompt and answer, in tokens; at most the checkpoint's own limit, which null takes up to 4,096.
+    /// </summary>
     public int? ContextTokensMax { get; init; }
 
-    /// <summary>Size of the paged KV cache that all requests share, in tokens; rounded up to blocks of 16. Null: 4 full contexts.</summary>
+    /// <summary>
+    /// Size of the paged KV cache that all requests share, in tokens; rounded up to blocks of 16. Null: 4 full contexts.
+    /// </summary>
     public int? KvCacheTokens { get; init; }
 
     /// <summary>

@@ -6,9 +6,12 @@ namespace FlexLLM.Engine;
 internal sealed class EngineCounters
 {
     private static readonly Meter Meter = new("FlexLLM");
-    private static readonly Histogram<double> TimeToFirstToken = Meter.CreateHistogram<double>("gen_ai.server.time_to_first_token", "s");
-    private static readonly Histogram<double> TimePerOutputToken = Meter.CreateHistogram<double>("gen_ai.server.time_per_output_token", "s");
-    private static readonly Histogram<double> RequestDuration = Meter.CreateHistogram<double>("gen_ai.server.request.duration", "s");
+    private static readonly Histogram<double> TimeToFirstToken =
+        Meter.CreateHistogram<double>("gen_ai.server.time_to_first_token", "s");
+    private static readonly Histogram<double> TimePerOutputToken =
+        Meter.CreateHistogram<double>("gen_ai.server.time_per_output_token", "s");
+    private static readonly Histogram<double> RequestDuration =
+        Meter.CreateHistogram<double>("gen_ai.server.request.duration", "s");
 
     private long _attained;
     private long _finished;

@@ -191,7 +191,9 @@ internal sealed class EngineLoop : IDisposable
         }
     }
 
-    /// <summary>Takes a request in, or refuses it. Adapter names are resolved here, everything else was checked by the caller.</summary>
+    /// <summary>
+    /// Takes a request in, or refuses it. Adapter names are resolved here, everything else was checked by the caller.
+    /// </summary>
     public InferenceSequence Submit(GenerationRequest request, PreparedRequest prepared)
     {
         int[] prompt = prepared.Prompt;
@@ -356,7 +358,9 @@ internal sealed class EngineLoop : IDisposable
             string detail = token.Fault == SamplingFault.NotFinite
                 ? "The model's logits are not finite."
                 : "The request's logit bias forbids every token.";
-            Finish(sequence, new GeneratedToken { TokenId = -1, Text = string.Empty, FinishReason = FinishReason.Error, FinishDetail = detail });
+            Finish(
+                sequence,
+                new GeneratedToken { TokenId = -1, Text = string.Empty, FinishReason = FinishReason.Error, FinishDetail = detail });
             return;
         }
 

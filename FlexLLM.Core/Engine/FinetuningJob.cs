@@ -111,7 +111,8 @@ public sealed class FinetuningJob
     public async Task<int> SaveCheckpointAsync(string folder, CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrEmpty(folder);
-        Finetuning.JobCheckpoint checkpoint = await _inbox.CallAsync(loop => loop.Jobs.Capture(Id), cancellationToken).ConfigureAwait(false);
+        Finetuning.JobCheckpoint checkpoint = await _inbox.CallAsync(loop => loop.Jobs.Capture(Id), cancellationToken)
+            .ConfigureAwait(false);
         await Task.Run(() => checkpoint.Save(folder), cancellationToken).ConfigureAwait(false);
         return checkpoint.Steps;
     }

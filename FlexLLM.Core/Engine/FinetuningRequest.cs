@@ -34,16 +34,22 @@ public sealed record FinetuningRequest
     /// <summary>Longest sample, in tokens; null takes the engine's context.</summary>
     public int? SampleTokensMax { get; init; }
 
-    /// <summary>Refuse the job when a sample is empty, too long or without a target, instead of skipping it with a count.</summary>
+    /// <summary>
+    /// Refuse the job when a sample is empty, too long or without a target, instead of skipping it with a count.
+    /// </summary>
     public bool RefuseBadSamples { get; init; }
 
-    /// <summary>Publishes a new version of the adapter after every so many steps; null publishes at the end of the job alone.</summary>
+    /// <summary>
+    /// Publishes a new version of the adapter after every so many steps; null publishes at the end of the job alone.
+    /// </summary>
     public int? PublishEverySteps { get; init; }
 
     /// <summary>Share of the finetuning time relative to other jobs, a positive number.</summary>
     public double Weight { get; init; } = 1;
 
-    /// <summary>Folder of a checkpoint that <see cref="FinetuningJob.SaveCheckpointAsync"/> wrote for the same request, or null.</summary>
+    /// <summary>
+    /// Folder of a checkpoint that <see cref="FinetuningJob.SaveCheckpointAsync"/> wrote for the same request, or null.
+    /// </summary>
     public string? ResumeFrom { get; init; }
 
     internal void Validate()

@@ -39,14 +39,18 @@ public sealed record GenerationRequest
     /// <summary>Token ids to continue, or null.</summary>
     public IReadOnlyList<int>? PromptTokens { get; }
 
-    /// <summary>Adapter that answers, or null for the bare model. The version published at admission serves the whole request.</summary>
+    /// <summary>
+    /// Adapter that answers, or null for the bare model. The version published at admission serves the whole request.
+    /// </summary>
     public string? Adapter { get; init; }
 
     /// <summary>Most tokens to generate.</summary>
     /// <value>256.</value>
     public int MaxTokens { get; init; } = 256;
 
-    /// <summary>How tokens are chosen; what it leaves open comes from the checkpoint's generation_config.json, else greedy.</summary>
+    /// <summary>
+    /// How tokens are chosen; what it leaves open comes from the checkpoint's generation_config.json, else greedy.
+    /// </summary>
     public SamplingOptions Sampling { get; init; } = new();
 
     /// <summary>Texts that end the answer; they are not part of it.</summary>

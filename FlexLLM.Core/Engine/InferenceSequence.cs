@@ -7,7 +7,9 @@ using FlexLLM.Tokenization;
 
 namespace FlexLLM.Engine;
 
-/// <summary>A request as its caller's thread left it: encoded, checked, and no longer tied to objects that the caller can change.</summary>
+/// <summary>
+/// A request as its caller's thread left it: encoded, checked, and no longer tied to objects that the caller can change.
+/// </summary>
 /// <param name="Prompt">Token ids.</param>
 /// <param name="Sampling">All defaults filled in but the seed.</param>
 /// <param name="Stops">Stop sequences.</param>
@@ -15,7 +17,9 @@ namespace FlexLLM.Engine;
 /// <param name="OnEnded">Called once when the request no longer takes a place.</param>
 internal sealed record PreparedRequest(int[] Prompt, SamplingParameters Sampling, StopSequences Stops, long Arrived, Action OnEnded);
 
-/// <summary>One request inside the engine. The loop thread owns it; the caller only reads its stream and may ask for its end.</summary>
+/// <summary>
+/// One request inside the engine. The loop thread owns it; the caller only reads its stream and may ask for its end.
+/// </summary>
 internal sealed class InferenceSequence
 {
     // Bounded by the request's own token limit: a slow reader holds up nobody.

@@ -30,7 +30,8 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     {
         if (_jobs.Count >= options.JobsMax)
         {
-            throw new RequestRejectedException($"{options.JobsMax} finetuning jobs are running (JobsMax); wait for one to end or cancel it.");
+            throw new RequestRejectedException(
+                $"{options.JobsMax} finetuning jobs are running (JobsMax); wait for one to end or cancel it.");
         }
 
         if (_jobs.Values.Any(j => j.Request.Adapter == request.Adapter))
@@ -40,7 +41,8 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
 
         if ((long)samples.Samples.Count * request.Epochs > int.MaxValue)
         {
-            throw new RequestRejectedException($"{samples.Samples.Count} samples in {request.Epochs} epochs are more than {int.MaxValue} in all.");
+            throw new RequestRejectedException(
+                $"{samples.Samples.Count} samples in {request.Epochs} epochs are more than {int.MaxValue} in all.");
         }
 
         string parameters = Parameters(request, samples);
@@ -91,7 +93,8 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
             inbox, id, request.Adapter, samples.Samples.Count, samples.Skipped, ProgressOf(entry, FinetuningStatus.Running, now));
         entry.Handle = job;
         _jobs.Add(id.Value, entry);
-        logger.LogInformation("Finetuning of '{Adapter}' started: {Samples} samples, {Steps} steps.", request.Adapter, job.Samples, run.Cursor.Steps);
+        logger.LogInformation(
+            "Finetuning of '{Adapter}' started: {Samples} samples, {Steps} steps.", request.Adapter, job.Samples, run.Cursor.Steps);
         if (run.Cursor.Phase == TrainingPhase.Done)
         {
             End(id.Value, entry, FinetuningStatus.Completed, now, error: null);
@@ -270,7 +273,8 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
 
             string shape = ShapeOf(resumed);
             resumed.Dispose();
-            throw new RequestRejectedException($"The checkpoint in {folder} holds an adapter of {shape}; FinetuningRequest.Lora asks for another.");
+            throw new RequestRejectedException(
+                $"The checkpoint in {folder} holds an adapter of {shape}; FinetuningRequest.Lora asks for another.");
         }
 
         if (!adapters.Contains(request.Adapter))
@@ -301,8 +305,9 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         {
             throw new RequestRejectedException(string.Create(
                 CultureInfo.InvariantCulture,
-                $"The job on '{request.Adapter}' does not fit: {left / 1048576.0:F1} MiB are left of CoServingOptions.DeviceBytesMax. It needs{needs}\n" +
-                $"Shorter samples (SampleTokensMax; the longest has {tokensMax} tokens), fewer target modules or a smaller rank need less."));
+                $"The job on '{request.Adapter}' does not fit: {left / 1048576.0:F1} MiB are left of CoServingOptions.DeviceBytesMax. " +
+                $"It needs{needs}\nShorter samples (SampleTokensMax; the longest has {tokensMax} tokens), " +
+                $"fewer target modules or a smaller rank need less."));
         }
     }
 
@@ -317,7 +322,8 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         if (!run.Adapter.IsFinite(model.Backend))
         {
             throw new FlexLlmException(
-                $"The weights of '{name}' are not finite after step {run.Cursor.Step}: the learning rate is too high, or the data overflow the model.");
+                $"The weights of '{name}' are not finite after step {run.Cursor.Step}: the learning rate is too high, " +
+                "or the data overflow the model.");
         }
 
         AdapterVersion version = adapters.Publish(name, run.Adapter.Copy(model.Backend, model.Config));

@@ -25,7 +25,8 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
     /// Takes the gradient of rows [start, start + count) through a layer: adds to the gradients of the adapter's sites there and
     /// replaces those rows of the boundary gradient.
     /// </summary>
-    public void Run(ActivationStore store, int layer, int start, int count, int sampleTokens, LoraAdapter adapter, AdapterGradients gradients)
+    public void Run(
+        ActivationStore store, int layer, int start, int count, int sampleTokens, LoraAdapter adapter, AdapterGradients gradients)
     {
         Check.That(count > 0 && count <= rowsMax && start >= 0 && start + count <= sampleTokens && sampleTokens <= store.TokensMax);
         TrainingProgram program = store.Program;

@@ -27,7 +27,9 @@ internal sealed class ForwardPass : IDisposable
     /// <summary>Bytes of activations in flight and of logits.</summary>
     public long WorkspaceBytes => _workspace.Bytes + (_logits?.Bytes ?? 0);
 
-    /// <summary>Runs all rows. Row i of the result holds the logits of the batch's i-th sampled row; valid until the next run.</summary>
+    /// <summary>
+    /// Runs all rows. Row i of the result holds the logits of the batch's i-th sampled row; valid until the next run.
+    /// </summary>
     public TensorSlice Run(TokenBatch batch)
     {
         Check.That(batch.Rows > 0 && batch.Rows <= _workspace.RowsMax);

@@ -53,7 +53,9 @@ internal sealed class JobCheckpoint
         SafetensorsWriter.Write(Path.Combine(folder, StateFileName), _state, metadata);
     }
 
-    /// <summary>Brings a fresh run of the same request to where the checkpoint stands; its adapter was loaded from the folder.</summary>
+    /// <summary>
+    /// Brings a fresh run of the same request to where the checkpoint stands; its adapter was loaded from the folder.
+    /// </summary>
     /// <exception cref="InvalidFileException">A malformed checkpoint, or one of another request.</exception>
     public static void Restore(string folder, TrainingRun run, IComputeBackend backend, string parameters)
     {
@@ -66,7 +68,8 @@ internal sealed class JobCheckpoint
         using SafetensorsFile file = SafetensorsFile.Open(path);
         if (!file.Metadata.TryGetValue(ParametersKey, out string? saved) || saved != parameters)
         {
-            throw new InvalidFileException(path, ParametersKey, $"was saved by a job with other parameters ({saved ?? "none"}); this one has {parameters}");
+            throw new InvalidFileException(
+                path, ParametersKey, $"was saved by a job with other parameters ({saved ?? "none"}); this one has {parameters}");
         }
 
         if (!file.Metadata.TryGetValue(StepsKey, out string? text) || !int.TryParse(text, CultureInfo.InvariantCulture, out int steps) ||
@@ -79,7 +82,8 @@ internal sealed class JobCheckpoint
         using SafetensorsFile weights = SafetensorsFile.Open(weightsPath);
         if (!weights.Metadata.TryGetValue(StepsKey, out string? weightsStep) || weightsStep != text)
         {
-            throw new InvalidFileException(weightsPath, StepsKey, $"is {weightsStep ?? "missing"}; {StateFileName} beside it is of step {text}");
+            throw new InvalidFileException(
+                weightsPath, StepsKey, $"is {weightsStep ?? "missing"}; {StateFileName} beside it is of step {text}");
         }
 
         foreach ((string name, DeviceTensor tensor) in run.Optimizer.State())

@@ -14,7 +14,9 @@ internal sealed class SampleBuilder(ModelConfig config, Tokenizer? tokenizer, Ch
 
     /// <summary>Tokenises a dataset.</summary>
     /// <exception cref="InvalidFileException">A malformed line, or a bad sample when those are refused.</exception>
-    /// <exception cref="RequestRejectedException">Nothing is left to train on, or the checkpoint lacks what the examples need.</exception>
+    /// <exception cref="RequestRejectedException">
+    /// Nothing is left to train on, or the checkpoint lacks what the examples need.
+    /// </exception>
     public BuiltSamples Build(TrainingDataset dataset, CancellationToken cancellationToken)
     {
         var samples = new List<TrainingSample>();
@@ -60,7 +62,8 @@ internal sealed class SampleBuilder(ModelConfig config, Tokenizer? tokenizer, Ch
         return samples.Count > 0
             ? new BuiltSamples(samples, empty, tooLong, withoutTarget)
             : throw new RequestRejectedException(
-                $"The dataset has no sample to train on: {empty} empty, {tooLong} longer than {tokensMax} tokens, {withoutTarget} without a target.");
+                $"The dataset has no sample to train on: {empty} empty, {tooLong} longer than {tokensMax} tokens, " +
+                $"{withoutTarget} without a target.");
     }
 
     private (int[] Ids, bool[] CarriesLoss) Encode(TrainingExample example, string file, string place)
@@ -82,7 +85,8 @@ internal sealed class SampleBuilder(ModelConfig config, Tokenizer? tokenizer, Ch
         if (example.Messages is not null)
         {
             ChatTemplate chat = template ??
-                throw new RequestRejectedException("The checkpoint has no chat template that this library knows: give prompts and completions instead.");
+                throw new RequestRejectedException(
+                    "The checkpoint has no chat template that this library knows: give prompts and completions instead.");
             try
             {
                 EncodedChat encoded = chat.Encode(tokenizer, example.Messages);
@@ -98,7 +102,9 @@ internal sealed class SampleBuilder(ModelConfig config, Tokenizer? tokenizer, Ch
         {
             int[] prompt = WithoutEnd(tokenizer.Encode(example.Prompt!, addSpecialTokens: true));
             int[] completion = WithEnd(tokenizer.EncodeContinuation(example.Completion));
-            return ([.. prompt, .. completion], [.. Enumerable.Repeat(false, prompt.Length), .. Enumerable.Repeat(true, completion.Length)]);
+            bool[] carriesLoss = new bool[prompt.Length + completion.Length];
+            carriesLoss.AsSpan(prompt.Length).Fill(true);
+            return ([.. prompt, .. completion], carriesLoss);
         }
 
         int[] text = example.Text!.Length == 0 ? [] : WithEnd(tokenizer.Encode(example.Text, addSpecialTokens: true));

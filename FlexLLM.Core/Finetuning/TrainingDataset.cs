@@ -35,7 +35,9 @@ public sealed record TrainingExample
         return new TrainingExample { Text = text };
     }
 
-    /// <summary>A completion to give to a prompt; the loss is on the completion and the end-of-sequence token behind it.</summary>
+    /// <summary>
+    /// A completion to give to a prompt; the loss is on the completion and the end-of-sequence token behind it.
+    /// </summary>
     public static TrainingExample FromCompletion(string prompt, string completion)
     {
         ArgumentNullException.ThrowIfNull(prompt);

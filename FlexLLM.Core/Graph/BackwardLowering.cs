@@ -99,7 +99,12 @@ internal static class BackwardLowering
                     break;
                 case OpKind.LoraBackward:
                     accumulate = slots.IsRead(node.Outputs[2]) && TryAccumulate(node.Outputs[2], index);
-                    outputs = [!slots.IsRead(node.Outputs[2]) ? BufferRef.None : accumulate ? slots[node.Outputs[2]] : Fresh(node.Outputs[2])];
+                    outputs =
+                    [
+                        !slots.IsRead(node.Outputs[2]) ? BufferRef.None
+                        : accumulate ? slots[node.Outputs[2]]
+                        : Fresh(node.Outputs[2]),
+                    ];
                     break;
                 case OpKind.RmsNorm or OpKind.SiluGate:
                     outputs = [Fresh(node.Outputs[0])];

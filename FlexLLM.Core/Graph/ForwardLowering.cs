@@ -40,7 +40,12 @@ internal static class ForwardLowering
             }
 
             BufferRef[] outputs = Outputs(node, index);
-            int weightPlace = node.Op switch { OpKind.Embed => 0, OpKind.RmsNorm or OpKind.Linear or OpKind.Logits or OpKind.CrossEntropy => 1, OpKind.RmsNormBackward => 1, _ => -1 };
+            int weightPlace = node.Op switch
+            {
+                OpKind.Embed => 0,
+                OpKind.RmsNorm or OpKind.Linear or OpKind.Logits or OpKind.CrossEntropy or OpKind.RmsNormBackward => 1,
+                _ => -1,
+            };
             BufferRef[] inputs = [.. node.Inputs.Where((_, place) => !IsWeight(node.Inputs[place])).Select(v => slots[v])];
             var instruction = new Instruction(node.Op, node.Layer, inputs, outputs)
             {

@@ -32,7 +32,9 @@ internal static class GraphPruner
         return GraphVerifier.Verify(graph.WithNodes(kept));
     }
 
-    /// <summary>Forward activations that a backward node reads, in graph order: the values to keep from forward to backward.</summary>
+    /// <summary>
+    /// Forward activations that a backward node reads, in graph order: the values to keep from forward to backward.
+    /// </summary>
     public static IReadOnlyList<GraphValue> SavedSet(ParallelGraph graph)
     {
         var saved = new SortedSet<int>();

@@ -105,7 +105,9 @@ internal sealed record SavedValue(string Name, int Layer, int Columns, bool ByAt
 /// <summary>After this instruction of the forward body, copy the window's rows of a slot into a saved value.</summary>
 internal readonly record struct Capture(int Instruction, int Slot, int Saved);
 
-/// <summary>What one set of trainable bypasses adds to the forward program: what to save, and the backward pass by layer.</summary>
+/// <summary>
+/// What one set of trainable bypasses adds to the forward program: what to save, and the backward pass by layer.
+/// </summary>
 internal sealed class TrainingProgram
 {
     /// <summary>Values kept from forward to backward; keys and values live in the job's KV cache besides.</summary>

@@ -205,7 +205,9 @@ internal static class OpSignatures
 /// <summary>Checks what every pass relies on; run after each of them.</summary>
 internal static class GraphVerifier
 {
-    /// <summary>One producer a value, inputs before uses, arity as in <see cref="OpSignatures"/>, equal widths where required.</summary>
+    /// <summary>
+    /// One producer a value, inputs before uses, arity as in <see cref="OpSignatures"/>, equal widths where required.
+    /// </summary>
     public static ParallelGraph Verify(ParallelGraph graph)
     {
         bool[] defined = new bool[graph.Values.Count];

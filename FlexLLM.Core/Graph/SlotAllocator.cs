@@ -10,7 +10,9 @@ internal sealed class SlotAllocator
     private readonly Dictionary<int, Stack<int>> _freeByColumns = [];
     private readonly List<int> _columns = [];
 
-    /// <summary>Lifetimes are taken from the nodes in their order; <paramref name="alwaysLive"/> values are never released.</summary>
+    /// <summary>
+    /// Lifetimes are taken from the nodes in their order; <paramref name="alwaysLive"/> values are never released.
+    /// </summary>
     public SlotAllocator(ParallelGraph graph, IReadOnlyList<GraphNode> nodes, IReadOnlySet<int>? alwaysLive = null)
     {
         _lastUse = new int[graph.Values.Count];

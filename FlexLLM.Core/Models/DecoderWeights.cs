@@ -2,7 +2,9 @@ using FlexLLM.Graph;
 
 namespace FlexLLM.Models;
 
-/// <summary>A backbone weight, named as in the checkpoint: a matrix [Rows, Columns], or a vector of Columns (Rows is 1).</summary>
+/// <summary>
+/// A backbone weight, named as in the checkpoint: a matrix [Rows, Columns], or a vector of Columns (Rows is 1).
+/// </summary>
 internal readonly record struct WeightShape(string Name, int Rows, int Columns, bool IsVector)
 {
     public long Count => (long)Rows * Columns;

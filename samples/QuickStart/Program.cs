@@ -41,7 +41,11 @@ if (!File.Exists(Path.Combine(modelFolder, "tokenizer_config.json"))) // The las
 
 await using CoServingEngine engine = await CoServingEngine.LoadAsync(modelFolder, new CoServingOptions
 {
-    Slo = new ServiceLevelObjective { TimePerOutputToken = TimeSpan.FromMilliseconds(20), TimeToFirstToken = TimeSpan.FromMilliseconds(500) },
+    Slo = new ServiceLevelObjective
+    {
+        TimePerOutputToken = TimeSpan.FromMilliseconds(20),
+        TimeToFirstToken = TimeSpan.FromMilliseconds(500),
+    },
 });
 
 string asked = facts[1].Question;
