@@ -271,4 +271,14 @@ internal sealed class TokenizerTests
 
         return best;
     }
+
+    /// <summary>A SentencePiece-style tokenizer puts a blank before a text, but not before what goes on from another.</summary>
+    [Test]
+    public void EncodeContinuation_SentencePiece_AddsNoBlank()
+    {
+        Tokenizer tokenizer = Tokenizer.Load(SharedData.Require("tokenizers", "llama-2"));
+        int[] prompt = tokenizer.Encode("Q:", addSpecialTokens: false);
+        Assert.That(tokenizer.Decode([.. prompt, .. tokenizer.EncodeContinuation("Ada")]), Is.EqualTo("Q:Ada"));
+        Assert.That(tokenizer.Decode([.. prompt, .. tokenizer.EncodeContinuation(" Ada")]), Is.EqualTo("Q: Ada"));
+    }
 }

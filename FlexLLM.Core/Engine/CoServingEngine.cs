@@ -69,6 +69,7 @@ public sealed class CoServingEngine : IAsyncDisposable
     private const int ContextsCached = 4;
 
     private readonly CoServingOptions _options;
+    private readonly GuardedLogger _logger;
     private readonly IComputeBackend _backend;
     private readonly LoadedModel _model;
     private readonly EngineInbox _inbox;
@@ -86,6 +87,7 @@ public sealed class CoServingEngine : IAsyncDisposable
     {
         ModelFolder = folder;
         _options = options;
+        _logger = new GuardedLogger(options.Logger);
         _backend = backend;
         _model = model;
         Config = model.Config;
@@ -363,7 +365,7 @@ public sealed class CoServingEngine : IAsyncDisposable
         TakeDown(_backend.Dispose);
         if (_fault is not null)
         {
-            Log(_fault, "The engine stopped.");
+            _logger.LogError(_fault, "The engine stopped.");
         }
 
         _ended.TrySetResult();
@@ -380,24 +382,7 @@ public sealed class CoServingEngine : IAsyncDisposable
         catch (Exception e)
 #pragma warning restore CA1031
         {
-            Log(e, "A part of the engine could not be taken down in order.");
-        }
-    }
-
-    // The host's logger is the last to be told, and must not keep anybody waiting or end the process.
-    private void Log(Exception exception, string message)
-    {
-        try
-        {
-#pragma warning disable CA2254 // Two constant texts.
-            _options.Logger.LogError(exception, message);
-#pragma warning restore CA2254
-        }
-#pragma warning disable CA1031 // See above.
-        catch
-#pragma warning restore CA1031
-        {
-            // There is nobody left to tell.
+            _logger.LogError(e, "A part of the engine could not be taken down in order.");
         }
     }
 

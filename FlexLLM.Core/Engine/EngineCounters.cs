@@ -56,14 +56,14 @@ internal sealed class EngineCounters
         double ttft = (now - sequence.ArrivalTime).TotalSeconds;
         _firstTokens++;
         _ttftSeconds += ttft;
-        TimeToFirstToken.Record(ttft);
+        Record(TimeToFirstToken, ttft);
     }
 
     /// <summary>The sequence has ended.</summary>
     public void Finish(InferenceSequence sequence, FinishReason reason, TimeSpan now)
     {
         _finished++;
-        RequestDuration.Record((now - sequence.ArrivalTime).TotalSeconds);
+        Record(RequestDuration, (now - sequence.ArrivalTime).TotalSeconds);
         if (reason == FinishReason.Error || sequence.FirstTokenTime is not TimeSpan first)
         {
             return;
@@ -72,10 +72,25 @@ internal sealed class EngineCounters
         double tpot = sequence.Generated > 1 ? (now - first).TotalSeconds / (sequence.Generated - 1) : 0;
         if (sequence.Generated > 1)
         {
-            TimePerOutputToken.Record(tpot);
+            Record(TimePerOutputToken, tpot);
         }
 
         bool ttftMet = first - sequence.ArrivalTime <= sequence.Slo.TimeToFirstToken;
         _attained += ttftMet && tpot <= sequence.Slo.TimePerOutputToken.TotalSeconds ? 1 : 0;
+    }
+
+    // Listeners are the host's code on the engine's thread: what they throw must not stop the engine.
+    private static void Record(Histogram<double> histogram, double seconds)
+    {
+        try
+        {
+            histogram.Record(seconds);
+        }
+#pragma warning disable CA1031 // Any exception at all is the listener's.
+        catch
+#pragma warning restore CA1031
+        {
+            // The value is lost to that listener alone.
+        }
     }
 }

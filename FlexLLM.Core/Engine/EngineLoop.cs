@@ -76,7 +76,7 @@ internal sealed class EngineLoop : IDisposable
         _logits = new float[config.VocabularySize];
         _eos = [.. eosTokens];
         Adapters = new AdapterStore(options.AdaptersMax);
-        Jobs = new JobTable(model, Adapters, _backward, options, options.Logger);
+        Jobs = new JobTable(model, Adapters, _backward, options, new GuardedLogger(options.Logger));
     }
 
     public LoadedModel Model => _model;
