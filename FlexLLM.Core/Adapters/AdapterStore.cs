@@ -6,12 +6,9 @@ namespace FlexLLM.Adapters;
 /// One published state of an adapter. It never changes; it is freed when the store has moved on and the last request that
 /// started with it has ended.
 /// </summary>
-internal sealed class AdapterVersion(string name, int number, LoraAdapter weights)
+internal sealed class AdapterVersion(int number, LoraAdapter weights)
 {
     private int _references = 1;
-
-    /// <summary>Name at the time of publication.</summary>
-    public string Name { get; } = name;
 
     /// <summary>Counts publications of the adapter, from 1.</summary>
     public int Number { get; } = number;
@@ -63,7 +60,7 @@ internal sealed class AdapterStore(int adaptersMax) : IDisposable
                 $"Adapter '{name}' does not fit: {adaptersMax} adapters are loaded (AdaptersMax). Unload one.");
         }
 
-        var version = new AdapterVersion(name, (old?.Number ?? 0) + 1, weights);
+        var version = new AdapterVersion((old?.Number ?? 0) + 1, weights);
         _versions[name] = version;
         old?.Release();
         return version;

@@ -78,8 +78,9 @@ public sealed record CoServingOptions
     public int? KvCacheTokens { get; init; }
 
     /// <summary>
-    /// Most bytes on the device: weights, KV cache, adapters and jobs. An engine or a job that would need more is refused before it
-    /// allocates. Null: nine tenths of the memory that this process may use.
+    /// Most bytes on the device. An engine whose weights and KV cache would not fit, and a job whose activations, gradients and optimizer
+    /// state would not fit beside what is held, are refused before they allocate. Null: nine tenths of the memory that this process
+    /// may use.
     /// </summary>
     public long? DeviceBytesMax { get; init; }
 

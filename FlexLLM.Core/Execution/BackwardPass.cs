@@ -16,9 +16,6 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
     // Programs of different jobs need different slots: one workspace a program, made at first use, dropped with its job.
     private readonly Dictionary<TrainingProgram, Workspace> _workspaces = [];
 
-    /// <summary>Most rows of one item.</summary>
-    public int RowsMax => rowsMax;
-
     public long WorkspaceBytes => _workspaces.Values.Sum(w => w.Bytes);
 
     /// <summary>

@@ -25,8 +25,6 @@ internal sealed class TokenBatch(int rowsMax)
     private readonly List<WindowRows> _windows = [];
     private readonly List<int> _sampled = [];
 
-    public int RowsMax => rowsMax;
-
     public int Rows { get; private set; }
 
     public ReadOnlySpan<int> Ids => _ids.AsSpan(0, Rows);

@@ -10,10 +10,8 @@ internal sealed class SlotAllocator
     private readonly Dictionary<int, Stack<int>> _freeByColumns = [];
     private readonly List<int> _columns = [];
 
-    /// <summary>
-    /// Lifetimes are taken from the nodes in their order; <paramref name="alwaysLive"/> values are never released.
-    /// </summary>
-    public SlotAllocator(ParallelGraph graph, IReadOnlyList<GraphNode> nodes, IReadOnlySet<int>? alwaysLive = null)
+    /// <summary>Lifetimes are taken from the nodes in their order.</summary>
+    public SlotAllocator(ParallelGraph graph, IReadOnlyList<GraphNode> nodes)
     {
         _lastUse = new int[graph.Values.Count];
         Array.Fill(_lastUse, -1);
@@ -23,11 +21,6 @@ internal sealed class SlotAllocator
             {
                 _lastUse[input] = i;
             }
-        }
-
-        foreach (int value in alwaysLive ?? new HashSet<int>())
-        {
-            _lastUse[value] = int.MaxValue;
         }
     }
 

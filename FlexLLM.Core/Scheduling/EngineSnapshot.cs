@@ -69,7 +69,7 @@ internal readonly record struct SequenceSnapshot
 /// <summary>What a finetuning job could do next.</summary>
 internal enum JobPhase
 {
-    /// <summary>Paused, between samples, or waiting for its optimizer: nothing to schedule.</summary>
+    /// <summary>Paused: nothing to schedule.</summary>
     Blocked,
 
     /// <summary>In the forward pass of a sample.</summary>
@@ -126,7 +126,7 @@ internal sealed record EngineSnapshot
     /// <summary>KV blocks that no sequence holds.</summary>
     public required int FreeBlocks { get; init; }
 
-    /// <summary>KV blocks that sequences may hold: free ones and theirs. Blocks lent to jobs do not count.</summary>
+    /// <summary>KV blocks that sequences may hold: free ones and theirs.</summary>
     public required int TotalBlocks { get; init; }
 
     public required int TokensPerBlock { get; init; }

@@ -81,8 +81,7 @@ async Task<int> ChatAsync(CoServingEngine engine, string? adapter)
         {
             case null or "/exit":
                 return status;
-            case "":
-                continue;
+            case "": continue;
             case "/reset":
                 conversation.Clear();
                 Console.WriteLine("Forgotten.");

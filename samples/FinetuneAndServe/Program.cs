@@ -4,7 +4,6 @@ using FlexLLM;
 
 const string Usage = """
     dotnet run -c Release --project samples/FinetuneAndServe -- MODEL_FOLDER TRAIN.jsonl [options]
-
       --adapter NAME     name of the adapter (tuned)
       --out FOLDER       where to save it as a PEFT folder (adapter-NAME); checkpoints go to FOLDER.checkpoint
       --rank 16          rank of the adapter
@@ -13,15 +12,13 @@ const string Usage = """
       --lr 2e-4          learning rate of AdamW
       --resume FOLDER    go on from a checkpoint of the same training
       --chat             ask in the model's chat template; default: prompts are continued as they are
-      --trickle          ask a built-in prompt every second instead of reading prompts from the keyboard
-
     Each line of the file is {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [...]}.
     Type prompts while it trains; Ctrl+D (end of input) or /exit stops asking, Ctrl+C writes a checkpoint and ends.
     """;
 
 string[] names = ["--adapter", "--out", "--rank", "--modules", "--epochs", "--lr", "--resume"];
 var options = new Dictionary<string, string>();
-HashSet<string> flags = [];
+bool chat = false;
 List<string> paths = [];
 bool understood = true;
 for (int i = 0; i < args.Length; i++)
@@ -30,9 +27,9 @@ for (int i = 0; i < args.Length; i++)
     {
         options[args[i]] = args[++i];
     }
-    else if (args[i] is "--trickle" or "--chat")
+    else if (args[i] == "--chat")
     {
-        flags.Add(args[i]);
+        chat = true;
     }
     else
     {
@@ -53,7 +50,7 @@ if (!understood || paths.Count != 2)
 string adapter = options.GetValueOrDefault("--adapter", "tuned");
 string output = options.GetValueOrDefault("--out", $"adapter-{adapter}");
 string modules = options.GetValueOrDefault("--modules", "all");
-int trickled = 0;
+IReadOnlyList<string> targets = modules == "all" ? LoraConfig.AllModules : modules.Split(',', StringSplitOptions.TrimEntries);
 
 using var stop = new CancellationTokenSource();
 Console.CancelKeyPress += (_, e) =>
@@ -69,14 +66,7 @@ try
     FinetuningJob job = await engine.StartFinetuningAsync(new FinetuningRequest
     {
         Adapter = adapter,
-        Lora = new LoraConfig
-        {
-            Rank = rank,
-            Alpha = 2 * rank,
-            TargetModules = modules == "all"
-                ? LoraConfig.AllModules
-                : modules.Split(',', StringSplitOptions.TrimEntries),
-        },
+        Lora = new LoraConfig { Rank = rank, Alpha = 2 * rank, TargetModules = targets },
         Dataset = JsonlDataset.Open(paths[1]),
         Epochs = epochs,
         GradientAccumulation = 4,
@@ -87,8 +77,7 @@ try
     Console.WriteLine($"Training '{adapter}' on {job.Samples} samples ({job.SkippedSamples} skipped), {job.Latest.Steps} steps.");
 
     Task<bool> training = TrainAsync(engine, job);
-    Func<Task<string?>> prompts = flags.Contains("--trickle") ? () => TrickleAsync(training) : () => Task.Run(Console.ReadLine);
-    Task serving = ServeAsync(engine, prompts);
+    Task serving = ServeAsync(engine);
     bool trained = await training;
     await serving;
     return trained ? 0 : 130;
@@ -114,9 +103,7 @@ async Task<bool> TrainAsync(CoServingEngine engine, FinetuningJob job)
                 EngineStatistics s = await engine.GetStatisticsAsync();
                 Console.WriteLine(
                     $"step {p.Step,4}/{p.Steps}  loss {p.Loss,6:F3}  {p.TokensPerSecond,6:F0} tokens/s  " +
-                    $"{p.Remaining:hh\\:mm\\:ss} left  answered {s.RequestsFinished}, " +
-                    $"TTFT {s.MeanTimeToFirstToken.TotalMilliseconds:F0} ms, " +
-                    $"TPOT {s.MeanTimePerOutputToken.TotalMilliseconds:F0} ms");
+                    $"{p.Remaining:hh\\:mm\\:ss} left  answered {s.RequestsFinished}, TPOT {s.MeanTimePerOutputToken.TotalMilliseconds:F0} ms");
             }
         }
     }
@@ -140,13 +127,13 @@ async Task<bool> TrainAsync(CoServingEngine engine, FinetuningJob job)
 
 // Answers one prompt after another, typed or piped, during the training and after it, until they end. Answers are printed
 // whole: streamed ones would be torn by the progress lines.
-async Task ServeAsync(CoServingEngine engine, Func<Task<string?>> next)
+async Task ServeAsync(CoServingEngine engine)
 {
     try
     {
-        while (await next().WaitAsync(stop.Token) is string prompt && prompt.Trim() != "/exit")
+        while (await Task.Run(Console.ReadLine).WaitAsync(stop.Token) is string prompt && prompt.Trim() != "/exit")
         {
-            GenerationRequest request = flags.Contains("--chat") ? new([new ChatMessage("user", prompt)]) : new(prompt);
+            GenerationRequest request = chat ? new([new ChatMessage("user", prompt)]) : new(prompt);
             try
             {
                 request = request with { Adapter = adapter, MaxTokens = 64 };
@@ -163,12 +150,4 @@ async Task ServeAsync(CoServingEngine engine, Func<Task<string?>> next)
     {
         // Ctrl+C.
     }
-}
-
-// A prompt a second until the training ends.
-async Task<string?> TrickleAsync(Task training)
-{
-    string[] texts = ["Once upon a time", "The capital of France is", "How are you?"];
-    await Task.WhenAny(training, Task.Delay(TimeSpan.FromSeconds(1)));
-    return training.IsCompleted ? null : texts[trickled++ % texts.Length];
 }
