@@ -103,7 +103,8 @@ async Task<bool> TrainAsync(CoServingEngine engine, FinetuningJob job)
                 EngineStatistics s = await engine.GetStatisticsAsync();
                 Console.WriteLine(
                     $"step {p.Step,4}/{p.Steps}  loss {p.Loss,6:F3}  {p.TokensPerSecond,6:F0} tokens/s  " +
-                    $"{p.Remaining:hh\\:mm\\:ss} left  answered {s.RequestsFinished}, TPOT {s.MeanTimePerOutputToken.TotalMilliseconds:F0} ms");
+                    $"{p.Remaining:hh\\:mm\\:ss} left  " +
+                    $"answered {s.RequestsFinished}, TPOT {s.MeanTimePerOutputToken.TotalMilliseconds:F0} ms");
             }
         }
     }
