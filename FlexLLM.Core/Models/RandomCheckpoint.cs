@@ -84,7 +84,7 @@ public static class RandomCheckpoint
         StoredType stored = type == DType.F32 ? StoredType.F32 : StoredType.BF16;
         return new TensorToWrite(shape.Name, stored, shape.Dimensions, stream =>
         {
-            var random = new SeededRandom(seed ^ HashOf(shape.Name));
+            var random = new SeededRandom(seed ^ StableHash.Of(Encoding.UTF8.GetBytes(shape.Name)));
             float[] values = new float[(int)Math.Min(shape.Count, ValuesPerChunk)];
             ushort[] narrow = new ushort[type == DType.BF16 ? values.Length : 0];
             Array.Fill(values, 1f);
@@ -126,17 +126,5 @@ public static class RandomCheckpoint
         }
 
         return MemoryMarshal.AsBytes(narrow.AsSpan(0, values.Length));
-    }
-
-    // FNV-1a: string.GetHashCode differs from process to process.
-    private static ulong HashOf(string name)
-    {
-        ulong hash = 0xCBF29CE484222325;
-        foreach (byte b in Encoding.UTF8.GetBytes(name))
-        {
-            hash = (hash ^ b) * 0x100000001B3;
-        }
-
-        return hash;
     }
 }
