@@ -41,7 +41,7 @@ internal sealed class TrainVerb : IDisposable
         _batch = new TokenBatch(window);
         _forward = new ForwardPass(bench.Model, window);
         _backward = new BackwardPass(bench.Model, window);
-        var adapter = new LoraAdapter(bench.Backend, bench.Model.Config, lora);
+        var adapter = new PeftAdapter(bench.Backend, bench.Model.Config, lora);
         adapter.InitializeRandom(bench.Backend, seed: 1);
         int[] ids = bench.RandomIds(tokens, seed: 1);
         bool[] carriesLoss = new bool[tokens];

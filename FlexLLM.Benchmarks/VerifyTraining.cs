@@ -59,7 +59,7 @@ internal sealed class VerifyTraining(VerifyVerb report, GoldenModel golden, Load
 
     private void CheckAdapterLogits()
     {
-        using LoraAdapter adapter = PeftFolder.Load(adapterFolder, model);
+        using PeftAdapter adapter = PeftFolder.Load(adapterFolder, model);
         using var runner = new SequenceRunner(model, RowsMax, adapter);
         string name = $"{Prefix}.logits_last4.120";
         float[] logits = runner.Run(_forward, _batch, golden.Ints["ids.120"], 4);
@@ -186,7 +186,7 @@ internal sealed class VerifyTraining(VerifyVerb report, GoldenModel golden, Load
         }
     }
 
-    private Dictionary<string, float[]> Download(LoraAdapter adapter)
+    private Dictionary<string, float[]> Download(PeftAdapter adapter)
     {
         var weights = new Dictionary<string, float[]>();
         foreach (int site in adapter.SiteIndices)
@@ -213,7 +213,7 @@ internal sealed class VerifyTraining(VerifyVerb report, GoldenModel golden, Load
     private sealed class Traffic : IDisposable
     {
         private readonly VerifyTraining _owner;
-        private readonly LoraAdapter _adapter;
+        private readonly PeftAdapter _adapter;
         private readonly SequenceRunner[] _together;
         private readonly List<int>[] _fed = [[], []];
         private readonly List<float[]>[] _seen = [[], []];

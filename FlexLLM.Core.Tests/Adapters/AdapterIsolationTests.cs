@@ -58,7 +58,7 @@ internal sealed class AdapterIsolationTests
         {
             Epochs = 40,
             PublishEverySteps = 1,
-            Lora = new LoraConfig { Rank = 4, TargetModules = Everything },
+            Method = new LoraConfig { Rank = 4, TargetModules = Everything },
         };
         FinetuningJob job = await engine.StartFinetuningAsync(request).Soon();
         int rounds = 0;

@@ -50,7 +50,7 @@ internal sealed class PeftFolderTests
     public void Load_WrittenBySave_HasShapeAndScale()
     {
         var lora = new LoraConfig { Rank = 7, Alpha = 3, UseRsLora = true, TargetModules = ["up_proj", "o_proj"] };
-        using LoraAdapter adapter = PeftFolder.Load(_model.WriteAdapter("shape", lora, 1), _loaded);
+        using PeftAdapter adapter = PeftFolder.Load(_model.WriteAdapter("shape", lora, 1), _loaded);
         Assert.That(adapter.Config.Rank, Is.EqualTo(7));
         Assert.That(adapter.Scale, Is.EqualTo(3 / MathF.Sqrt(7)));
         Assert.That(adapter.Modules, Is.EqualTo(new[] { AdapterModule.OProj, AdapterModule.UpProj }));

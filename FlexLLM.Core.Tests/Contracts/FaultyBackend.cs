@@ -125,7 +125,7 @@ internal sealed class FaultyBackend(IComputeBackend inner, string fault) : Deleg
                     RowStart = Math.Max(0, changed[i].RowStart - 1),
                     RowCount = changed[i].RowCount + 1,
                 },
-                "lora takes the first adapter" => changed[i] with { Lora = changed[0].Lora },
+                "lora takes the first adapter" => changed[i] with { Method = changed[0].Lora },
                 _ => changed[i],
             };
         }

@@ -49,7 +49,7 @@ internal sealed class EngineFaultTests
         byte[] expected = await Jobs.WeightsAsync(engine, "good", _model["good"]);
         await engine.Adapters.UnloadAsync("good").Soon();
         await engine.Adapters.LoadAsync("overflow", _model["overflow"]).Soon();
-        FinetuningJob bad = await engine.StartFinetuningAsync(Jobs.Request("overflow") with { Lora = null }).Soon();
+        FinetuningJob bad = await engine.StartFinetuningAsync(Jobs.Request("overflow") with { Method = null }).Soon();
         FinetuningJob good = await engine.StartFinetuningAsync(Jobs.Request("good")).Soon();
         Assert.That(await bad.Completion.FaultAsync(), Is.TypeOf<FlexLlmException>().With.Message.Contains("loss"));
         Assert.That(bad.Latest.Status, Is.EqualTo(FinetuningStatus.Failed));

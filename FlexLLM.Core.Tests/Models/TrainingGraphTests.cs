@@ -68,7 +68,7 @@ internal sealed class TrainingGraphTests(ModelArchitecture architecture)
     /// <summary>Gradients of a job whose graph has bypasses at these modules; B is zero but at the trained ones.</summary>
     private Dictionary<string, float[]> Gradients(AdapterModule[] trained, AdapterModule[] bypassed)
     {
-        var adapter = new LoraAdapter(
+        var adapter = new PeftAdapter(
             _backend,
             _files.Config,
             new LoraConfig { Rank = 2, TargetModules = [.. bypassed.Select(m => AdapterSites.ModuleNames[(int)m])] });

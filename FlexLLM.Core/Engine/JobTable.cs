@@ -46,11 +46,11 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         }
 
         string parameters = Parameters(request, samples);
-        LoraAdapter master = CreateMaster(request);
+        PeftAdapter master = CreateMaster(request);
         TrainingRun run;
         try
         {
-            TrainingProgram program = model.CompileTraining(master.SiteIndices);
+            TrainingProgram program = model.CompileTraining(master.Networks);
             CheckFits(request, master, program, samples);
             var plan = new TrainingPlan
             {
@@ -261,12 +261,12 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         : throw new RequestRejectedException("The finetuning job has ended.");
 
     // Resumed weights, else an existing adapter's, else fresh ones.
-    private LoraAdapter CreateMaster(FinetuningRequest request)
+    private PeftAdapter CreateMaster(FinetuningRequest request)
     {
         if (request.ResumeFrom is string folder)
         {
-            LoraAdapter resumed = PeftFolder.Load(folder, model);
-            if (Fits(request.Lora, resumed))
+            PeftAdapter resumed = PeftFolder.Load(folder, model);
+            if (Fits(request.Method, resumed))
             {
                 return resumed;
             }
@@ -274,20 +274,20 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
             string shape = ShapeOf(resumed);
             resumed.Dispose();
             throw new RequestRejectedException(
-                $"The checkpoint in {folder} holds an adapter of {shape}; FinetuningRequest.Lora asks for another.");
+                $"The checkpoint in {folder} holds an adapter of {shape}; FinetuningRequest.Method asks for another.");
         }
 
         if (!adapters.Contains(request.Adapter))
         {
-            LoraConfig lora = request.Lora ?? new LoraConfig();
-            return LoraAdapter.CreateRandom(model.Backend, model.Config, lora, request.InitializationSeed);
+            PeftConfig method = request.Method ?? new LoraConfig();
+            return PeftAdapter.CreateRandom(model.Backend, model.Config, method, request.InitializationSeed);
         }
 
-        LoraAdapter existing = adapters.Get(request.Adapter).Weights;
-        if (!Fits(request.Lora, existing))
+        PeftAdapter existing = adapters.Get(request.Adapter).Weights;
+        if (!Fits(request.Method, existing))
         {
             throw new RequestRejectedException(
-                $"Adapter '{request.Adapter}' exists with {ShapeOf(existing)}; leave FinetuningRequest.Lora null to train it further, " +
+                $"Adapter '{request.Adapter}' exists with {ShapeOf(existing)}; leave FinetuningRequest.Method null to train it further, " +
                 "or choose another name.");
         }
 
@@ -295,7 +295,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     }
 
     // Refused before anything is allocated: a machine that runs out of memory would take every request down with the job.
-    private void CheckFits(FinetuningRequest request, LoraAdapter master, TrainingProgram program, BuiltSamples samples)
+    private void CheckFits(FinetuningRequest request, PeftAdapter master, TrainingProgram program, BuiltSamples samples)
     {
         int tokensMax = samples.Samples.Max(s => s.Ids.Length);
         TrainingMemory needs = TrainingMemory.Of(
@@ -311,11 +311,10 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
         }
     }
 
-    private bool Fits(LoraConfig? wanted, LoraAdapter adapter) => wanted is null || (wanted.Rank == adapter.Config.Rank &&
-        wanted.Scale == adapter.Scale && LoraAdapter.Validate(wanted, model.Config).SequenceEqual(adapter.Modules));
+    private bool Fits(PeftConfig? wanted, PeftAdapter adapter) => wanted is null || (wanted.Scale == adapter.Scale &&
+        PeftAdapter.NetworksOf(wanted, model.Config).ToHashSet().SetEquals(adapter.Networks));
 
-    private static string ShapeOf(LoraAdapter adapter) =>
-        $"rank {adapter.Config.Rank}, scale {adapter.Scale}, modules {string.Join(", ", adapter.Config.TargetModules)}";
+    private static string ShapeOf(PeftAdapter adapter) => adapter.Config.Describe();
 
     private void Publish(string name, TrainingRun run)
     {

@@ -15,17 +15,32 @@ internal sealed class ForwardPass : IDisposable
     private readonly LoadedModel _model;
     private readonly Workspace _workspace;
     private readonly List<AttentionSegment> _segments = [];
-    private readonly List<LoraSegment> _bypasses = [];
+    private readonly BypassRunner _bypasses;
+    private readonly ResourceSet _owned = new();
     private DeviceTensor? _logits;
 
     public ForwardPass(LoadedModel model, int rowsMax)
     {
         _model = model;
-        _workspace = new Workspace(model.Backend, model.Program.SlotColumns, rowsMax);
+        ModelConfig config = model.Config;
+        try
+        {
+            _workspace = _owned.Add(new Workspace(model.Backend, model.Program.Arena, rowsMax));
+            int widest = Math.Max(config.IntermediateSize, Math.Max(config.HiddenSize, config.AttentionHeads * config.HeadDim));
+            _bypasses = _owned.Add(new BypassRunner(model.Backend, rowsMax, widest));
+        }
+        catch
+        {
+            _owned.Dispose();
+            throw;
+        }
     }
 
     /// <summary>Bytes of activations in flight and of logits.</summary>
-    public long WorkspaceBytes => _workspace.Bytes + (_logits?.Bytes ?? 0);
+    public long WorkspaceBytes => _workspace.Bytes + _bypasses.Bytes + (_logits?.Bytes ?? 0);
+
+    /// <summary>Fills what nobody may read any more with NaN after each instruction: a check of the memory plan.</summary>
+    public bool PoisonsFreed { get; init; }
 
     /// <summary>
     /// Runs all rows. Row i of the result holds the logits of the batch's i-th sampled row; valid until the next run.
@@ -41,6 +56,11 @@ internal sealed class ForwardPass : IDisposable
             {
                 CaptureRows(window, i);
             }
+
+            if (PoisonsFreed)
+            {
+                _workspace.Poison(body[i].Frees, batch.Rows);
+            }
         }
 
         foreach (WindowRows window in batch.Windows)
@@ -53,7 +73,7 @@ internal sealed class ForwardPass : IDisposable
 
     public void Dispose()
     {
-        _workspace.Dispose();
+        _owned.Dispose();
         _logits?.Dispose();
     }
 
@@ -75,13 +95,8 @@ internal sealed class ForwardPass : IDisposable
                 DeviceTensor? bias = instruction.Bias < 0 ? null : _model.Vector(instruction.Bias);
                 backend.Linear(Rows(instruction.Inputs[0], 0, rows), _model.Matrix(instruction.Weight), bias, y, accumulate: false);
                 break;
-            case OpKind.Lora:
-                ReadOnlySpan<LoraSegment> bypasses = BypassesAt(instruction.Site, batch);
-                if (!bypasses.IsEmpty)
-                {
-                    backend.LoraBypass(Rows(instruction.Inputs[0], 0, rows), bypasses, y);
-                }
-
+            case OpKind.Bypass:
+                _bypasses.Run(instruction.Site, instruction.Attachment, batch.Adapters, Rows(instruction.Inputs[0], 0, rows), y);
                 break;
             case OpKind.Rope:
                 backend.Rope(y, batch.Positions, _model.RopeTable, inverse: false);
@@ -109,9 +124,16 @@ internal sealed class ForwardPass : IDisposable
         IReadOnlyList<Capture> captures = window.Store.Program.Captures;
         for (int i = window.Store.Program.FirstCaptureAt(instruction); i < captures.Count && captures[i].Instruction == instruction; i++)
         {
-            _model.Backend.Copy(
-                _workspace.Rows(captures[i].Slot, window.RowStart, window.RowCount),
-                window.Store.Saved(captures[i].Saved).Slice(window.PositionStart, window.RowCount));
+            TensorSlice rows = _workspace.Rows(captures[i].Slot, window.RowStart, window.RowCount);
+            TensorSlice saved = window.Store.Saved(captures[i].Saved).Slice(window.PositionStart, window.RowCount);
+            if (window.Store.Program.Saved[captures[i].Saved].Packed is PackedFormat format)
+            {
+                _model.Backend.Pack(rows, format, saved);
+            }
+            else
+            {
+                _model.Backend.Copy(rows, saved);
+            }
         }
     }
 
@@ -162,20 +184,6 @@ internal sealed class ForwardPass : IDisposable
     {
         Check.That(buffer.Kind == BufferKind.Slot);
         return _workspace.Rows(buffer.Index, start, count);
-    }
-
-    private ReadOnlySpan<LoraSegment> BypassesAt(int site, TokenBatch batch)
-    {
-        _bypasses.Clear();
-        foreach (AdapterRows rows in batch.Adapters)
-        {
-            if (rows.Adapter[site] is DeviceLora pair)
-            {
-                _bypasses.Add(new LoraSegment(rows.RowStart, rows.RowCount, pair, rows.Adapter.Scale));
-            }
-        }
-
-        return CollectionsMarshal.AsSpan(_bypasses);
     }
 
     // Windows stand after all inference segments; theirs get the place for this layer's log-sum-exp.

@@ -38,11 +38,11 @@ internal sealed class TrainingRun : IDisposable
     /// Allocates everything the job will need. The adapter (its master weights) becomes this run's; it stays the caller's when
     /// this fails.
     /// </summary>
-    public TrainingRun(LoadedModel model, LoraAdapter adapter, TrainingPlan plan, TrainingProgram? program = null)
+    public TrainingRun(LoadedModel model, PeftAdapter adapter, TrainingPlan plan, TrainingProgram? program = null)
     {
         _model = model;
         Adapter = adapter;
-        Program = program ?? model.CompileTraining(adapter.SiteIndices);
+        Program = program ?? model.CompileTraining(adapter.Networks);
         Cursor = new TrainingCursor(
             plan.Samples, plan.Epochs, plan.GradientAccumulation, plan.ShuffleSeed, model.Config.LayerCount, Program.LowestLayer);
         int tokensMax = plan.Samples.Max(s => s.Ids.Length);
@@ -62,7 +62,7 @@ internal sealed class TrainingRun : IDisposable
         _owned.Add(adapter);
     }
 
-    public LoraAdapter Adapter { get; }
+    public PeftAdapter Adapter { get; }
 
     public TrainingProgram Program { get; }
 

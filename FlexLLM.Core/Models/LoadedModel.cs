@@ -20,7 +20,7 @@ internal sealed class LoadedModel : IDisposable
         Config = config;
         Backend = backend;
         PositionsMax = positionsMax;
-        _compiler = new GraphCompiler(DecoderBuilder.Build(config, AdapterSites.All(config.LayerCount)), config.LayerCount);
+        _compiler = new GraphCompiler(DecoderBuilder.BuildServing(config), config.LayerCount);
         _matrices = new DeviceWeight?[_compiler.WeightNames.Count];
         _vectors = new DeviceTensor?[_compiler.WeightNames.Count];
         RopeTable = Own(backend.Allocate(positionsMax, config.HeadDim));
@@ -135,9 +135,9 @@ internal sealed class LoadedModel : IDisposable
         return _vectors[weight]!;
     }
 
-    /// <summary>The backward program for bypasses at the given modules of every layer.</summary>
-    public TrainingProgram CompileTraining(IReadOnlySet<int> sites) =>
-        _compiler.CompileTraining(DecoderBuilder.Build(Config, sites));
+    /// <summary>The backward program of a job that trains these networks.</summary>
+    public TrainingProgram CompileTraining(IReadOnlyDictionary<int, BypassNetwork> bypasses, CompilerOptions? options = null) =>
+        _compiler.CompileTraining(DecoderBuilder.BuildTraining(Config, bypasses), options);
 
     public void Dispose()
     {
