@@ -191,10 +191,10 @@ internal sealed class VerifyTraining(VerifyVerb report, GoldenModel golden, Load
         var weights = new Dictionary<string, float[]>();
         foreach (int site in adapter.SiteIndices)
         {
-            DeviceLora pair = adapter[site]!;
-            weights[PeftFolder.TensorName(site, 'A')] = Host(pair.A);
+            LoraPair pair = adapter[site]!;
+            weights[PeftFolder.TensorName(site, 'A')] = Host(pair.A.Values);
             weights[PeftFolder.TensorName(site, 'B')] =
-                PeftFolder.Transpose(Host(pair.BTransposed), pair.Rank, pair.OutFeatures);
+                PeftFolder.Transpose(Host(pair.BTransposed.Values), pair.Rank, pair.OutFeatures);
         }
 
         return weights;

@@ -7,7 +7,7 @@ namespace FlexLLM.Tests.Contracts;
 /// <see cref="Reference"/> behind the interface, rounded to F32 on every store: shows that the contract can be met, and
 /// carries the planted faults. One row at a time and tokens in descending order, so it keeps the law of determinism too.
 /// </summary>
-internal sealed class ReferenceBackend : IComputeBackend
+internal sealed partial class ReferenceBackend : IComputeBackend
 {
     public string Name => "reference";
 
@@ -32,10 +32,9 @@ internal sealed class ReferenceBackend : IComputeBackend
     public DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
         new HostKvCache(this, layers, blocks, kvHeads, headDim);
 
-    public DeviceLora CreateLora(int inFeatures, int outFeatures, int rank) =>
-        new HostLora(this, inFeatures, outFeatures, rank);
+    public DeviceFactor CreateFactor(int inner, int wide) => new HostFactor(this, inner, wide);
 
-    public void RefreshLora(DeviceLora lora)
+    public void RefreshFactor(DeviceFactor factor)
     {
         // Nothing is derived.
     }
@@ -52,7 +51,12 @@ internal sealed class ReferenceBackend : IComputeBackend
         Floats(source).CopyTo(destination);
     }
 
-    public void Copy(TensorSlice source, TensorSlice destination) => Store(Read(source), destination);
+    // Not by way of numbers: those would lose the bits of some NaN.
+    public void Copy(TensorSlice source, TensorSlice destination)
+    {
+        Check.That(SameShape(source, destination));
+        Floats(source).CopyTo(Floats(destination));
+    }
 
     public void Zero(TensorSlice destination) => Floats(destination).Clear();
 
@@ -90,25 +94,25 @@ internal sealed class ReferenceBackend : IComputeBackend
         Check.That(x.Rows == y.Rows);
         foreach (LoraSegment segment in segments)
         {
-            DeviceLora lora = segment.Lora;
-            Check.That(x.Columns == lora.InFeatures && y.Columns == lora.OutFeatures);
+            (DeviceFactor a, DeviceFactor b) = (segment.A, segment.BTransposed);
+            Check.That(x.Columns == a.Wide && y.Columns == b.Wide && a.Inner == b.Inner);
             Matrix rows = Read(x.Slice(segment.RowStart, segment.RowCount));
-            Matrix add = Reference.LoraBypass(rows, Read(lora.A), Read(lora.BTransposed), segment.Scale);
+            Matrix add = Reference.LoraBypass(rows, Read(a.Values), Read(b.Values), segment.Scale);
             Store(add, y.Slice(segment.RowStart, segment.RowCount), accumulate: true);
         }
     }
 
     public void LoraBypassBackward(
-        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
-        TensorSlice? dx)
+        TensorSlice x, TensorSlice dy, DeviceFactor a, DeviceFactor bTransposed, float scale, DeviceTensor gradA,
+        DeviceTensor gradBTransposed, TensorSlice? dx)
     {
-        Check.That(x.Rows == dy.Rows && x.Columns == lora.InFeatures && dy.Columns == lora.OutFeatures);
+        Check.That(x.Rows == dy.Rows && x.Columns == a.Wide && dy.Columns == bTransposed.Wide && a.Inner == bTransposed.Inner);
         for (int row = x.Rows - 1; row >= 0; row--)
         {
-            (Matrix a, Matrix b, Matrix d) = Reference.LoraBypassBackward(
-                Read(x.Slice(row, 1)), Read(dy.Slice(row, 1)), Read(lora.A), Read(lora.BTransposed), scale);
-            Store(a, gradA, accumulate: true);
-            Store(b, gradBTransposed, accumulate: true);
+            (Matrix newA, Matrix newB, Matrix d) = Reference.LoraBypassBackward(
+                Read(x.Slice(row, 1)), Read(dy.Slice(row, 1)), Read(a.Values), Read(bTransposed.Values), scale);
+            Store(newA, gradA, accumulate: true);
+            Store(newB, gradBTransposed, accumulate: true);
             if (dx is TensorSlice slice)
             {
                 Store(d, slice.Slice(row, 1), accumulate: true);
@@ -302,20 +306,13 @@ internal sealed class ReferenceBackend : IComputeBackend
         public override void Dispose() => _owner.AllocatedBytes -= Bytes;
     }
 
-    private sealed class HostLora(ReferenceBackend owner, int inFeatures, int outFeatures, int rank)
-        : DeviceLora(inFeatures, outFeatures, rank)
+    private sealed class HostFactor(ReferenceBackend owner, int inner, int wide) : DeviceFactor(inner, wide)
     {
-        public override DeviceTensor A { get; } = owner.Allocate(rank, inFeatures);
+        public override DeviceTensor Values { get; } = owner.Allocate(inner, wide);
 
-        public override DeviceTensor BTransposed { get; } = owner.Allocate(rank, outFeatures);
+        public override long Bytes => Values.Bytes;
 
-        public override long Bytes => A.Bytes + BTransposed.Bytes;
-
-        public override void Dispose()
-        {
-            A.Dispose();
-            BTransposed.Dispose();
-        }
+        public override void Dispose() => Values.Dispose();
     }
 
     private sealed class HostKvCache : DeviceKvCache

@@ -74,15 +74,15 @@ internal sealed class TrainingGraphTests(ModelArchitecture architecture)
             new LoraConfig { Rank = 2, TargetModules = [.. bypassed.Select(m => AdapterSites.ModuleNames[(int)m])] });
         foreach (int site in adapter.SiteIndices)
         {
-            DeviceLora pair = adapter[site]!;
+            LoraPair pair = adapter[site]!;
             var random = new SeededRandom((ulong)site + 1);
-            _backend.Upload(Random(pair.Rank * pair.InFeatures, ref random), pair.A);
+            _backend.Upload(Random(pair.Rank * pair.InFeatures, ref random), pair.A.Values);
             if (trained.Contains(AdapterSites.ModuleOf(site)))
             {
-                _backend.Upload(Random(pair.Rank * pair.OutFeatures, ref random), pair.BTransposed);
+                _backend.Upload(Random(pair.Rank * pair.OutFeatures, ref random), pair.BTransposed.Values);
             }
 
-            _backend.RefreshLora(pair);
+            pair.Refresh(_backend);
         }
 
         int[] ids = TinyModel.Ids(11, 3);

@@ -15,7 +15,7 @@ internal sealed class AdapterGradients : IDisposable
         {
             foreach (int site in adapter.SiteIndices)
             {
-                DeviceLora pair = adapter[site]!;
+                LoraPair pair = adapter[site]!;
                 DeviceTensor a = _tensors.Add(backend.Allocate(pair.Rank, pair.InFeatures));
                 _sites.Add(site, (a, _tensors.Add(backend.Allocate(pair.Rank, pair.OutFeatures))));
             }

@@ -11,8 +11,8 @@ namespace FlexLLM.Adapters;
 /// </summary>
 internal sealed class LoraAdapter : IDisposable
 {
-    private readonly DeviceLora?[] _sites;
-    private readonly ResourceSet _pairs = new();
+    private readonly LoraPair?[] _sites;
+    private readonly ResourceSet _factors = new();
 
     /// <summary>An adapter of zeros. The config must have passed <see cref="Validate"/>.</summary>
     public LoraAdapter(IComputeBackend backend, ModelConfig model, LoraConfig config)
@@ -20,14 +20,15 @@ internal sealed class LoraAdapter : IDisposable
         // The caller may go on changing its list.
         Config = config with { TargetModules = [.. config.TargetModules] };
         Modules = Validate(Config, model);
-        _sites = new DeviceLora?[model.LayerCount * AdapterSites.PerLayer];
+        _sites = new LoraPair?[model.LayerCount * AdapterSites.PerLayer];
         SiteIndices = AdapterSites.Of(model.LayerCount, Modules);
         try
         {
             foreach (int site in SiteIndices)
             {
                 (int inFeatures, int outFeatures) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(site), model);
-                _sites[site] = _pairs.Add(backend.CreateLora(inFeatures, outFeatures, config.Rank));
+                DeviceFactor a = _factors.Add(backend.CreateFactor(config.Rank, inFeatures));
+                _sites[site] = new LoraPair(a, _factors.Add(backend.CreateFactor(config.Rank, outFeatures)));
             }
         }
         catch
@@ -49,7 +50,7 @@ internal sealed class LoraAdapter : IDisposable
     public long Bytes => _sites.Sum(s => s?.Bytes ?? 0);
 
     /// <summary>The pair at a site, or null where this adapter has no bypass.</summary>
-    public DeviceLora? this[int site] => _sites[site];
+    public LoraPair? this[int site] => _sites[site];
 
     /// <summary>A new adapter, initialised as PEFT does. It answers like the bare model.</summary>
     public static LoraAdapter CreateRandom(IComputeBackend backend, ModelConfig model, LoraConfig config, ulong seed)
@@ -90,7 +91,7 @@ internal sealed class LoraAdapter : IDisposable
     {
         foreach (int site in SiteIndices)
         {
-            DeviceLora pair = _sites[site]!;
+            LoraPair pair = _sites[site]!;
             var random = new SeededRandom(seed ^ ((ulong)(site + 1) * 0x9E3779B97F4A7C15));
             float bound = 1f / MathF.Sqrt(pair.InFeatures);
             float[] a = new float[pair.Rank * pair.InFeatures];
@@ -99,9 +100,9 @@ internal sealed class LoraAdapter : IDisposable
                 a[i] = ((2f * random.NextSingle()) - 1f) * bound;
             }
 
-            backend.Upload(a, pair.A);
-            backend.Zero(pair.BTransposed);
-            backend.RefreshLora(pair);
+            backend.Upload(a, pair.A.Values);
+            backend.Zero(pair.BTransposed.Values);
+            pair.Refresh(backend);
         }
     }
 
@@ -111,11 +112,11 @@ internal sealed class LoraAdapter : IDisposable
         Check.That(other._sites.Length == _sites.Length && other.Config.Rank == Config.Rank);
         foreach (int site in SiteIndices)
         {
-            DeviceLora source = other._sites[site]!;
-            DeviceLora target = _sites[site]!;
-            backend.Copy(source.A, target.A);
-            backend.Copy(source.BTransposed, target.BTransposed);
-            backend.RefreshLora(target);
+            LoraPair source = other._sites[site]!;
+            LoraPair target = _sites[site]!;
+            backend.Copy(source.A.Values, target.A.Values);
+            backend.Copy(source.BTransposed.Values, target.BTransposed.Values);
+            target.Refresh(backend);
         }
     }
 
@@ -123,7 +124,7 @@ internal sealed class LoraAdapter : IDisposable
     public bool IsFinite(IComputeBackend backend)
     {
         float[] values = [];
-        foreach (DeviceTensor tensor in SiteIndices.SelectMany(s => new[] { _sites[s]!.A, _sites[s]!.BTransposed }))
+        foreach (DeviceTensor tensor in SiteIndices.SelectMany(s => new[] { _sites[s]!.A.Values, _sites[s]!.BTransposed.Values }))
         {
             int count = tensor.Rows * tensor.Columns;
             values = values.Length < count ? new float[count] : values;
@@ -137,7 +138,7 @@ internal sealed class LoraAdapter : IDisposable
         return true;
     }
 
-    public void Dispose() => _pairs.Dispose();
+    public void Dispose() => _factors.Dispose();
 
     /// <summary>
     /// The modules that a config names. Throws <see cref="RequestRejectedException"/> for a config that does not fit.

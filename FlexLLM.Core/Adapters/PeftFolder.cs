@@ -51,11 +51,11 @@ internal static class PeftFolder
             CheckNames(weights, adapter);
             foreach (int site in adapter.SiteIndices)
             {
-                DeviceLora pair = adapter[site]!;
-                model.Backend.Upload(Read(weights, TensorName(site, 'A'), pair.Rank, pair.InFeatures), pair.A);
+                LoraPair pair = adapter[site]!;
+                model.Backend.Upload(Read(weights, TensorName(site, 'A'), pair.Rank, pair.InFeatures), pair.A.Values);
                 float[] b = Read(weights, TensorName(site, 'B'), pair.OutFeatures, pair.Rank);
-                model.Backend.Upload(Transpose(b, pair.OutFeatures, pair.Rank), pair.BTransposed);
-                model.Backend.RefreshLora(pair);
+                model.Backend.Upload(Transpose(b, pair.OutFeatures, pair.Rank), pair.BTransposed.Values);
+                pair.Refresh(model.Backend);
             }
 
             return adapter;
@@ -73,11 +73,11 @@ internal static class PeftFolder
         var tensors = new List<TensorToWrite>();
         foreach (int site in adapter.SiteIndices)
         {
-            DeviceLora pair = adapter[site]!;
+            LoraPair pair = adapter[site]!;
             float[] a = new float[pair.Rank * pair.InFeatures];
             float[] bTransposed = new float[pair.Rank * pair.OutFeatures];
-            backend.Download(pair.A, a);
-            backend.Download(pair.BTransposed, bTransposed);
+            backend.Download(pair.A.Values, a);
+            backend.Download(pair.BTransposed.Values, bTransposed);
             float[] b = Transpose(bTransposed, pair.Rank, pair.OutFeatures);
             tensors.Add(TensorToWrite.FromFloats(TensorName(site, 'A'), [pair.Rank, pair.InFeatures], a));
             tensors.Add(TensorToWrite.FromFloats(TensorName(site, 'B'), [pair.OutFeatures, pair.Rank], b));

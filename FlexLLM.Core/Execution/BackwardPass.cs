@@ -89,8 +89,9 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
                 }
 
                 (DeviceTensor gradA, DeviceTensor gradB) = gradients[instruction.Site];
+                LoraPair pair = adapter[instruction.Site]!;
                 backend.LoraBypassBackward(
-                    window.Rows(inputs[1]), window.Rows(inputs[0]), adapter[instruction.Site]!, adapter.Scale, gradA, gradB, dx);
+                    window.Rows(inputs[1]), window.Rows(inputs[0]), pair.A, pair.BTransposed, adapter.Scale, gradA, gradB, dx);
                 break;
             case OpKind.RopeBackward or OpKind.Rope:
                 Span<int> positions = stackalloc int[window.Count];

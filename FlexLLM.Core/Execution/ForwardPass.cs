@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using FlexLLM.Adapters;
 using FlexLLM.Backends;
 using FlexLLM.Graph;
 using FlexLLM.Models;
@@ -169,9 +170,9 @@ internal sealed class ForwardPass : IDisposable
         _bypasses.Clear();
         foreach (AdapterRows rows in batch.Adapters)
         {
-            if (rows.Adapter[site] is DeviceLora pair)
+            if (rows.Adapter[site] is LoraPair pair)
             {
-                _bypasses.Add(new LoraSegment(rows.RowStart, rows.RowCount, pair, rows.Adapter.Scale));
+                _bypasses.Add(new LoraSegment(rows.RowStart, rows.RowCount, pair.A, pair.BTransposed, rows.Adapter.Scale));
             }
         }
 

@@ -20,10 +20,10 @@ internal sealed class AdapterOptimizer : IDisposable
         {
             foreach (int site in adapter.SiteIndices)
             {
-                DeviceLora pair = adapter[site]!;
+                LoraPair pair = adapter[site]!;
                 (DeviceTensor gradA, DeviceTensor gradB) = gradients[site];
-                _parameters.Add(Create($"{site}.A", pair, pair.A, gradA));
-                _parameters.Add(Create($"{site}.B", pair, pair.BTransposed, gradB));
+                _parameters.Add(Create($"{site}.A", pair.A, gradA));
+                _parameters.Add(Create($"{site}.B", pair.BTransposed, gradB));
             }
         }
         catch
@@ -47,19 +47,19 @@ internal sealed class AdapterOptimizer : IDisposable
             if (_options is AdamWOptions adam)
             {
                 var step = new AdamWStepOptions(adam.LearningRate, adam.Beta1, adam.Beta2, adam.Epsilon, adam.WeightDecay, Steps);
-                _backend.AdamWStep(p.Weight, p.Gradient, p.First!, p.Second!, step);
+                _backend.AdamWStep(p.Weight.Values, p.Gradient, p.First!, p.Second!, step);
             }
             else
             {
                 var sgd = (SgdOptions)_options;
                 var step = new SgdStepOptions(sgd.LearningRate, sgd.Momentum, sgd.Nesterov, sgd.WeightDecay);
-                _backend.SgdStep(p.Weight, p.Gradient, p.First, step);
+                _backend.SgdStep(p.Weight.Values, p.Gradient, p.First, step);
             }
         }
 
-        foreach (DeviceLora pair in _parameters.Select(p => p.Pair).Distinct())
+        foreach (Parameter p in _parameters)
         {
-            _backend.RefreshLora(pair);
+            _backend.RefreshFactor(p.Weight);
         }
     }
 
@@ -82,14 +82,14 @@ internal sealed class AdapterOptimizer : IDisposable
 
     public void Dispose() => _state.Dispose();
 
-    private Parameter Create(string name, DeviceLora pair, DeviceTensor weight, DeviceTensor gradient)
+    private Parameter Create(string name, DeviceFactor weight, DeviceTensor gradient)
     {
-        DeviceTensor? first = _options.Moments > 0 ? _state.Add(_backend.Allocate(weight.Rows, weight.Columns)) : null;
-        DeviceTensor? second = _options.Moments > 1 ? _state.Add(_backend.Allocate(weight.Rows, weight.Columns)) : null;
-        return new Parameter(name, pair, weight, gradient, first, second);
+        DeviceTensor? first = _options.Moments > 0 ? _state.Add(_backend.Allocate(weight.Inner, weight.Wide)) : null;
+        DeviceTensor? second = _options.Moments > 1 ? _state.Add(_backend.Allocate(weight.Inner, weight.Wide)) : null;
+        return new Parameter(name, weight, gradient, first, second);
     }
 
     /// <summary>One weight with its gradient and the moments that its optimizer keeps.</summary>
     private sealed record Parameter(
-        string Name, DeviceLora Pair, DeviceTensor Weight, DeviceTensor Gradient, DeviceTensor? First, DeviceTensor? Second);
+        string Name, DeviceFactor Weight, DeviceTensor Gradient, DeviceTensor? First, DeviceTensor? Second);
 }

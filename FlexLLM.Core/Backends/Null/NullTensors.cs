@@ -57,26 +57,18 @@ internal sealed class NullWeight(NullMemory memory, int outFeatures, int inFeatu
     public override void Dispose() => _buffer.Dispose();
 }
 
-/// <summary>A LoRA pair without elements.</summary>
-internal sealed class NullLora(NullMemory memory, int inFeatures, int outFeatures, int rank)
-    : DeviceLora(inFeatures, outFeatures, rank)
+/// <summary>A bypass matrix without elements.</summary>
+internal sealed class NullFactor(NullMemory memory, int inner, int wide) : DeviceFactor(inner, wide)
 {
-    private readonly NullTensor _a = new(memory, rank, inFeatures);
-    private readonly NullTensor _bTransposed = new(memory, rank, outFeatures);
+    private readonly NullTensor _values = new(memory, inner, wide);
 
-    public override DeviceTensor A => _a;
+    public override DeviceTensor Values => _values;
 
-    public override DeviceTensor BTransposed => _bTransposed;
+    public override long Bytes => _values.Bytes;
 
-    public override long Bytes => _a.Bytes + _bTransposed.Bytes;
+    public bool IsDisposed => _values.IsDisposed;
 
-    public bool IsDisposed => _a.IsDisposed;
-
-    public override void Dispose()
-    {
-        _a.Dispose();
-        _bTransposed.Dispose();
-    }
+    public override void Dispose() => _values.Dispose();
 }
 
 /// <summary>A KV cache without elements.</summary>
