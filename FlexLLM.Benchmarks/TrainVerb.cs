@@ -41,8 +41,7 @@ internal sealed class TrainVerb : IDisposable
         _batch = new TokenBatch(window);
         _forward = new ForwardPass(bench.Model, window);
         _backward = new BackwardPass(bench.Model, window);
-        var adapter = new PeftAdapter(bench.Backend, bench.Model.Config, lora);
-        adapter.InitializeRandom(bench.Backend, seed: 1);
+        PeftAdapter adapter = PeftAdapter.CreateRandom(bench.Backend, bench.Model.Config, lora, seed: 1);
         int[] ids = bench.RandomIds(tokens, seed: 1);
         bool[] carriesLoss = new bool[tokens];
         Array.Fill(carriesLoss, true);
@@ -145,7 +144,7 @@ internal sealed class TrainVerb : IDisposable
     /// <summary>Bytes by category; no prediction where the backend decides alone.</summary>
     private List<MemoryRow> Memory()
     {
-        TrainingMemory predicted = TrainingMemory.Of(_bench.Model, _run.Program, _run.Adapter.Config.Rank, moments: 2, _tokens, _window);
+        TrainingMemory predicted = TrainingMemory.Of(_bench.Model, _run.Program, _run.Adapter, moments: 2, _tokens, _window);
         List<MemoryRow> rows =
         [
             .. _run.MemoryByCategory().Select(row => Row(row.Category, row.Bytes)),
@@ -169,7 +168,7 @@ internal sealed class TrainVerb : IDisposable
         (double)sizeof(float) * _run.Program.SavedColumns / _bench.Model.Config.LayerCount;
 
     private string Describe() =>
-        $"{_bench.Describe()}; LoRA rank {_run.Adapter.Config.Rank} on {string.Join(", ", _run.Adapter.Config.TargetModules)}; " +
+        $"{_bench.Describe()}; {_run.Adapter.Config.Describe()}; " +
         $"{_tokens} tokens in windows of {_window}; median, least and greatest of {_times.Count} steps";
 
     private void Print(TextWriter output)
@@ -203,8 +202,7 @@ internal sealed class TrainVerb : IDisposable
     {
         json.WriteStartObject();
         _bench.Write(json);
-        json.WriteNumber("rank", _run.Adapter.Config.Rank);
-        json.WriteString("modules", string.Join(',', _run.Adapter.Config.TargetModules));
+        json.WriteString("adapter", _run.Adapter.Config.Describe());
         json.WriteNumber("tokens", _tokens);
         json.WriteNumber("window", _window);
         json.WriteNumber("steps", _times.Count);

@@ -144,7 +144,7 @@ internal sealed class AdapterIsolationTests
         AdapterInfo loaded = await engine.Adapters.LoadAsync("again", _model["saved"]).Soon();
         Assert.That(await engine.AskAsync(request with { Adapter = "again" }), Is.EqualTo(before));
         Assert.That(await Jobs.WeightsAsync(engine, "again", _model["saved again"]), Is.EqualTo(saved));
-        Assert.That(loaded.Config.Rank, Is.EqualTo(4));
+        Assert.That(((LoraConfig)loaded.Config).Rank, Is.EqualTo(4));
     }
 
     [Test]

@@ -64,11 +64,11 @@ internal sealed class EngineFaultTests
     [TestCase("Download", 5)]
     [TestCase("Allocate", 30)]
     [TestCase("CreateKvCache", 1)]
-    [TestCase("CreateLora", 1)]
-    [TestCase("CreateLora", 8)]
-    [TestCase("CreateLora", 14)]
+    [TestCase("CreateFactor", 1)]
+    [TestCase("CreateFactor", 16)]
+    [TestCase("CreateFactor", 27)]
     [TestCase("Copy", 3)]
-    [TestCase("RefreshLora", 2)]
+    [TestCase("RefreshFactor", 3)]
     [TestCase("FusedLinearCrossEntropy", 2)]
     [TestCase("AttentionBackward", 2)]
     [TestCase("LoraBypassBackward", 3)]
@@ -131,8 +131,8 @@ internal sealed class EngineFaultTests
     [TestCase("Allocate", 20)]
     [TestCase("Allocate", 44)]
     [TestCase("CreateKvCache", 1)]
-    [TestCase("CreateLora", 4)]
-    [TestCase("CreateLora", 10)]
+    [TestCase("CreateFactor", 7)]
+    [TestCase("CreateFactor", 20)]
     public async Task Memory_RunsOutWhileAJobStarts_RejectsTheJobAlone(string operation, int call)
     {
         int left = -1;

@@ -22,6 +22,9 @@ public abstract record PeftConfig
     /// <summary>The factor applied to the bypass.</summary>
     public virtual float Scale => 1;
 
+    /// <summary>Method, size and modules in words.</summary>
+    public sealed override string ToString() => Describe();
+
     /// <summary>The network that the method puts at a module.</summary>
     internal abstract BypassNetwork NetworkOf(AdapterModule module);
 

@@ -299,7 +299,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     {
         int tokensMax = samples.Samples.Max(s => s.Ids.Length);
         TrainingMemory needs = TrainingMemory.Of(
-            model, program, master.Config.Rank, request.Optimizer.Moments, tokensMax, options.TokensPerStepMax);
+            model, program, master, request.Optimizer.Moments, tokensMax, options.TokensPerStepMax);
         long left = options.DeviceBytesLimit - model.Backend.AllocatedBytes;
         if (needs.JobBytes > left)
         {

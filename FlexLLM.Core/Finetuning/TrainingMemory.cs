@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text;
+using FlexLLM.Adapters;
 using FlexLLM.Backends;
 using FlexLLM.Graph;
 using FlexLLM.Models;
@@ -24,20 +25,16 @@ internal sealed class TrainingMemory
 
     /// <param name="model">The model.</param>
     /// <param name="program">The job's backward program.</param>
-    /// <param name="rank">Rank of the adapter.</param>
+    /// <param name="adapter">The adapter.</param>
     /// <param name="moments">Tensors that the optimizer keeps beside each weight: 0, 1 or 2.</param>
     /// <param name="tokens">Longest sample.</param>
     /// <param name="window">Most rows of a window.</param>
-    public static TrainingMemory Of(LoadedModel model, TrainingProgram program, int rank, int moments, int tokens, int window)
+    public static TrainingMemory Of(LoadedModel model, TrainingProgram program, PeftAdapter adapter, int moments, int tokens, int window)
     {
         ModelConfig config = model.Config;
         long kvColumns = config.KeyValueHeads * config.HeadDim;
         long blocks = (tokens + DeviceKvCache.TokensPerBlock - 1) / DeviceKvCache.TokensPerBlock;
-        long parameters = rank * program.Sites.Sum(site =>
-        {
-            (int inFeatures, int outFeatures) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(site), config);
-            return (long)inFeatures + outFeatures;
-        });
+        long parameters = adapter.Tensors().Sum(t => t.Tensor.Spec.Count);
         return new TrainingMemory(
         [
             Floats("saved activations", program.SavedColumns * tokens),
@@ -46,8 +43,8 @@ internal sealed class TrainingMemory
             Floats("adapter weights", parameters),
             Floats("adapter gradients", parameters),
             Floats("optimizer state", moments * parameters),
-            Floats(ForwardWorkspace, (model.Program.SlotColumns.Sum(c => (long)c) * window) + config.VocabularySize),
-            Floats(BackwardWorkspace, program.SlotColumns.Sum(c => (long)c) * window),
+            Floats(ForwardWorkspace, ((long)model.Program.Arena.Columns * window) + config.VocabularySize),
+            Floats(BackwardWorkspace, (long)program.Arena.Columns * window),
         ]);
 
         static (string Category, long Bytes) Floats(string category, long count) => (category, count * sizeof(float));

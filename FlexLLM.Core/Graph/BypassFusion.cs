@@ -14,7 +14,7 @@ internal static class BypassFusion
         List<GraphValue> values = [.. graph.Values];
         var replaced = new Dictionary<int, GraphNode?>();
         ILookup<int, GraphNode> bySite = graph.Nodes.Where(n => n.IsBackward && n.Site >= 0).ToLookup(n => n.Site);
-        if (!bySite.Any())
+        if (bySite.Count == 0)
         {
             return graph;
         }

@@ -1,5 +1,3 @@
-using FlexLLM.Primitives;
-
 namespace FlexLLM.Graph;
 
 /// <summary>How far rematerialization goes.</summary>

@@ -1,22 +1,27 @@
 namespace FlexLLM.Primitives;
 
-/// <summary>How rows of floats are stored in fewer bytes between the forward and the backward pass.</summary>
+/// <summary>What a packed row keeps of each element.</summary>
 internal enum PackedFormat
 {
-    /// <summary>Rounded to bfloat16, two to a 32-bit container: loses 16 bits of each number.</summary>
+    /// <summary>The nearest bfloat16, ties to even; NaN stays NaN. Two in a float.</summary>
     BF16,
 
-    /// <summary>One bit each, 1 where the number is positive: all that the gradient of a ReLU reads of its output.</summary>
+    /// <summary>Whether the element is above zero; unpacks to 1 or 0. Thirty-two in a float.</summary>
     SignBits,
 }
 
-/// <summary>Sizes of <see cref="PackedFormat"/>.</summary>
+/// <summary>Sizes of packed rows.</summary>
 internal static class PackedFormats
 {
-    /// <summary>32-bit containers that a row of so many floats takes.</summary>
+    /// <summary>Floats that hold a packed row of so many columns.</summary>
     public static int PackedColumns(int columns, PackedFormat format)
     {
-        int perContainer = format == PackedFormat.BF16 ? 2 : 32;
-        return (columns + perContainer - 1) / perContainer;
+        int perFloat = format switch
+        {
+            PackedFormat.BF16 => 2,
+            PackedFormat.SignBits => 32,
+            _ => throw new ArgumentOutOfRangeException(nameof(format), format, "Not a packed format."),
+        };
+        return (columns / perFloat) + (columns % perFloat == 0 ? 0 : 1);
     }
 }

@@ -7,6 +7,7 @@ internal enum WorkspaceSlot
     TransposedWeight,
     LowRank,
     LoraPieces,
+    FactorRows,
     SelectedRows,
     SelectedGradients,
     Logits,
