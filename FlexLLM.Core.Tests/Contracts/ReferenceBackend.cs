@@ -13,6 +13,22 @@ internal sealed class ReferenceBackend : IComputeBackend
 
     public long AllocatedBytes { get; private set; }
 
+    public long TensorBytes(int rows, int columns) => sizeof(float) * (long)rows * columns;
+
+    public long WeightBytes(int outFeatures, int inFeatures, DType type) => sizeof(double) * (long)outFeatures * inFeatures;
+
+    public long FactorBytes(int inner, int wide) => TensorBytes(inner, wide);
+
+    public long KvCacheBytes(int layers, int blocks, int kvHeads, int headDim) =>
+        2L * sizeof(double) * layers * blocks * DeviceKvCache.TokensPerBlock * kvHeads * headDim;
+
+    public long ScratchBytes(in ScratchLimits limits) => 0;
+
+    public void ReserveScratch(in ScratchLimits limits)
+    {
+        // Every result is an object of its own.
+    }
+
     public DeviceTensor Allocate(int rows, int columns) => new HostTensor(this, rows, columns);
 
     public DeviceWeight CreateWeight(in HostMatrix source, DType type)
@@ -31,6 +47,8 @@ internal sealed class ReferenceBackend : IComputeBackend
 
     public DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
         new HostKvCache(this, layers, blocks, kvHeads, headDim);
+
+    public void ResizeKvCache(DeviceKvCache cache, int blocks) => ((HostKvCache)cache).Resize(blocks);
 
     public DeviceLora CreateLora(int inFeatures, int outFeatures, int rank) =>
         new HostLora(this, inFeatures, outFeatures, rank);
@@ -331,9 +349,9 @@ internal sealed class ReferenceBackend : IComputeBackend
             owner.AllocatedBytes += Bytes;
         }
 
-        public Matrix Keys { get; }
+        public Matrix Keys { get; private set; }
 
-        public Matrix Values { get; }
+        public Matrix Values { get; private set; }
 
         public override long Bytes => 2L * sizeof(double) * Keys.Values.Length;
 
@@ -343,6 +361,16 @@ internal sealed class ReferenceBackend : IComputeBackend
             int block = table[position / TokensPerBlock];
             Check.That(block >= 0 && block < Blocks);
             return (((layer * Blocks) + block) * TokensPerBlock) + (position % TokensPerBlock);
+        }
+
+        public void Resize(int blocks)
+        {
+            CheckResize(blocks);
+            _owner.AllocatedBytes -= Bytes;
+            Keys = Resized(Keys, blocks);
+            Values = Resized(Values, blocks);
+            Blocks = blocks;
+            _owner.AllocatedBytes += Bytes;
         }
 
         public HeadShape ShapeFor(int queryColumns)
@@ -358,5 +386,17 @@ internal sealed class ReferenceBackend : IComputeBackend
         }
 
         public override void Dispose() => _owner.AllocatedBytes -= Bytes;
+
+        private Matrix Resized(Matrix from, int blocks)
+        {
+            int kept = Math.Min(Blocks, blocks) * TokensPerBlock;
+            var to = new Matrix(Layers * blocks * TokensPerBlock, from.Columns);
+            for (int layer = 0; layer < Layers; layer++)
+            {
+                to.SetRows(layer * blocks * TokensPerBlock, from.Slice(layer * Blocks * TokensPerBlock, kept));
+            }
+
+            return to;
+        }
     }
 }

@@ -16,16 +16,30 @@ internal sealed class ForwardPass : IDisposable
     private readonly Workspace _workspace;
     private readonly List<AttentionSegment> _segments = [];
     private readonly List<LoraSegment> _bypasses = [];
-    private DeviceTensor? _logits;
+    private readonly DeviceTensor _logits;
 
-    public ForwardPass(LoadedModel model, int rowsMax)
+    /// <param name="model">The model.</param>
+    /// <param name="rowsMax">Most rows of a batch.</param>
+    /// <param name="sampledMax">Most rows of a batch whose logits are wanted.</param>
+    public ForwardPass(LoadedModel model, int rowsMax, int sampledMax)
     {
         _model = model;
         _workspace = new Workspace(model.Backend, model.Program.SlotColumns, rowsMax);
+        try
+        {
+            _logits = model.Backend.Allocate(sampledMax, model.Config.VocabularySize);
+        }
+        catch
+        {
+            _workspace.Dispose();
+            throw;
+        }
     }
 
-    /// <summary>Bytes of activations in flight and of logits.</summary>
-    public long WorkspaceBytes => _workspace.Bytes + (_logits?.Bytes ?? 0);
+    /// <summary>Bytes of activations in flight.</summary>
+    public long WorkspaceBytes => _workspace.Bytes;
+
+    public long LogitsBytes => _logits.Bytes;
 
     /// <summary>
     /// Runs all rows. Row i of the result holds the logits of the batch's i-th sampled row; valid until the next run.
@@ -54,7 +68,7 @@ internal sealed class ForwardPass : IDisposable
     public void Dispose()
     {
         _workspace.Dispose();
-        _logits?.Dispose();
+        _logits.Dispose();
     }
 
     private void Execute(Instruction instruction, TokenBatch batch)
@@ -142,12 +156,6 @@ internal sealed class ForwardPass : IDisposable
     private TensorSlice RunLogits(TokenBatch batch)
     {
         Instruction instruction = _model.Program.Logits;
-        if (_logits is null || _logits.Rows < batch.SampledRows.Count)
-        {
-            _logits?.Dispose();
-            _logits = _model.Backend.Allocate(Math.Max(1, batch.SampledRows.Count), _model.Config.VocabularySize);
-        }
-
         TensorSlice logits = _logits.Slice(0, batch.SampledRows.Count);
         if (batch.SampledRows.Count > 0)
         {
