@@ -39,7 +39,7 @@ internal sealed class TrainVerb : IDisposable
         _allocatedBefore = bench.Backend.AllocatedBytes;
         _residentBefore = Environment.WorkingSet;
         _batch = new TokenBatch(window);
-        _forward = new ForwardPass(bench.Model, window);
+        _forward = new ForwardPass(bench.Model, window, sampledMax: 0);
         _backward = new BackwardPass(bench.Model, window);
         PeftAdapter adapter = PeftAdapter.CreateRandom(bench.Backend, bench.Model.Config, lora, seed: 1);
         int[] ids = bench.RandomIds(tokens, seed: 1);

@@ -36,6 +36,19 @@ internal abstract class BackendContract
     public void AllocatedBytes_CreateAndDispose_AddsUp() => MemoryChecks.Accounting(Backend);
 
     [Test]
+    public void ToldBytes_AnyShape_AreReal([ValueSource(nameof(RowCounts))] int rows, [Values(1, 5, 16, 37)] int columns) =>
+        MemoryChecks.ToldBytes(Backend, rows, columns);
+
+    [TestCase(20, 16, 48)]
+    [TestCase(32, 16, 35, 16, 16)]
+    [TestCase(3, 3)]
+    public void ResizeKvCache_ToWholeExtents_KeepsWhatStays(int blocks, params int[] sizes) =>
+        MemoryChecks.Resize(Backend, blocks, sizes);
+
+    [Test]
+    public void ResizeKvCache_WithinAnExtent_IsABrokenInvariant() => MemoryChecks.ResizeWithinAnExtent(Backend);
+
+    [Test]
     public void Resources_Created_DescribeThemselves() => MemoryChecks.Description(Backend);
 
     [Test]

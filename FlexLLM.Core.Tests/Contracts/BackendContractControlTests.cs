@@ -12,6 +12,10 @@ internal sealed class BackendContractControlTests
     private static readonly Dictionary<string, Action<IComputeBackend>> Controls = new()
     {
         ["allocated memory is dirty"] = backend => MemoryChecks.Allocate(backend, 5, 11),
+        ["tensors told a row short"] = backend => MemoryChecks.ToldBytes(backend, 5, 11),
+        ["factors told without a column"] = backend => MemoryChecks.ToldBytes(backend, 5, 11),
+        ["one layer told for all"] = backend => MemoryChecks.ToldBytes(backend, 5, 11),
+        ["resize forgets the keys"] = backend => MemoryChecks.Resize(backend, 20, 16),
         ["upload spills into the next row"] = backend => MemoryChecks.Upload(backend, 5, 11),
         ["download flips a sign"] = backend => MemoryChecks.Upload(backend, 5, 11),
         ["copy drops the last row"] = backend => MemoryChecks.Copy(backend, 5, 11),

@@ -6,6 +6,25 @@ namespace FlexLLM.Tests.Contracts;
 /// <summary>One planted fault: takes a correct backend and the name of the fault, spoils one operation.</summary>
 internal sealed class FaultyBackend(IComputeBackend inner, string fault) : DelegatingBackend(inner)
 {
+    public override long TensorBytes(int rows, int columns) =>
+        Inner.TensorBytes(fault == "tensors told a row short" ? Math.Max(0, rows - 1) : rows, columns);
+
+    public override long FactorBytes(int inner, int wide) =>
+        Inner.FactorBytes(inner, wide) - (fault == "factors told without a column" ? sizeof(float) : 0);
+
+    public override long KvCacheBytes(int layers, int blocks, int kvHeads, int headDim) =>
+        Inner.KvCacheBytes(fault == "one layer told for all" ? 1 : layers, blocks, kvHeads, headDim);
+
+    public override void ResizeKvCache(DeviceKvCache cache, int blocks)
+    {
+        if (fault == "resize forgets the keys")
+        {
+            Inner.ResizeKvCache(cache, 0);
+        }
+
+        Inner.ResizeKvCache(cache, blocks);
+    }
+
     public override unsafe DeviceWeight CreateWeight(in HostMatrix source, DType type)
     {
         if (fault != "BF16 truncated" || type != DType.BF16)

@@ -62,7 +62,7 @@ internal sealed class EngineLoop : IDisposable
         {
             _cache = _owned.Add(
                 model.Backend.CreateKvCache(config.LayerCount, _blocks.BlocksTotal, config.KeyValueHeads, config.HeadDim));
-            _forward = _owned.Add(new ForwardPass(model, options.TokensPerStepMax));
+            _forward = _owned.Add(new ForwardPass(model, options.TokensPerStepMax, options.SequencesMax));
         }
         catch
         {

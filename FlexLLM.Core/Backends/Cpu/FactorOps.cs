@@ -20,12 +20,17 @@ internal static unsafe class FactorOps
     private const int PanelsPerItem = 8;
     private const int ColumnsPerItem = PanelsPerItem * PanelPacking.Width;
 
+    private const long NarrowFloats = RowsPerNarrow * PanelsPerNarrow * PanelPacking.Width;
+
+    /// <summary>Scratch floats of a thread for matrices of this inner side.</summary>
+    public static long ScratchFloats(int inner) => Math.Max(NarrowFloats, ScaledFloats(inner));
+
     public static void Narrow(CpuContext cpu, TensorSlice x, DeviceFactor m, float scale, TensorSlice u, bool accumulate)
     {
         Check.That(x.Rows == u.Rows);
         Check.That(x.Columns == m.Wide && u.Columns == m.Inner);
         CpuFactor factor = (CpuFactor)m;
-        long scratchFloats = RowsPerNarrow * PanelsPerNarrow * PanelPacking.Width;
+        long scratchFloats = NarrowFloats;
         float* scratch = cpu.Workspace.Floats(WorkspaceSlot.FactorRows, scratchFloats * cpu.Team.Threads);
         int groups = (factor.Panels.Panels + PanelsPerNarrow - 1) / PanelsPerNarrow;
         int items = groups * ((x.Rows + RowsPerNarrow - 1) / RowsPerNarrow);
@@ -53,6 +58,8 @@ internal static unsafe class FactorOps
         cpu.Team.Run(job, u.Rows == 0 ? 0 : RangesOf(x.Columns), (long)u.Rows * u.Columns * x.Columns);
     }
 
+    private static long ScaledFloats(int inner) => (long)RowsPerBlock * inner;
+
     private static int RangesOf(int columns) => (columns + ColumnsPerItem - 1) / ColumnsPerItem;
 
     // Rows of u times scale, a block at a time, in the scratch of the thread that asks.
@@ -62,7 +69,7 @@ internal static unsafe class FactorOps
         public readonly int Inner = u.Columns;
         private readonly float* _u = CpuTensor.Of(u);
         private readonly float* _scratch =
-            cpu.Workspace.Floats(WorkspaceSlot.FactorRows, (long)cpu.Team.Threads * RowsPerBlock * u.Columns);
+            cpu.Workspace.Floats(WorkspaceSlot.FactorRows, cpu.Team.Threads * ScaledFloats(u.Columns));
         private readonly float _scale = scale;
 
         [MethodImpl(MethodImplOptions.AggressiveOptimization)]
