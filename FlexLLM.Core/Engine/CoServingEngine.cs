@@ -297,7 +297,7 @@ public sealed class CoServingEngine : IAsyncDisposable
         try
         {
             using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(folder);
-            model = LoadedModel.Load(checkpoint, config, backend, options.WeightType, positions, cancellationToken);
+            model = LoadedModel.Load(checkpoint, config, backend, options.WeightType, positions, shard: null, cancellationToken);
             engine = new CoServingEngine(folder, options, backend, model, files);
             engine._loop.Calibrate(CalibrationTimeMax);
             return engine;

@@ -2,7 +2,6 @@ using FlexLLM.Backends;
 using FlexLLM.Backends.Group;
 using FlexLLM.Formats;
 using FlexLLM.Graph.Parallelization;
-using FlexLLM.Primitives;
 
 namespace FlexLLM.Models;
 

@@ -57,12 +57,12 @@ internal sealed class LoadedModel : IDisposable
     /// <param name="backend">The device; it stays the caller's.</param>
     /// <param name="weightType">F32 or BF16, or null to keep BF16 as it is and widen everything else to F32.</param>
     /// <param name="positionsMax">Longest sequence to serve, at most the config's.</param>
-    /// <param name="cancellationToken">Gives up between two tensors.</param>
     /// <param name="shard">Which part of the weights, or null for all of them.</param>
+    /// <param name="cancellationToken">Gives up between two tensors.</param>
     /// <exception cref="InvalidFileException">A tensor is missing, misshapen, or not finite.</exception>
     public static LoadedModel Load(
         SafetensorsCheckpoint checkpoint, ModelConfig config, IComputeBackend backend, DType? weightType, int positionsMax,
-        CancellationToken cancellationToken = default, ModelShard? shard = null)
+        ModelShard? shard = null, CancellationToken cancellationToken = default)
     {
         Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
         var model = new LoadedModel(config, backend, positionsMax, shard);

@@ -1,5 +1,3 @@
-using FlexLLM.Primitives;
-
 namespace FlexLLM.Graph.Parallelization;
 
 /// <summary>How a linear of the backbone is divided (Megatron): by outputs, by inputs, or not at all.</summary>
