@@ -32,7 +32,11 @@ internal sealed partial class ReferenceBackend : IComputeBackend
     public DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
         new HostKvCache(this, layers, blocks, kvHeads, headDim);
 
-    public DeviceFactor CreateFactor(int inner, int wide) => new HostFactor(this, inner, wide);
+    public DeviceFactor CreateFactor(int inner, int wide)
+    {
+        Check.That(inner > 0 && wide > 0);
+        return new HostFactor(this, inner, wide);
+    }
 
     public void RefreshFactor(DeviceFactor factor)
     {

@@ -9,7 +9,7 @@ namespace FlexLLM.Tests.Contracts;
 /// identities that are derived otherwise.
 /// </summary>
 [TestFixture]
-internal sealed class ReferenceTests
+internal sealed partial class ReferenceTests
 {
     private const double Epsilon = 1e-5;
 
