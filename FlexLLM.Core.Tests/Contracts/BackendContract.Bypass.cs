@@ -134,4 +134,7 @@ internal abstract partial class BackendContract
 
     [Test]
     public void Copies_OfAnyBits_KeepThem() => PackChecks.CopiesAreBitwise(Backend);
+
+    [Test]
+    public void Adapter_ComposedOfSmallOperations_HasItsGradients([Values] bool silu) => CompositionChecks.Adapter(Backend, silu);
 }

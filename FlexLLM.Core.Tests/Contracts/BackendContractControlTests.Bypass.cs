@@ -33,6 +33,7 @@ internal sealed partial class BackendContractControlTests
         ["gain gradient in ascending order"] = backend => DeterminismChecks.AnySplit(backend, "ScaleColumnsBackward", 9),
         ["columns from one to the left"] = backend => ColumnChecks.Copy(backend, 5, 7, 12, 9),
         ["columns but the last"] = backend => ColumnChecks.Copy(backend, 5, 7, 12, 9),
+        ["narrow forgets a column"] = backend => CompositionChecks.Adapter(backend, silu: false),
         ["relu leaks"] = backend => DenseChecks.Relu(backend, 5, 7),
         ["relu of a negative is -0"] = backend => DenseChecks.Relu(backend, 5, 7),
         ["relu gradient passes at zero"] = backend => DenseChecks.ReluBackward(backend, 5, 7),

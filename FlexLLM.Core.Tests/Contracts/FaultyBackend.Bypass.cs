@@ -12,6 +12,14 @@ internal sealed partial class FaultyBackend
             Change(u, values => Array.ConvertAll(values, value => value * scale));
         }
 
+        if (fault == "narrow forgets a column")
+        {
+            TensorSlice copy = Inner.Allocate(x.Rows, x.Columns);
+            Inner.Copy(x, copy);
+            Change(copy, values => [.. values.Select((value, i) => i % copy.Columns == 3 ? 0 : value)]);
+            x = copy;
+        }
+
         Inner.Narrow(x, m, fault == "narrow without scale" ? 1 : scale, u, accumulate && fault != "narrow overwrites");
         Spoil("narrow off by 1e-5", u);
         if (u.Rows > 1)
