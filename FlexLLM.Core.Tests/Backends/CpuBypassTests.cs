@@ -47,7 +47,8 @@ internal sealed class CpuBypassTests
     }
 
     [Test]
-    public void FactorProducts_BeyondEveryBlock_KeepBitsForRowsAndThreads([Values(5, 71)] int inner, [Values(1f, 0.3f)] float scale)
+    public void FactorProducts_BeyondEveryBlock_KeepBitsForRowsAndThreads(
+        [Values(5, 71)] int inner, [Values(1f, 0.3f)] float scale)
     {
         int[] whole = Products(1, inner, scale, [Rows]);
         Assert.That(Products(3, inner, scale, [Rows]), Is.EqualTo(whole), "3 threads");

@@ -57,7 +57,8 @@ internal sealed partial class FaultyBackend
             Inner.Zero(gradient);
         }
 
-        InOrder("column sums in ascending order", dy.Rows, (start, count) => Inner.AddColumnSums(dy.Slice(start, count), gradient));
+        InOrder("column sums in ascending order", dy.Rows, (start, count) =>
+            Inner.AddColumnSums(dy.Slice(start, count), gradient));
     }
 
     public override void ScaleColumns(TensorSlice x, DeviceTensor gain, TensorSlice y, bool accumulate)
@@ -149,7 +150,8 @@ internal sealed partial class FaultyBackend
         TensorSlice changed = source;
         if (fault == "packed BF16 truncated" && format == PackedFormat.BF16)
         {
-            changed = Changed(source, value => BitConverter.UInt32BitsToSingle(BitConverter.SingleToUInt32Bits(value) & 0xFFFF0000));
+            changed = Changed(
+                source, value => BitConverter.UInt32BitsToSingle(BitConverter.SingleToUInt32Bits(value) & 0xFFFF0000));
         }
 
         if (fault == "sign bit of zero set" && format == PackedFormat.SignBits)

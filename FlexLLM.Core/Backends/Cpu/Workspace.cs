@@ -8,6 +8,7 @@ internal enum WorkspaceSlot
     LowRank,
     LoraPieces,
     FactorRows,
+    FactorTiles,
     SelectedRows,
     SelectedGradients,
     Logits,
