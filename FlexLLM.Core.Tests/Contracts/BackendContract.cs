@@ -7,7 +7,7 @@ namespace FlexLLM.Tests.Contracts;
 /// What every backend must do, against plain loops in double. Ragged sizes are the point; guard rows, unread rows and
 /// unwritten KV slots hold NaN.
 /// </summary>
-internal abstract class BackendContract
+internal abstract partial class BackendContract
 {
     protected static readonly int[] RowCounts = [0, 1, 5, 7, 33, 130];
 

@@ -53,7 +53,11 @@ internal sealed partial class ReferenceBackend : IComputeBackend
 
     public void ResizeKvCache(DeviceKvCache cache, int blocks) => ((HostKvCache)cache).Resize(blocks);
 
-    public DeviceFactor CreateFactor(int inner, int wide) => new HostFactor(this, inner, wide);
+    public DeviceFactor CreateFactor(int inner, int wide)
+    {
+        Check.That(inner > 0 && wide > 0);
+        return new HostFactor(this, inner, wide);
+    }
 
     public void RefreshFactor(DeviceFactor factor)
     {

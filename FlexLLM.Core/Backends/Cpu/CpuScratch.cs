@@ -18,6 +18,7 @@ internal static class CpuScratch
         Ask(WorkspaceSlot.LoraPieces, LoraOps.PieceBytes(LoraOps.PiecesMax(limits.Rows, limits.Segments)));
         AskFloats(WorkspaceSlot.LowRank, LoraOps.LowRankFloats(limits.Rows, limits.RankMax));
         AskFloats(WorkspaceSlot.FactorRows, threads * FactorOps.ScratchFloats(limits.RankMax));
+        AskFloats(WorkspaceSlot.FactorTiles, threads * FactorOps.TileFloats(limits.RankMax));
         AskFloats(WorkspaceSlot.SelectedRows, CrossEntropyOp.SelectedFloats(limits.SampledRows, limits.HiddenColumns));
         if (!limits.Trains)
         {

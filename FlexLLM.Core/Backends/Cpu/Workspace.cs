@@ -9,6 +9,7 @@ internal enum WorkspaceSlot
     LowRank,
     LoraPieces,
     FactorRows,
+    FactorTiles,
     SelectedRows,
     SelectedGradients,
     Logits,
