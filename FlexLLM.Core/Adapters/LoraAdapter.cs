@@ -51,6 +51,20 @@ internal sealed class LoraAdapter : IDisposable
     /// <summary>The pair at a site, or null where this adapter has no bypass.</summary>
     public DeviceLora? this[int site] => _sites[site];
 
+    /// <summary>Shapes [inner, wide] of the matrices of such an adapter, A and B of each site in turn.</summary>
+    public static IEnumerable<(int Inner, int Wide)> FactorShapes(ModelConfig model, LoraConfig config)
+    {
+        foreach (int site in AdapterSites.Of(model.LayerCount, Validate(config, model)))
+        {
+            (int inFeatures, int outFeatures) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(site), model);
+            yield return (config.Rank, inFeatures);
+            yield return (config.Rank, outFeatures);
+        }
+    }
+
+    /// <summary>The largest rank that any module of this model takes.</summary>
+    public static int RankMaxOf(ModelConfig model) => Enum.GetValues<AdapterModule>().Max(module => RankMaxOf(module, model));
+
     /// <summary>A new adapter, initialised as PEFT does. It answers like the bare model.</summary>
     public static LoraAdapter CreateRandom(IComputeBackend backend, ModelConfig model, LoraConfig config, ulong seed)
     {
@@ -160,8 +174,7 @@ internal sealed class LoraAdapter : IDisposable
                 throw new RequestRejectedException($"LoraConfig.TargetModules: '{name}' is named twice.");
             }
 
-            (int inFeatures, int outFeatures) = AdapterSites.WidthsOf(module, model);
-            int widest = Math.Min(LoraConfig.RankMax, Math.Min(inFeatures, outFeatures));
+            int widest = RankMaxOf(module, model);
             if (config.Rank < 1 || config.Rank > widest)
             {
                 throw new RequestRejectedException($"LoraConfig.Rank is {config.Rank}; for {name} of this model it must be 1 to {widest}.");
@@ -174,5 +187,11 @@ internal sealed class LoraAdapter : IDisposable
         }
 
         return modules;
+    }
+
+    private static int RankMaxOf(AdapterModule module, ModelConfig model)
+    {
+        (int inFeatures, int outFeatures) = AdapterSites.WidthsOf(module, model);
+        return Math.Min(LoraConfig.RankMax, Math.Min(inFeatures, outFeatures));
     }
 }

@@ -16,11 +16,10 @@ internal static class PeftFolder
     /// <summary>Name of a site's tensor in the file; matrix is 'A' or 'B'.</summary>
     public static string TensorName(int site, char matrix) => $"base_model.model.{AdapterSites.NameOf(site)}.lora_{matrix}.weight";
 
-    /// <summary>Reads an adapter for this model.</summary>
-    /// <exception cref="InvalidFileException">A malformed file, or an adapter of another model, rank or module set.</exception>
-    public static LoraAdapter Load(string folder, LoadedModel model)
+    /// <summary>Reads what kind of adapter a folder holds, without touching the device.</summary>
+    /// <exception cref="InvalidFileException">A malformed file, or an adapter that does not fit the model.</exception>
+    public static LoraConfig ReadConfig(string folder, ModelConfig model)
     {
-        string configPath = Path.Combine(folder, AdapterConfig.FileName);
         AdapterConfig file = AdapterConfig.Load(folder);
         var config = new LoraConfig
         {
@@ -29,6 +28,22 @@ internal static class PeftFolder
             UseRsLora = file.UseRsLora,
             TargetModules = file.AllLinear ? AdapterSites.ModuleNames : file.TargetModules,
         };
+        try
+        {
+            LoraAdapter.Validate(config, model);
+            return config;
+        }
+        catch (RequestRejectedException e)
+        {
+            throw new InvalidFileException(Path.Combine(folder, AdapterConfig.FileName), "r, target_modules", e.Message, e);
+        }
+    }
+
+    /// <summary>Reads an adapter for this model.</summary>
+    /// <exception cref="InvalidFileException">A malformed file, or an adapter of another model, rank or module set.</exception>
+    public static LoraAdapter Load(string folder, LoadedModel model)
+    {
+        LoraConfig config = ReadConfig(folder, model.Config);
         string weightsPath = Path.Combine(folder, WeightsFileName);
         if (!File.Exists(weightsPath))
         {
@@ -36,16 +51,7 @@ internal static class PeftFolder
         }
 
         using SafetensorsFile weights = SafetensorsFile.Open(weightsPath);
-        LoraAdapter adapter;
-        try
-        {
-            adapter = new LoraAdapter(model.Backend, model.Config, config);
-        }
-        catch (RequestRejectedException e)
-        {
-            throw new InvalidFileException(configPath, "r, target_modules", e.Message, e);
-        }
-
+        var adapter = new LoraAdapter(model.Backend, model.Config, config);
         try
         {
             CheckNames(weights, adapter);

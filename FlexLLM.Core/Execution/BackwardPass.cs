@@ -13,10 +13,23 @@ namespace FlexLLM.Execution;
 /// </summary>
 internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
 {
-    // Programs of different jobs need different slots: one workspace a program, made at first use, dropped with its job.
+    // Programs of different jobs need different slots: one workspace a program, dropped with its job.
     private readonly Dictionary<TrainingProgram, Workspace> _workspaces = [];
 
-    public long WorkspaceBytes => _workspaces.Values.Sum(w => w.Bytes);
+    /// <summary>What the pass holds for a program, in the rows of <see cref="MemoryPlan.OfJob"/>.</summary>
+    public MemoryTable Memory(TrainingProgram program) => new(
+        _workspaces.TryGetValue(program, out Workspace? workspace)
+            ? [new(MemoryUse.BackwardWorkspace, "slots", program.SlotColumns.Count, workspace.Bytes)]
+            : []);
+
+    /// <summary>Makes the workspace of a program before its first run needs it.</summary>
+    public void Reserve(TrainingProgram program)
+    {
+        if (!_workspaces.ContainsKey(program))
+        {
+            _workspaces.Add(program, new Workspace(model.Backend, program.SlotColumns, rowsMax));
+        }
+    }
 
     /// <summary>
     /// Takes the gradient of rows [start, start + count) through a layer: adds to the gradients of the adapter's sites there and
@@ -28,25 +41,21 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         Check.That(count > 0 && count <= rowsMax && start >= 0 && start + count <= sampleTokens && sampleTokens <= store.TokensMax);
         TrainingProgram program = store.Program;
         Check.That(layer >= program.LowestLayer);
-        if (!_workspaces.TryGetValue(program, out Workspace? workspace))
-        {
-            _workspaces.Add(program, workspace = new Workspace(model.Backend, program.SlotColumns, rowsMax));
-        }
-
+        Reserve(program);
         if (start + count == sampleTokens)
         {
             model.Backend.Zero(store.KeyGradient.Slice(0, sampleTokens));
             model.Backend.Zero(store.ValueGradient.Slice(0, sampleTokens));
         }
 
-        var window = new Window(store, workspace, layer, start, count);
+        var window = new Window(store, _workspaces[program], layer, start, count);
         foreach (Instruction instruction in program.Layers[layer])
         {
             Execute(instruction, window, adapter, gradients);
         }
     }
 
-    /// <summary>Frees the workspace of a program that no job uses any more.</summary>
+    /// <summary>Frees the workspace of a program that no job uses any more, or for a while.</summary>
     public void Release(TrainingProgram program)
     {
         if (_workspaces.Remove(program, out Workspace? workspace))

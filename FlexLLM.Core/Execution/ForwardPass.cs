@@ -36,10 +36,12 @@ internal sealed class ForwardPass : IDisposable
         }
     }
 
-    /// <summary>Bytes of activations in flight.</summary>
-    public long WorkspaceBytes => _workspace.Bytes;
-
-    public long LogitsBytes => _logits.Bytes;
+    /// <summary>What the pass holds, in the rows of <see cref="MemoryPlan.OfForwardPass"/>.</summary>
+    public MemoryTable Memory() => new(
+    [
+        new(MemoryUse.ForwardWorkspace, "slots", _model.Program.SlotColumns.Count, _workspace.Bytes),
+        new(MemoryUse.Logits, "rows", _logits.Rows, _logits.Bytes),
+    ]);
 
     /// <summary>
     /// Runs all rows. Row i of the result holds the logits of the batch's i-th sampled row; valid until the next run.

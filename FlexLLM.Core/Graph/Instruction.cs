@@ -100,7 +100,11 @@ internal sealed class ForwardProgram
 /// <param name="Layer">Decoder layer.</param>
 /// <param name="Columns">Floats per token.</param>
 /// <param name="ByAttention">True for the log-sum-exp, which the attention operation stores itself.</param>
-internal sealed record SavedValue(string Name, int Layer, int Columns, bool ByAttention);
+internal sealed record SavedValue(string Name, int Layer, int Columns, bool ByAttention)
+{
+    /// <summary>The name without its layer, for example "gate".</summary>
+    public string NameInLayer => Name[(Name.LastIndexOf('.') + 1)..];
+}
 
 /// <summary>After this instruction of the forward body, copy the window's rows of a slot into a saved value.</summary>
 internal readonly record struct Capture(int Instruction, int Slot, int Saved);
