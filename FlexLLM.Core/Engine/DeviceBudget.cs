@@ -16,7 +16,7 @@ internal sealed class DeviceBudget
     private readonly Func<int> _blocksPromised;
     private readonly Action<int> _vacate;
     private readonly int _blocksMin;
-    private long _bytesAtFailure = long.MaxValue;
+    private long _bytesAtFailure = -1;
 
     /// <param name="backend">The device.</param>
     /// <param name="pool">The KV cache that lends.</param>
@@ -89,7 +89,7 @@ internal sealed class DeviceBudget
     /// <summary>Lets the KV cache have what is free, up to its full size.</summary>
     public void GiveBack()
     {
-        if (_pool.Blocks.BlocksTotal == _pool.BlocksMax || BytesFree < _pool.BlockBytes || _backend.AllocatedBytes >= _bytesAtFailure)
+        if (_pool.Blocks.BlocksTotal == _pool.BlocksMax || BytesFree < _pool.BlockBytes || _backend.AllocatedBytes == _bytesAtFailure)
         {
             return;
         }
@@ -103,11 +103,11 @@ internal sealed class DeviceBudget
         try
         {
             _pool.Resize(blocks);
-            _bytesAtFailure = long.MaxValue;
+            _bytesAtFailure = -1;
         }
         catch (OutOfMemoryException)
         {
-            // The machine has less than the budget says. A smaller cache serves too; try again when something was freed.
+            // The machine has less than the budget says. A smaller cache serves too; try again when something has changed.
             _bytesAtFailure = _backend.AllocatedBytes;
         }
     }
