@@ -34,11 +34,13 @@ public class RowKernels : KernelOperands
         _wide = Tensor(Rows, Intermediate);
         _query = Tensor(Rows, Heads * HeadDim);
         _heads = Tensor(Rows, Heads * HeadDim);
-        DeviceLora lora = Own(Backend.CreateLora(Hidden, Intermediate, Rank));
-        Backend.Upload(Floats(Rank * Hidden), lora.A);
-        Backend.Upload(Floats(Rank * Intermediate), lora.BTransposed);
-        Backend.RefreshLora(lora);
-        _bypasses = [new LoraSegment(0, Rows, lora, 1f)];
+        DeviceFactor a = Own(Backend.CreateFactor(Rank, Hidden));
+        DeviceFactor b = Own(Backend.CreateFactor(Rank, Intermediate));
+        Backend.Upload(Floats(Rank * Hidden), a.Values);
+        Backend.Upload(Floats(Rank * Intermediate), b.Values);
+        Backend.RefreshFactor(a);
+        Backend.RefreshFactor(b);
+        _bypasses = [new LoraSegment(0, Rows, a, b, 1f)];
 
         int sequences = Rows <= SequencesMax ? Rows : 1;
         int rowsOfEach = Rows / sequences;

@@ -13,7 +13,7 @@ internal sealed class SequenceRunner : IDisposable
     private readonly DeviceKvCache _cache;
     private readonly int[] _blockTable;
 
-    public SequenceRunner(LoadedModel model, int tokensMax, LoraAdapter? adapter = null)
+    public SequenceRunner(LoadedModel model, int tokensMax, PeftAdapter? adapter = null)
     {
         _model = model;
         Adapter = adapter;
@@ -22,7 +22,7 @@ internal sealed class SequenceRunner : IDisposable
         _blockTable = [.. Enumerable.Range(0, blocks)];
     }
 
-    public LoraAdapter? Adapter { get; }
+    public PeftAdapter? Adapter { get; }
 
     /// <summary>Tokens computed so far.</summary>
     public int Length { get; private set; }

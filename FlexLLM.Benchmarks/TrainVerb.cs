@@ -46,13 +46,13 @@ internal sealed class TrainVerb : IDisposable
             Windows = 1,
             Positions = tokens,
             RankMax = lora.Rank,
+            InnerMax = lora.Rank,
         });
         bench.Backend.ReserveScratch(_plan.Scratch(trains: true));
         _batch = new TokenBatch(window);
         _forward = new ForwardPass(bench.Model, window, sampledMax: 0);
         _backward = new BackwardPass(bench.Model, window);
-        var adapter = new LoraAdapter(bench.Backend, bench.Model.Config, lora);
-        adapter.InitializeRandom(bench.Backend, seed: 1);
+        PeftAdapter adapter = PeftAdapter.CreateRandom(bench.Backend, bench.Model.Config, lora, seed: 1);
         int[] ids = bench.RandomIds(tokens, seed: 1);
         bool[] carriesLoss = new bool[tokens];
         Array.Fill(carriesLoss, true);
@@ -176,14 +176,14 @@ internal sealed class TrainVerb : IDisposable
 
     /// <summary>Saved values by their place in a layer, with the bytes of one token and the layers that save them.</summary>
     private IEnumerable<(string Value, long BytesPerToken, int Layers)> Saved => _run.Program.Saved
-        .GroupBy(s => s.NameInLayer)
+        .GroupBy(s => s.Role)
         .Select(g => (g.Key, (long)sizeof(float) * g.First().Columns, g.Count()));
 
     private double SavedPerTokenAndLayer =>
         (double)sizeof(float) * _run.Program.SavedColumns / _bench.Model.Config.LayerCount;
 
     private string Describe() =>
-        $"{_bench.Describe()}; LoRA rank {_run.Adapter.Config.Rank} on {string.Join(", ", _run.Adapter.Config.TargetModules)}; " +
+        $"{_bench.Describe()}; {_run.Adapter.Config.Describe()}; " +
         $"{_tokens} tokens in windows of {_window}; median, least and greatest of {_times.Count} steps";
 
     private void Print(TextWriter output)
@@ -217,8 +217,7 @@ internal sealed class TrainVerb : IDisposable
     {
         json.WriteStartObject();
         _bench.Write(json);
-        json.WriteNumber("rank", _run.Adapter.Config.Rank);
-        json.WriteString("modules", string.Join(',', _run.Adapter.Config.TargetModules));
+        json.WriteString("adapter", _run.Adapter.Config.Describe());
         json.WriteNumber("tokens", _tokens);
         json.WriteNumber("window", _window);
         json.WriteNumber("steps", _times.Count);

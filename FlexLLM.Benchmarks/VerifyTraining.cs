@@ -59,7 +59,7 @@ internal sealed class VerifyTraining(VerifyVerb report, GoldenModel golden, Load
 
     private void CheckAdapterLogits()
     {
-        using LoraAdapter adapter = PeftFolder.Load(adapterFolder, model);
+        using PeftAdapter adapter = PeftFolder.Load(adapterFolder, model);
         using var runner = new SequenceRunner(model, RowsMax, adapter);
         string name = $"{Prefix}.logits_last4.120";
         float[] logits = runner.Run(_forward, _batch, golden.Ints["ids.120"], 4);
@@ -178,27 +178,20 @@ internal sealed class VerifyTraining(VerifyVerb report, GoldenModel golden, Load
 
     private IEnumerable<(string Key, float[] Values)> Gradients(TrainingRun run)
     {
-        foreach (int site in run.Adapter.SiteIndices)
+        foreach ((int site, AdapterTensor tensor) in run.Adapter.Tensors())
         {
-            (DeviceTensor a, DeviceTensor bTransposed) = run.Gradients[site];
-            yield return (PeftFolder.TensorName(site, 'A'), Host(a));
-            yield return (PeftFolder.TensorName(site, 'B'), PeftFolder.Transpose(Host(bTransposed), bTransposed.Rows, bTransposed.Columns));
+            DeviceTensor gradient = run.Gradients[site][tensor.Spec.Name == "lora_A" ? 0 : 1];
+            yield return (PeftFolder.TensorName(site, tensor.Spec.Name), InFileOrder(tensor, Host(gradient)));
         }
     }
 
-    private Dictionary<string, float[]> Download(LoraAdapter adapter)
-    {
-        var weights = new Dictionary<string, float[]>();
-        foreach (int site in adapter.SiteIndices)
-        {
-            DeviceLora pair = adapter[site]!;
-            weights[PeftFolder.TensorName(site, 'A')] = Host(pair.A);
-            weights[PeftFolder.TensorName(site, 'B')] =
-                PeftFolder.Transpose(Host(pair.BTransposed), pair.Rank, pair.OutFeatures);
-        }
+    // PEFT stores lora_B [out, rank].
+    private static float[] InFileOrder(AdapterTensor tensor, float[] values) => tensor.Spec.Name == "lora_A"
+        ? values
+        : PeftFolder.Transpose(values, tensor.Spec.Inner, tensor.Spec.Wide);
 
-        return weights;
-    }
+    private Dictionary<string, float[]> Download(PeftAdapter adapter) => adapter.Tensors().ToDictionary(
+        t => PeftFolder.TensorName(t.Site, t.Tensor.Spec.Name), t => InFileOrder(t.Tensor, Host(t.Tensor.Values)));
 
     private float[] Host(DeviceTensor tensor)
     {
@@ -213,7 +206,7 @@ internal sealed class VerifyTraining(VerifyVerb report, GoldenModel golden, Load
     private sealed class Traffic : IDisposable
     {
         private readonly VerifyTraining _owner;
-        private readonly LoraAdapter _adapter;
+        private readonly PeftAdapter _adapter;
         private readonly SequenceRunner[] _together;
         private readonly List<int>[] _fed = [[], []];
         private readonly List<float[]>[] _seen = [[], []];

@@ -58,7 +58,7 @@ internal sealed class AdapterIsolationTests
         {
             Epochs = 40,
             PublishEverySteps = 1,
-            Lora = new LoraConfig { Rank = 4, TargetModules = Everything },
+            Method = new LoraConfig { Rank = 4, TargetModules = Everything },
         };
         FinetuningJob job = await engine.StartFinetuningAsync(request).Soon();
         int rounds = 0;
@@ -144,7 +144,7 @@ internal sealed class AdapterIsolationTests
         AdapterInfo loaded = await engine.Adapters.LoadAsync("again", _model["saved"]).Soon();
         Assert.That(await engine.AskAsync(request with { Adapter = "again" }), Is.EqualTo(before));
         Assert.That(await Jobs.WeightsAsync(engine, "again", _model["saved again"]), Is.EqualTo(saved));
-        Assert.That(loaded.Config.Rank, Is.EqualTo(4));
+        Assert.That(((LoraConfig)loaded.Config).Rank, Is.EqualTo(4));
     }
 
     [Test]

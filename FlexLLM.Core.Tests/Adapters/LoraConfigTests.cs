@@ -23,7 +23,7 @@ internal sealed class LoraConfigTests
 
     [TestCaseSource(nameof(Refused))]
     public void Validate_DoesNotFit_SaysWhy(LoraConfig config, string word) =>
-        Assert.That(() => LoraAdapter.Validate(config, Model),
+        Assert.That(() => PeftAdapter.Validate(config, Model),
             Throws.TypeOf<RequestRejectedException>().With.Message.Contains(word));
 
     [Test]

@@ -50,13 +50,13 @@ internal sealed class PeftFolderTests
     public void Load_WrittenBySave_HasShapeAndScale()
     {
         var lora = new LoraConfig { Rank = 7, Alpha = 3, UseRsLora = true, TargetModules = ["up_proj", "o_proj"] };
-        using LoraAdapter adapter = PeftFolder.Load(_model.WriteAdapter("shape", lora, 1), _loaded);
-        Assert.That(adapter.Config.Rank, Is.EqualTo(7));
+        using PeftAdapter adapter = PeftFolder.Load(_model.WriteAdapter("shape", lora, 1), _loaded);
+        Assert.That(((LoraConfig)adapter.Config).Rank, Is.EqualTo(7));
         Assert.That(adapter.Scale, Is.EqualTo(3 / MathF.Sqrt(7)));
         Assert.That(adapter.Modules, Is.EqualTo(new[] { AdapterModule.OProj, AdapterModule.UpProj }));
         Assert.That(adapter.SiteIndices, Is.EqualTo(new[] { 3, 5, 10, 12 }));
         Assert.That(adapter[4], Is.Null);
-        Assert.That(adapter[5]!.OutFeatures, Is.EqualTo(100));
+        Assert.That(adapter[5]!.Tensors[1].Spec.Wide, Is.EqualTo(100));
     }
 
     [TestCase("missing tensor", "lora_B.weight")]

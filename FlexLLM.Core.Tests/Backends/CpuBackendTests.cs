@@ -124,12 +124,13 @@ internal sealed class CpuBackendTests
     {
         using CpuBackend backend = new(2);
         using DeviceWeight weight = Weight(backend, DType.BF16);
-        using DeviceLora lora = backend.CreateLora(In, Out, 5);
+        using DeviceFactor a = backend.CreateFactor(5, In);
+        using DeviceFactor b = backend.CreateFactor(5, Out);
         using DeviceTensor x = Upload(backend, 1, Rows, In);
         using DeviceTensor y = backend.Allocate(Rows, Out);
         int[] targets = [.. Enumerable.Range(0, Rows)];
         float[] losses = new float[Rows];
-        LoraSegment[] segments = [new(0, Rows, lora, 0.5f)];
+        LoraSegment[] segments = [new(0, Rows, a, b, 0.5f)];
         long managed = 0;
         long native = 0;
         for (int round = 0; round < 3; round++)

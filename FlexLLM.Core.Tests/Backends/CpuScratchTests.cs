@@ -81,6 +81,7 @@ internal sealed class CpuScratchTests
             QueryHeads = kvHeads * random.Next(1, 8),
             HeadDim = 2 * random.Next(1, 20),
             RankMax = random.Next(1, 40),
+            InnerMax = random.Next(40, 90),
             Trains = random.Next(3) > 0,
         };
     }
@@ -98,7 +99,10 @@ internal sealed class CpuScratchTests
         private readonly DeviceTensor _logSumExp;
         private readonly DeviceWeight _weight;
         private readonly DeviceWeight _head;
-        private readonly DeviceLora _lora;
+        private readonly DeviceFactor _a;
+        private readonly DeviceFactor _b;
+        private readonly DeviceFactor _narrow;
+        private readonly DeviceFactor _widen;
         private readonly DeviceKvCache _cache;
         private readonly int[] _table;
 
@@ -117,7 +121,10 @@ internal sealed class CpuScratchTests
             _logSumExp = Tensor(positions, limits.QueryHeads);
             _weight = _bench.RandomWeight(limits.HiddenColumns, limits.InputColumnsMax, DType.BF16).Weight;
             _head = _bench.RandomWeight(limits.Vocabulary, limits.HiddenColumns, DType.F32).Weight;
-            _lora = _bench.Own(backend.CreateLora(limits.InputColumnsMax, limits.HiddenColumns, limits.RankMax));
+            _a = _bench.Own(backend.CreateFactor(limits.RankMax, limits.InputColumnsMax));
+            _b = _bench.Own(backend.CreateFactor(limits.RankMax, limits.HiddenColumns));
+            _narrow = _bench.Own(backend.CreateFactor(limits.InnerMax, limits.InputColumnsMax));
+            _widen = _bench.Own(backend.CreateFactor(limits.InnerMax, limits.HiddenColumns));
             _cache = _bench.Own(backend.CreateKvCache(1, blocks + 20, limits.KvHeads, limits.HeadDim));
 
             // Longer than any sequence: what is behind its positions costs nothing.
@@ -138,13 +145,16 @@ internal sealed class CpuScratchTests
                 int count = cuts[i + 1] - cuts[i];
                 int start = largest ? limits.Positions - count : random.Next(limits.Positions - count + 1);
                 attention[i] = new AttentionSegment(cuts[i], count, start, _cache, _table);
-                bypasses[i] = new LoraSegment(cuts[i], count, _lora, 1f);
+                bypasses[i] = new LoraSegment(cuts[i], count, _a, _b, 1f);
             }
 
             TensorSlice q = _query.Slice(0, rows);
             _backend.AppendKv(_key.Slice(0, rows), _key.Slice(0, rows), 0, attention);
             _backend.Attention(q, q, 0, attention);
             _backend.LoraBypass(_wide.Slice(0, rows), bypasses, _hidden.Slice(0, rows));
+            using DeviceTensor u = _backend.Allocate(rows, _narrow.Inner);
+            _backend.Narrow(_wide.Slice(0, rows), _narrow, 2f, u, accumulate: false);
+            _backend.Widen(u, _widen, 2f, _hidden.Slice(0, rows), accumulate: false);
             int[] sampled = [.. Enumerable.Range(0, Math.Min(rows, Size(limits.SampledRows, ref random)))];
             _backend.Logits(_hidden, sampled, _head, _logits.Slice(0, sampled.Length));
             if (!limits.Trains)
@@ -153,10 +163,12 @@ internal sealed class CpuScratchTests
             }
 
             TensorSlice hidden = _hidden.Slice(0, rows);
-            using DeviceTensor gradA = _backend.Allocate(_lora.Rank, _lora.InFeatures);
-            using DeviceTensor gradB = _backend.Allocate(_lora.Rank, _lora.OutFeatures);
+            using DeviceTensor gradA = _backend.Allocate(_a.Inner, _a.Wide);
+            using DeviceTensor gradB = _backend.Allocate(_b.Inner, _b.Wide);
+            using DeviceTensor gradient = _backend.Allocate(_widen.Inner, _widen.Wide);
+            _backend.AddOuter(u, hidden, 2f, gradient);
             _backend.LinearBackwardInput(hidden, _weight, _wide.Slice(0, rows), accumulate: false);
-            _backend.LoraBypassBackward(_wide.Slice(0, rows), hidden, _lora, 1f, gradA, gradB, null);
+            _backend.LoraBypassBackward(_wide.Slice(0, rows), hidden, _a, _b, 1f, gradA, gradB, null);
             AttentionSegment window = new(0, rows, limits.Positions - rows, _cache, _table, _logSumExp);
             _backend.AttentionBackward(q, q, 0, window, q, _key, _key);
             int vocabulary = limits.Vocabulary;

@@ -34,7 +34,7 @@ internal sealed class BackendContractControlTests
         ["lora scale off by 1e-5"] = backend => LoraChecks.Forward(backend, 11, 9, [4], 5),
         ["lora segment starts a row early"] = backend => LoraChecks.Forward(backend, 37, 29, [4], 5),
         ["lora takes the first adapter"] = backend => LoraChecks.Forward(backend, 37, 29, [4, 8], 5, 3),
-        ["refresh takes stale B"] = LoraChecks.Refresh,
+        ["refresh takes stale values"] = LoraChecks.Refresh,
         ["lora gradients overwrite"] = backend => LoraChecks.Backward(backend, 5, 37, 29, 4, withDx: true),
         ["lora gradient without scale"] = backend => LoraChecks.Backward(backend, 5, 37, 29, 4, withDx: false),
         ["lora gradient without dx"] = backend => LoraChecks.Backward(backend, 5, 37, 29, 4, withDx: true),

@@ -28,6 +28,9 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     public virtual DeviceTensor Allocate(int rows, int columns) => inner.Allocate(rows, columns);
 
+    public virtual DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
+        inner.View(owner, offset, rows, columns);
+
     public virtual DeviceWeight CreateWeight(in HostMatrix source, DType type) => inner.CreateWeight(source, type);
 
     public virtual DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
@@ -35,10 +38,9 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     public virtual void ResizeKvCache(DeviceKvCache cache, int blocks) => inner.ResizeKvCache(cache, blocks);
 
-    public virtual DeviceLora CreateLora(int inFeatures, int outFeatures, int rank) =>
-        inner.CreateLora(inFeatures, outFeatures, rank);
+    public virtual DeviceFactor CreateFactor(int innerSide, int wide) => inner.CreateFactor(innerSide, wide);
 
-    public virtual void RefreshLora(DeviceLora lora) => inner.RefreshLora(lora);
+    public virtual void RefreshFactor(DeviceFactor factor) => inner.RefreshFactor(factor);
 
     public virtual void Upload(ReadOnlySpan<float> source, TensorSlice destination) => inner.Upload(source, destination);
 
@@ -67,9 +69,46 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
         inner.LoraBypass(x, segments, y);
 
     public virtual void LoraBypassBackward(
-        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
-        TensorSlice? dx) =>
-        inner.LoraBypassBackward(x, dy, lora, scale, gradA, gradBTransposed, dx);
+        TensorSlice x, TensorSlice dy, DeviceFactor a, DeviceFactor bTransposed, float scale, DeviceTensor gradA,
+        DeviceTensor gradBTransposed, TensorSlice? dx) =>
+        inner.LoraBypassBackward(x, dy, a, bTransposed, scale, gradA, gradBTransposed, dx);
+
+    public virtual void Narrow(TensorSlice x, DeviceFactor m, float scale, TensorSlice u, bool accumulate) =>
+        inner.Narrow(x, m, scale, u, accumulate);
+
+    public virtual void Widen(TensorSlice u, DeviceFactor m, float scale, TensorSlice y, bool accumulate) =>
+        inner.Widen(u, m, scale, y, accumulate);
+
+    public virtual void AddOuter(TensorSlice u, TensorSlice x, float scale, DeviceTensor gradient) =>
+        inner.AddOuter(u, x, scale, gradient);
+
+    public virtual void AddBias(TensorSlice y, DeviceTensor bias) => inner.AddBias(y, bias);
+
+    public virtual void AddColumnSums(TensorSlice dy, DeviceTensor gradient) => inner.AddColumnSums(dy, gradient);
+
+    public virtual void ScaleColumns(TensorSlice x, DeviceTensor gain, TensorSlice y, bool accumulate) =>
+        inner.ScaleColumns(x, gain, y, accumulate);
+
+    public virtual void ScaleColumnsBackward(
+        TensorSlice x, TensorSlice dy, DeviceTensor gain, DeviceTensor gradGain, TensorSlice? dx, bool accumulate) =>
+        inner.ScaleColumnsBackward(x, dy, gain, gradGain, dx, accumulate);
+
+    public virtual void CopyColumns(
+        TensorSlice source, int sourceColumn, TensorSlice destination, int destinationColumn, int columns) =>
+        inner.CopyColumns(source, sourceColumn, destination, destinationColumn, columns);
+
+    public virtual void Relu(TensorSlice x, TensorSlice y) => inner.Relu(x, y);
+
+    public virtual void ReluBackward(TensorSlice y, TensorSlice dy, TensorSlice dx) => inner.ReluBackward(y, dy, dx);
+
+    public virtual void Silu(TensorSlice x, TensorSlice y) => inner.Silu(x, y);
+
+    public virtual void SiluBackward(TensorSlice x, TensorSlice dy, TensorSlice dx) => inner.SiluBackward(x, dy, dx);
+
+    public virtual void Pack(TensorSlice source, PackedFormat format, TensorSlice packed) => inner.Pack(source, format, packed);
+
+    public virtual void Unpack(TensorSlice packed, PackedFormat format, TensorSlice destination) =>
+        inner.Unpack(packed, format, destination);
 
     public virtual void Rope(TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse) =>
         inner.Rope(x, positions, table, inverse);

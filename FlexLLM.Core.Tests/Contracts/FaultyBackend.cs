@@ -56,12 +56,12 @@ internal sealed class FaultyBackend(IComputeBackend inner, string fault) : Deleg
         return tensor;
     }
 
-    public override void RefreshLora(DeviceLora lora)
+    public override void RefreshFactor(DeviceFactor factor)
     {
-        Inner.RefreshLora(lora);
-        if (fault == "refresh takes stale B")
+        Inner.RefreshFactor(factor);
+        if (fault == "refresh takes stale values")
         {
-            Inner.Zero(lora.BTransposed.Slice(0, 1));
+            Inner.Zero(factor.Values.Slice(0, 1));
         }
     }
 
@@ -144,7 +144,7 @@ internal sealed class FaultyBackend(IComputeBackend inner, string fault) : Deleg
                     RowStart = Math.Max(0, changed[i].RowStart - 1),
                     RowCount = changed[i].RowCount + 1,
                 },
-                "lora takes the first adapter" => changed[i] with { Lora = changed[0].Lora },
+                "lora takes the first adapter" => changed[i] with { A = changed[0].A, BTransposed = changed[0].BTransposed },
                 _ => changed[i],
             };
         }
@@ -153,8 +153,8 @@ internal sealed class FaultyBackend(IComputeBackend inner, string fault) : Deleg
     }
 
     public override void LoraBypassBackward(
-        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
-        TensorSlice? dx)
+        TensorSlice x, TensorSlice dy, DeviceFactor a, DeviceFactor bTransposed, float scale, DeviceTensor gradA,
+        DeviceTensor gradBTransposed, TensorSlice? dx)
     {
         if (fault == "lora gradients overwrite")
         {
@@ -166,7 +166,7 @@ internal sealed class FaultyBackend(IComputeBackend inner, string fault) : Deleg
             for (int row = 0; row < x.Rows; row++)
             {
                 Inner.LoraBypassBackward(
-                    x.Slice(row, 1), dy.Slice(row, 1), lora, scale, gradA, gradBTransposed, dx?.Slice(row, 1));
+                    x.Slice(row, 1), dy.Slice(row, 1), a, bTransposed, scale, gradA, gradBTransposed, dx?.Slice(row, 1));
             }
 
             return;
@@ -174,7 +174,7 @@ internal sealed class FaultyBackend(IComputeBackend inner, string fault) : Deleg
 
         scale = fault == "lora gradient without scale" ? 1 : scale;
         Inner.LoraBypassBackward(
-            x, dy, lora, scale, gradA, gradBTransposed, fault == "lora gradient without dx" ? null : dx);
+            x, dy, a, bTransposed, scale, gradA, gradBTransposed, fault == "lora gradient without dx" ? null : dx);
     }
 
     public override void Rope(TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse) => Inner.Rope(

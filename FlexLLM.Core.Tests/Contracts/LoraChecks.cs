@@ -13,7 +13,7 @@ internal static class LoraChecks
         (Matrix x, Matrix before) = (bench.Random(rows, inFeatures), bench.Random(rows, outFeatures));
         (Matrix A, Matrix B)[] pairs =
             [.. ranks.Select(rank => (bench.Random(rank, inFeatures), bench.Random(rank, outFeatures)))];
-        DeviceLora[] loras = [.. pairs.Select(pair => bench.Lora(pair.A, pair.B))];
+        (DeviceFactor A, DeviceFactor B)[] loras = [.. pairs.Select(pair => (bench.Factor(pair.A), bench.Factor(pair.B)))];
         var segments = new LoraSegment[counts.Length];
         (Matrix expected, Matrix magnitude) = (before.Copy(), before.Abs());
         int row = 0;
@@ -23,7 +23,7 @@ internal static class LoraChecks
             x.SetRows(row++, Matrix.Filled(1, inFeatures, double.NaN));
             (Matrix a, Matrix b) = pairs[i % pairs.Length];
             float scale = 0.5f + i;
-            segments[i] = new LoraSegment(row, counts[i], loras[i % loras.Length], scale);
+            segments[i] = new LoraSegment(row, counts[i], loras[i % loras.Length].A, loras[i % loras.Length].B, scale);
             (Matrix xs, Matrix ys) = (x.Slice(row, counts[i]), before.Slice(row, counts[i]));
             expected.SetRows(row, ys.Plus(Reference.LoraBypass(xs, a, b, scale)));
             magnitude.SetRows(row, ys.Abs().Plus(Reference.LoraBypass(xs.Abs(), a.Abs(), b.Abs(), scale)));
@@ -42,17 +42,18 @@ internal static class LoraChecks
         bench.Verify();
     }
 
-    /// <summary>After RefreshLora, new values count; so do values written into A and B one after the other.</summary>
+    /// <summary>After RefreshFactor, new values count.</summary>
     public static void Refresh(IComputeBackend backend)
     {
         using var bench = new Workbench(backend);
-        DeviceLora lora = bench.Lora(bench.Random(3, 11), bench.Random(3, 9));
+        (DeviceFactor deviceA, DeviceFactor deviceB) = (bench.Factor(bench.Random(3, 11)), bench.Factor(bench.Random(3, 9)));
         (Matrix x, Matrix a, Matrix b) = (bench.Random(5, 11), bench.Random(3, 11), bench.Random(3, 9));
-        backend.Upload(a.ToFloats(), lora.A);
-        backend.Upload(b.ToFloats(), lora.BTransposed);
-        backend.RefreshLora(lora);
+        backend.Upload(a.ToFloats(), deviceA.Values);
+        backend.Upload(b.ToFloats(), deviceB.Values);
+        backend.RefreshFactor(deviceA);
+        backend.RefreshFactor(deviceB);
         Operand y = bench.Target(new Matrix(5, 9));
-        backend.LoraBypass(bench.Source(x), [new LoraSegment(0, 5, lora, 1)], y);
+        backend.LoraBypass(bench.Source(x), [new LoraSegment(0, 5, deviceA, deviceB, 1)], y);
         Matrix magnitude = Reference.LoraBypass(x.Abs(), a.Abs(), b.Abs(), 1);
         Expect.Close("refreshed", y.Read(), Reference.LoraBypass(x, a, b, 1), magnitude, Expect.Roundings(11, 3));
         bench.Verify();
@@ -70,7 +71,7 @@ internal static class LoraChecks
             (bench.Accumulator(oldA), bench.Accumulator(oldB), bench.Target(oldDx));
         TensorSlice? dxSlice = withDx ? dx.All : null;
         backend.LoraBypassBackward(
-            bench.Source(x), bench.Source(dy), bench.Lora(a, b), scale, gradA.Tensor, gradB.Tensor, dxSlice);
+            bench.Source(x), bench.Source(dy), bench.Factor(a), bench.Factor(b), scale, gradA.Tensor, gradB.Tensor, dxSlice);
 
         (Matrix newA, Matrix newB, Matrix newDx) = Reference.LoraBypassBackward(x, dy, a, b, scale);
         (Matrix absA, Matrix absB, Matrix absDx) =

@@ -23,7 +23,7 @@ internal static class MemoryChecks
         Holds(() => backend.Allocate(7, 5), tensor => tensor.Bytes, 7 * 5 * 4);
         Holds(() => Weight(DType.F32), weight => weight.Bytes, 9 * 5 * 4);
         Holds(() => Weight(DType.BF16), weight => weight.Bytes, 9 * 5 * 2);
-        Holds(() => backend.CreateLora(5, 9, 3), lora => lora.Bytes, 3 * (5 + 9) * 4);
+        Holds(() => backend.CreateFactor(3, 5), factor => factor.Bytes, 3 * 5 * 4);
         Holds(() => backend.CreateKvCache(2, 3, 2, 4), cache => cache.Bytes, 2L * 2 * 3 * DeviceKvCache.TokensPerBlock * 2 * 4);
 
         void Holds<T>(Func<T> create, Func<T, long> bytesOf, long least)
@@ -64,9 +64,8 @@ internal static class MemoryChecks
             Assert.That(weight.Bytes, Is.EqualTo(backend.WeightBytes(columns, rows + 1, type)));
         }
 
-        DeviceLora lora = bench.Own(backend.CreateLora(columns, columns + 7, rows + 1));
-        long factors = backend.FactorBytes(rows + 1, columns) + backend.FactorBytes(rows + 1, columns + 7);
-        Assert.That(lora.Bytes, Is.EqualTo(factors));
+        DeviceFactor factor = bench.Own(backend.CreateFactor(rows + 1, columns));
+        Assert.That(factor.Bytes, Is.EqualTo(backend.FactorBytes(rows + 1, columns)));
         DeviceKvCache cache = bench.Own(backend.CreateKvCache(3, rows, 2, 2 * columns));
         Assert.That(cache.Bytes, Is.EqualTo(backend.KvCacheBytes(3, rows, 2, 2 * columns)));
     }
@@ -146,20 +145,16 @@ internal static class MemoryChecks
     {
         using var bench = new Workbench(backend);
         (DeviceWeight weight, _) = bench.RandomWeight(9, 5, DType.BF16);
-        DeviceLora lora = bench.Own(backend.CreateLora(5, 9, 3));
+        DeviceFactor factor = bench.Own(backend.CreateFactor(3, 5));
         DeviceKvCache cache = bench.Own(backend.CreateKvCache(2, 3, 4, 6));
         Assert.That(backend.Name, Is.Not.Empty);
         Assert.That((weight.OutFeatures, weight.InFeatures, weight.Type), Is.EqualTo((9, 5, DType.BF16)));
-        Assert.That((lora.InFeatures, lora.OutFeatures, lora.Rank), Is.EqualTo((5, 9, 3)));
-        Assert.That((lora.A.Rows, lora.A.Columns), Is.EqualTo((3, 5)));
-        Assert.That((lora.BTransposed.Rows, lora.BTransposed.Columns), Is.EqualTo((3, 9)));
+        Assert.That((factor.Inner, factor.Wide), Is.EqualTo((3, 5)));
+        Assert.That((factor.Values.Rows, factor.Values.Columns), Is.EqualTo((3, 5)));
         Assert.That((cache.Layers, cache.Blocks, cache.KvHeads, cache.HeadDim), Is.EqualTo((2, 3, 4, 6)));
-        foreach (DeviceTensor zeros in new[] { lora.A, lora.BTransposed })
-        {
-            float[] values = [.. Enumerable.Repeat(1f, zeros.Rows * zeros.Columns)];
-            backend.Download(zeros, values);
-            Assert.That(values, Is.All.Zero);
-        }
+        float[] values = [.. Enumerable.Repeat(1f, 3 * 5)];
+        backend.Download(factor.Values, values);
+        Assert.That(values, Is.All.Zero);
     }
 
     public static void Upload(IComputeBackend backend, int rows, int columns)

@@ -7,7 +7,7 @@ namespace FlexLLM.Tests.Contracts;
 /// <see cref="Reference"/> behind the interface, rounded to F32 on every store: shows that the contract can be met, and
 /// carries the planted faults. One row at a time and tokens in descending order, so it keeps the law of determinism too.
 /// </summary>
-internal sealed class ReferenceBackend : IComputeBackend
+internal sealed partial class ReferenceBackend : IComputeBackend
 {
     public string Name => "reference";
 
@@ -31,6 +31,9 @@ internal sealed class ReferenceBackend : IComputeBackend
 
     public DeviceTensor Allocate(int rows, int columns) => new HostTensor(this, rows, columns);
 
+    public DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
+        new HostTensor((HostTensor)owner, (int)offset, rows, columns);
+
     public DeviceWeight CreateWeight(in HostMatrix source, DType type)
     {
         var values = new Matrix(source.Rows, source.Columns);
@@ -50,10 +53,9 @@ internal sealed class ReferenceBackend : IComputeBackend
 
     public void ResizeKvCache(DeviceKvCache cache, int blocks) => ((HostKvCache)cache).Resize(blocks);
 
-    public DeviceLora CreateLora(int inFeatures, int outFeatures, int rank) =>
-        new HostLora(this, inFeatures, outFeatures, rank);
+    public DeviceFactor CreateFactor(int inner, int wide) => new HostFactor(this, inner, wide);
 
-    public void RefreshLora(DeviceLora lora)
+    public void RefreshFactor(DeviceFactor factor)
     {
         // Nothing is derived.
     }
@@ -70,7 +72,12 @@ internal sealed class ReferenceBackend : IComputeBackend
         Floats(source).CopyTo(destination);
     }
 
-    public void Copy(TensorSlice source, TensorSlice destination) => Store(Read(source), destination);
+    // Not by way of numbers: those would lose the bits of some NaN.
+    public void Copy(TensorSlice source, TensorSlice destination)
+    {
+        Check.That(SameShape(source, destination));
+        Floats(source).CopyTo(Floats(destination));
+    }
 
     public void Zero(TensorSlice destination) => Floats(destination).Clear();
 
@@ -108,25 +115,25 @@ internal sealed class ReferenceBackend : IComputeBackend
         Check.That(x.Rows == y.Rows);
         foreach (LoraSegment segment in segments)
         {
-            DeviceLora lora = segment.Lora;
-            Check.That(x.Columns == lora.InFeatures && y.Columns == lora.OutFeatures);
+            (DeviceFactor a, DeviceFactor b) = (segment.A, segment.BTransposed);
+            Check.That(x.Columns == a.Wide && y.Columns == b.Wide && a.Inner == b.Inner);
             Matrix rows = Read(x.Slice(segment.RowStart, segment.RowCount));
-            Matrix add = Reference.LoraBypass(rows, Read(lora.A), Read(lora.BTransposed), segment.Scale);
+            Matrix add = Reference.LoraBypass(rows, Read(a.Values), Read(b.Values), segment.Scale);
             Store(add, y.Slice(segment.RowStart, segment.RowCount), accumulate: true);
         }
     }
 
     public void LoraBypassBackward(
-        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
-        TensorSlice? dx)
+        TensorSlice x, TensorSlice dy, DeviceFactor a, DeviceFactor bTransposed, float scale, DeviceTensor gradA,
+        DeviceTensor gradBTransposed, TensorSlice? dx)
     {
-        Check.That(x.Rows == dy.Rows && x.Columns == lora.InFeatures && dy.Columns == lora.OutFeatures);
+        Check.That(x.Rows == dy.Rows && x.Columns == a.Wide && dy.Columns == bTransposed.Wide && a.Inner == bTransposed.Inner);
         for (int row = x.Rows - 1; row >= 0; row--)
         {
-            (Matrix a, Matrix b, Matrix d) = Reference.LoraBypassBackward(
-                Read(x.Slice(row, 1)), Read(dy.Slice(row, 1)), Read(lora.A), Read(lora.BTransposed), scale);
-            Store(a, gradA, accumulate: true);
-            Store(b, gradBTransposed, accumulate: true);
+            (Matrix newA, Matrix newB, Matrix d) = Reference.LoraBypassBackward(
+                Read(x.Slice(row, 1)), Read(dy.Slice(row, 1)), Read(a.Values), Read(bTransposed.Values), scale);
+            Store(newA, gradA, accumulate: true);
+            Store(newB, gradBTransposed, accumulate: true);
             if (dx is TensorSlice slice)
             {
                 Store(d, slice.Slice(row, 1), accumulate: true);
@@ -277,7 +284,7 @@ internal sealed class ReferenceBackend : IComputeBackend
     }
 
     private static Span<float> Floats(TensorSlice slice) =>
-        ((HostTensor)slice.Tensor).Data.AsSpan(slice.Start * slice.Columns, slice.Rows * slice.Columns);
+        ((HostTensor)slice.Tensor).Data.Span.Slice(slice.Start * slice.Columns, slice.Rows * slice.Columns);
 
     private static Matrix Values(DeviceWeight weight) => ((HostWeight)weight).Values;
 
@@ -285,7 +292,7 @@ internal sealed class ReferenceBackend : IComputeBackend
 
     private sealed class HostTensor : DeviceTensor
     {
-        private readonly ReferenceBackend _owner;
+        private readonly ReferenceBackend? _owner;
 
         public HostTensor(ReferenceBackend owner, int rows, int columns)
             : base(rows, columns)
@@ -295,11 +302,20 @@ internal sealed class ReferenceBackend : IComputeBackend
             owner.AllocatedBytes += Bytes;
         }
 
-        public float[] Data { get; }
+        public HostTensor(HostTensor owner, int offset, int rows, int columns)
+            : base(rows, columns) => Data = owner.Data.Slice(offset, rows * columns);
 
-        public override long Bytes => sizeof(float) * (long)Data.Length;
+        public Memory<float> Data { get; }
 
-        public override void Dispose() => _owner.AllocatedBytes -= Bytes;
+        public override long Bytes => _owner is null ? 0 : sizeof(float) * (long)Data.Length;
+
+        public override void Dispose()
+        {
+            if (_owner is not null)
+            {
+                _owner.AllocatedBytes -= Bytes;
+            }
+        }
     }
 
     private sealed class HostWeight : DeviceWeight
@@ -320,20 +336,13 @@ internal sealed class ReferenceBackend : IComputeBackend
         public override void Dispose() => _owner.AllocatedBytes -= Bytes;
     }
 
-    private sealed class HostLora(ReferenceBackend owner, int inFeatures, int outFeatures, int rank)
-        : DeviceLora(inFeatures, outFeatures, rank)
+    private sealed class HostFactor(ReferenceBackend owner, int inner, int wide) : DeviceFactor(inner, wide)
     {
-        public override DeviceTensor A { get; } = owner.Allocate(rank, inFeatures);
+        public override DeviceTensor Values { get; } = owner.Allocate(inner, wide);
 
-        public override DeviceTensor BTransposed { get; } = owner.Allocate(rank, outFeatures);
+        public override long Bytes => Values.Bytes;
 
-        public override long Bytes => A.Bytes + BTransposed.Bytes;
-
-        public override void Dispose()
-        {
-            A.Dispose();
-            BTransposed.Dispose();
-        }
+        public override void Dispose() => Values.Dispose();
     }
 
     private sealed class HostKvCache : DeviceKvCache

@@ -33,17 +33,25 @@ internal static class ShapeChecks
         ["Linear_Bias"] = b => b.Backend.Linear(T(b, 2, 4), W(b, 3, 4), T(b, 1, 4), T(b, 2, 3), accumulate: false),
         ["LinearBackwardInput_Out"] = b => b.Backend.LinearBackwardInput(T(b, 2, 4), W(b, 3, 4), T(b, 2, 4), accumulate: false),
         ["LinearBackwardInput_Rows"] = b => b.Backend.LinearBackwardInput(T(b, 2, 3), W(b, 3, 4), T(b, 1, 4), accumulate: false),
-        ["LoraBypass_In"] = b => b.Backend.LoraBypass(T(b, 2, 5), [new LoraSegment(0, 2, L(b), 1)], T(b, 2, 3)),
-        ["LoraBypass_Out"] = b => b.Backend.LoraBypass(T(b, 2, 4), [new LoraSegment(0, 2, L(b), 1)], T(b, 2, 4)),
-        ["LoraBypass_RowsBeyond"] = b => b.Backend.LoraBypass(T(b, 2, 4), [new LoraSegment(1, 2, L(b), 1)], T(b, 2, 3)),
+        ["LoraBypass_In"] = b =>
+            b.Backend.LoraBypass(T(b, 2, 5), [new LoraSegment(0, 2, F(b, 2, 4), F(b, 2, 3), 1)], T(b, 2, 3)),
+        ["LoraBypass_Out"] = b =>
+            b.Backend.LoraBypass(T(b, 2, 4), [new LoraSegment(0, 2, F(b, 2, 4), F(b, 2, 3), 1)], T(b, 2, 4)),
+        ["LoraBypass_RowsBeyond"] = b =>
+            b.Backend.LoraBypass(T(b, 2, 4), [new LoraSegment(1, 2, F(b, 2, 4), F(b, 2, 3), 1)], T(b, 2, 3)),
+        ["LoraBypass_Ranks"] = b =>
+            b.Backend.LoraBypass(T(b, 2, 4), [new LoraSegment(0, 2, F(b, 2, 4), F(b, 1, 3), 1)], T(b, 2, 3)),
+        ["LoraBypassBackward_Ranks"] = b =>
+            b.Backend.LoraBypassBackward(
+                T(b, 2, 4), T(b, 2, 3), F(b, 2, 4), F(b, 3, 3), 1, T(b, 2, 4), T(b, 2, 3), null),
         ["LoraBypassBackward_Rows"] = b =>
-            b.Backend.LoraBypassBackward(T(b, 2, 4), T(b, 3, 3), L(b), 1, T(b, 2, 4), T(b, 2, 3), null),
+            b.Backend.LoraBypassBackward(T(b, 2, 4), T(b, 3, 3), F(b, 2, 4), F(b, 2, 3), 1, T(b, 2, 4), T(b, 2, 3), null),
         ["LoraBypassBackward_GradA"] = b =>
-            b.Backend.LoraBypassBackward(T(b, 2, 4), T(b, 2, 3), L(b), 1, T(b, 1, 4), T(b, 2, 3), null),
+            b.Backend.LoraBypassBackward(T(b, 2, 4), T(b, 2, 3), F(b, 2, 4), F(b, 2, 3), 1, T(b, 1, 4), T(b, 2, 3), null),
         ["LoraBypassBackward_GradB"] = b =>
-            b.Backend.LoraBypassBackward(T(b, 2, 4), T(b, 2, 3), L(b), 1, T(b, 2, 4), T(b, 2, 4), null),
+            b.Backend.LoraBypassBackward(T(b, 2, 4), T(b, 2, 3), F(b, 2, 4), F(b, 2, 3), 1, T(b, 2, 4), T(b, 2, 4), null),
         ["LoraBypassBackward_Dx"] = b =>
-            b.Backend.LoraBypassBackward(T(b, 2, 4), T(b, 2, 3), L(b), 1, T(b, 2, 4), T(b, 2, 3), T(b, 1, 4)),
+            b.Backend.LoraBypassBackward(T(b, 2, 4), T(b, 2, 3), F(b, 2, 4), F(b, 2, 3), 1, T(b, 2, 4), T(b, 2, 3), T(b, 1, 4)),
         ["Rope_Positions"] = b => b.Backend.Rope(T(b, 2, 8), [0], T(b, 5, 4), inverse: false),
         ["Rope_PositionTooLarge"] = b => b.Backend.Rope(T(b, 2, 8), [0, 5], T(b, 5, 4), inverse: false),
         ["Rope_Columns"] = b => b.Backend.Rope(T(b, 2, 7), [0, 1], T(b, 5, 4), inverse: false),
@@ -103,7 +111,8 @@ internal static class ShapeChecks
     private static DeviceWeight W(Workbench bench, int outFeatures, int inFeatures) =>
         bench.RandomWeight(outFeatures, inFeatures, DType.F32).Weight;
 
-    private static DeviceLora L(Workbench bench) => bench.Own(bench.Backend.CreateLora(inFeatures: 4, outFeatures: 3, rank: 2));
+    private static DeviceFactor F(Workbench bench, int inner, int wide) =>
+        bench.Own(bench.Backend.CreateFactor(inner, wide));
 
     // 2 layers of 3 blocks, one block in the table: 16 positions.
     private static AttentionSegment Segment(Workbench bench, int count)

@@ -132,7 +132,8 @@ internal static class SplitOperations
     private static SplitRun LoraBypass(Workbench bench, int rows)
     {
         int[] ranks = [4, 20, 1, 8];
-        DeviceLora[] loras = [.. ranks.Select(rank => bench.Lora(bench.Random(rank, Wide), bench.Random(rank, Narrow)))];
+        (DeviceFactor A, DeviceFactor B)[] loras =
+            [.. ranks.Select(rank => (bench.Factor(bench.Random(rank, Wide)), bench.Factor(bench.Random(rank, Narrow))))];
         Operand x = Random(bench, rows, Wide);
         return Rows(bench, rows, Narrow, (part, y) =>
         {
@@ -142,7 +143,8 @@ internal static class SplitOperations
                 int end = Math.Min((row / 10 * 10) + 10, part.Start + part.Count);
                 if (row / 10 % 5 < loras.Length)
                 {
-                    segments.Add(new LoraSegment(row - part.Start, end - row, loras[row / 10 % 5], 0.7f));
+                    (DeviceFactor a, DeviceFactor b) = loras[row / 10 % 5];
+                    segments.Add(new LoraSegment(row - part.Start, end - row, a, b, 0.7f));
                 }
 
                 row = end;
@@ -223,7 +225,7 @@ internal static class SplitOperations
     {
         (Matrix gradA, Matrix gradB, Matrix dx) =
             (bench.Random(9, Wide), bench.Random(9, Narrow), bench.Random(rows, Wide));
-        DeviceLora lora = bench.Lora(bench.Random(9, Wide), bench.Random(9, Narrow));
+        (DeviceFactor a, DeviceFactor b) = (bench.Factor(bench.Random(9, Wide)), bench.Factor(bench.Random(9, Narrow)));
         (Operand x, Operand dy) = (Random(bench, rows, Wide), Random(bench, rows, Narrow));
         return parts =>
         {
@@ -232,7 +234,7 @@ internal static class SplitOperations
             foreach (Part part in parts)
             {
                 bench.Backend.LoraBypassBackward(
-                    Cut(x, part), Cut(dy, part), lora, 0.7f, newA.Tensor, newB.Tensor, Cut(newDx, part));
+                    Cut(x, part), Cut(dy, part), a, b, 0.7f, newA.Tensor, newB.Tensor, Cut(newDx, part));
             }
 
             return [newA.Read(), newB.Read(), newDx.Read()];

@@ -47,13 +47,12 @@ internal sealed class Workbench(IComputeBackend backend) : IDisposable
         return (Weight(values, type, DType.F32), values.Rounded(type));
     }
 
-    public DeviceLora Lora(Matrix a, Matrix bTransposed)
+    public DeviceFactor Factor(Matrix values)
     {
-        DeviceLora lora = Own(Backend.CreateLora(a.Columns, bTransposed.Columns, a.Rows));
-        Backend.Upload(a.ToFloats(), lora.A);
-        Backend.Upload(bTransposed.ToFloats(), lora.BTransposed);
-        Backend.RefreshLora(lora);
-        return lora;
+        DeviceFactor factor = Own(Backend.CreateFactor(values.Rows, values.Columns));
+        Backend.Upload(values.ToFloats(), factor.Values);
+        Backend.RefreshFactor(factor);
+        return factor;
     }
 
     public T Own<T>(T resource)

@@ -44,7 +44,7 @@ internal sealed class CallerMistakeTests
         List<string> modules = ["q_proj"];
         FinetuningJob job = await engine.StartFinetuningAsync(Jobs.Request("j") with
         {
-            Lora = new LoraConfig { Rank = 2, TargetModules = modules },
+            Method = new LoraConfig { Rank = 2, TargetModules = modules },
             PublishEverySteps = 1,
         }).Soon();
         modules.Add("v_proj");

@@ -49,7 +49,7 @@ internal sealed class EngineFaultTests
         byte[] expected = await Jobs.WeightsAsync(engine, "good", _model["good"]);
         await engine.Adapters.UnloadAsync("good").Soon();
         await engine.Adapters.LoadAsync("overflow", _model["overflow"]).Soon();
-        FinetuningJob bad = await engine.StartFinetuningAsync(Jobs.Request("overflow") with { Lora = null }).Soon();
+        FinetuningJob bad = await engine.StartFinetuningAsync(Jobs.Request("overflow") with { Method = null }).Soon();
         FinetuningJob good = await engine.StartFinetuningAsync(Jobs.Request("good")).Soon();
         Assert.That(await bad.Completion.FaultAsync(), Is.TypeOf<FlexLlmException>().With.Message.Contains("loss"));
         Assert.That(bad.Latest.Status, Is.EqualTo(FinetuningStatus.Failed));
@@ -65,11 +65,11 @@ internal sealed class EngineFaultTests
     [TestCase("Allocate", 30)]
     [TestCase("CreateKvCache", 1)]
     [TestCase("ReserveScratch", 1)]
-    [TestCase("CreateLora", 1)]
-    [TestCase("CreateLora", 8)]
-    [TestCase("CreateLora", 14)]
+    [TestCase("CreateFactor", 1)]
+    [TestCase("CreateFactor", 16)]
+    [TestCase("CreateFactor", 27)]
     [TestCase("Copy", 3)]
-    [TestCase("RefreshLora", 2)]
+    [TestCase("RefreshFactor", 3)]
     [TestCase("FusedLinearCrossEntropy", 2)]
     [TestCase("AttentionBackward", 2)]
     [TestCase("LoraBypassBackward", 3)]
@@ -108,7 +108,7 @@ internal sealed class EngineFaultTests
     }
 
     [TestCase("Allocate", 3)]
-    [TestCase("Allocate", 16)]
+    [TestCase("Allocate", 12)]
     [TestCase("CreateKvCache", 1)]
     [TestCase("ReserveScratch", 1)]
     [TestCase("Upload", 2)]
@@ -134,8 +134,8 @@ internal sealed class EngineFaultTests
     [TestCase("Allocate", 44)]
     [TestCase("CreateKvCache", 1)]
     [TestCase("ReserveScratch", 1)]
-    [TestCase("CreateLora", 4)]
-    [TestCase("CreateLora", 10)]
+    [TestCase("CreateFactor", 7)]
+    [TestCase("CreateFactor", 20)]
     public async Task Memory_RunsOutWhileAJobStarts_RejectsTheJobAlone(string operation, int call)
     {
         int left = -1;

@@ -101,7 +101,7 @@ internal sealed partial class MemoryBudgetTests
         Task<EngineStatistics> during = engine.GetStatisticsAsync();
         gate.Open();
         EngineStatistics held = await during.Soon();
-        long version = PlanOf(Roomy, Context).OfAdapter(Jobs.Request("j").Lora!).Bytes;
+        long version = PlanOf(Roomy, Context).OfAdapter(Jobs.Request("j").Method!).Bytes;
         Assert.That(held.JobBytes, Is.EqualTo(JobTableOf(40).Bytes));
         Assert.That(held.DeviceBytes, Is.EqualTo(EngineBytes(held.KvBlocksTotal) + NeedsOf(40)));
         Assert.That(held.KvBlocksTotal, Is.EqualTo(held.KvBlocksMax));
@@ -137,7 +137,7 @@ internal sealed partial class MemoryBudgetTests
         await job.Completion.Soon();
         Assert.That(await Jobs.WeightsAsync(engine, "j", _model["tight"]), Is.EqualTo(_trained));
         EngineStatistics after = await engine.GetStatisticsAsync().Soon();
-        long version = PlanOf(Roomy, Context).OfAdapter(Jobs.Request("j").Lora!).Bytes;
+        long version = PlanOf(Roomy, Context).OfAdapter(Jobs.Request("j").Method!).Bytes;
         Assert.That(after.KvBlocksTotal, Is.EqualTo(blocks - ExtentsOf(version)), "its adapter stays");
         await engine.Adapters.UnloadAsync("j").Soon();
         after = await FullAsync(engine);
@@ -181,7 +181,7 @@ internal sealed partial class MemoryBudgetTests
         {
             var lora = new LoraConfig { Rank = 2, TargetModules = ["v_proj", "down_proj"] };
             await engine.Adapters.LoadAsync("j", _model.WriteAdapter("overflow", lora, seed: 1, deviation: 1e20f)).Soon();
-            request = request with { Lora = null };
+            request = request with { Method = null };
         }
 
         FinetuningJob job = await engine.StartFinetuningAsync(request).Soon();
@@ -216,7 +216,7 @@ internal sealed partial class MemoryBudgetTests
         await paused.Soon();
         EngineStatistics idle = await engine.GetStatisticsAsync().Soon();
         Assert.That(idle.JobBytes, Is.EqualTo(JobTableOf(40).Bytes - JobTableOf(40).Of(MemoryUse.Arenas)));
-        int lent = ExtentsOf(idle.JobBytes + PlanOf(Roomy, Context).OfAdapter(Jobs.Request("j").Lora!).Bytes);
+        int lent = ExtentsOf(idle.JobBytes + PlanOf(Roomy, Context).OfAdapter(Jobs.Request("j").Method!).Bytes);
         Assert.That(idle.KvBlocksTotal, Is.EqualTo(blocks - lent));
         Assert.That(idle.TokensTrained, Is.Zero, "what starts over was not done");
 
@@ -255,7 +255,7 @@ internal sealed partial class MemoryBudgetTests
     {
         // Room for one job in work, and a second that sleeps.
         MemoryPlan plan = PlanOf(Roomy, Context);
-        long asleep = JobTableOf(40).Bytes - JobTableOf(40).Of(MemoryUse.Arenas) + plan.OfAdapter(Jobs.Request("j").Lora!).Bytes;
+        long asleep = JobTableOf(40).Bytes - JobTableOf(40).Of(MemoryUse.Arenas) + plan.OfAdapter(Jobs.Request("j").Method!).Bytes;
         using var gate = new StepGate("FusedLinearCrossEntropy", 2);
         await using CoServingEngine engine = await _model.StartAsync(
             Roomy with
@@ -286,7 +286,7 @@ internal sealed partial class MemoryBudgetTests
     [Test]
     public async Task Adapters_WithoutRoom_TakeExtentsAndAreRefusedAtTheFloor()
     {
-        var lora = new LoraConfig { Rank = 20, TargetModules = AdapterSites.ModuleNames };
+        var lora = new LoraConfig { Rank = 20, TargetModules = PeftConfig.AllModules };
         long version = PlanOf(Roomy, Context).OfAdapter(lora).Bytes;
         int blocks = (Context / 16) + ExtentsOf(version);
         await using CoServingEngine engine = await _model.StartAsync(
@@ -401,17 +401,17 @@ internal sealed partial class MemoryBudgetTests
 
     private MemoryTable JobTableOf(int tokens)
     {
-        LoraConfig lora = Jobs.Request("j").Lora!;
-        IReadOnlySet<int> sites = AdapterSites.Of(_model.Config.LayerCount, LoraAdapter.Validate(lora, _model.Config));
-        TrainingProgram program = _compiler.CompileTraining(DecoderBuilder.Build(_model.Config, sites));
-        return PlanOf(Roomy, Context).OfJob(program, lora, moments: 2, tokens);
+        PeftConfig method = Jobs.Request("j").Method!;
+        TrainingProgram program = _compiler.CompileTraining(
+            DecoderBuilder.BuildTraining(_model.Config, PeftAdapter.NetworksOf(method, _model.Config)));
+        return PlanOf(Roomy, Context).OfJob(program, method, moments: 2, tokens);
     }
 
     // The job, the first version of its adapter, and scratch memory of the first job.
     private long NeedsOf(int tokens)
     {
         MemoryPlan plan = PlanOf(Roomy, Context);
-        return JobTableOf(tokens).Bytes + plan.OfAdapter(Jobs.Request("j").Lora!).Bytes +
+        return JobTableOf(tokens).Bytes + plan.OfAdapter(Jobs.Request("j").Method!).Bytes +
             plan.ScratchBytes(trains: true) - plan.ScratchBytes(trains: false);
     }
 

@@ -97,7 +97,7 @@ internal sealed class FinetuningInvarianceTests(ModelArchitecture architecture)
         await gate.ReachedAsync();
         Task<FinetuningJob> started = engine.StartFinetuningAsync(Jobs.Request("other", seed: 2) with
         {
-            Lora = new LoraConfig { Rank = 2, TargetModules = ["k_proj", "up_proj"] },
+            Method = new LoraConfig { Rank = 2, TargetModules = ["k_proj", "up_proj"] },
             Optimizer = new SgdOptions { LearningRate = 0.1f },
         });
         gate.Open();

@@ -28,7 +28,7 @@ internal sealed class JobTests
         {
             Adapter = "pairs",
             Dataset = JsonlDataset.Open(path),
-            Lora = new LoraConfig { Rank = 8, TargetModules = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"] },
+            Method = new LoraConfig { Rank = 8, TargetModules = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"] },
             Epochs = 40,
             GradientAccumulation = 4,
             Optimizer = new AdamWOptions { LearningRate = 1e-2f },
@@ -81,9 +81,9 @@ internal sealed class JobTests
         FinetuningProgress same = await engine.TrainAsync(Jobs.Request("y") with { Epochs = 1 });
         Assert.That(more.Loss, Is.LessThan(same.Loss));
         Exception? other = await engine.StartFinetuningAsync(
-            Jobs.Request("x") with { Lora = new LoraConfig { Rank = 5 } }).FaultAsync();
+            Jobs.Request("x") with { Method = new LoraConfig { Rank = 5 } }).FaultAsync();
         Assert.That(other, Is.TypeOf<RequestRejectedException>().With.Message.Contains("rank 4"));
-        FinetuningJob with = await engine.StartFinetuningAsync(Jobs.Request("x") with { Lora = null }).Soon();
+        FinetuningJob with = await engine.StartFinetuningAsync(Jobs.Request("x") with { Method = null }).Soon();
         await with.Completion.Soon();
     }
 
@@ -106,7 +106,7 @@ internal sealed class JobTests
             good with { Optimizer = new AdamWOptions { LearningRate = 0 } },
             good with { Optimizer = new AdamWOptions { Beta2 = 1 } },
             good with { Optimizer = new SgdOptions { Nesterov = true } },
-            good with { Lora = new LoraConfig { TargetModules = ["nope"] } },
+            good with { Method = new LoraConfig { TargetModules = ["nope"] } },
             good with { Dataset = Jobs.Dataset(1, 300) },
             good with { Dataset = TrainingDataset.FromExamples([]) }])
         {

@@ -74,7 +74,7 @@ internal sealed class ResumeTests
             Jobs.Request("j") with { GradientAccumulation = 2 },
             Jobs.Request("j") with { ShuffleSeed = null },
             Jobs.Request("j") with { Optimizer = new AdamWOptions { LearningRate = 2e-2f } },
-            Jobs.Request("j") with { Lora = new LoraConfig { Rank = 5 } },
+            Jobs.Request("j") with { Method = new LoraConfig { Rank = 5 } },
             Jobs.Request("j") with { Dataset = Jobs.Dataset(1, 4, 5) }])
         {
             Exception? fault = await engine.StartFinetuningAsync(other with { ResumeFrom = checkpoint }).FaultAsync();

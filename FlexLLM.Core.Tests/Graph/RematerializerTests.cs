@@ -1,5 +1,6 @@
 using FlexLLM.Graph;
 using FlexLLM.Models;
+using FlexLLM.Tests.Support;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Graph;
@@ -59,16 +60,14 @@ internal sealed class RematerializerTests
     private static string Saved(ModelArchitecture architecture, int layer, params AdapterModule[] modules)
     {
         ModelConfig config = Config(architecture);
-        var compiler = new GraphCompiler(DecoderBuilder.Build(config, AdapterSites.All(config.LayerCount)), config.LayerCount);
-        TrainingProgram program = compiler.CompileTraining(DecoderBuilder.Build(config, AdapterSites.Of(config.LayerCount, modules)));
+        TrainingProgram program = TrainingGraphs.Compile(config, TrainingGraphs.Lora(config, modules));
         return string.Join(", ", program.Saved.Select(s => s.Name).Where(n => n.StartsWith($"layers.{layer}.", StringComparison.Ordinal)));
     }
 
     private static ParallelGraph Pruned(ModelArchitecture architecture, AdapterModule[] modules)
     {
         ModelConfig config = Config(architecture);
-        return GraphPruner.Prune(Differentiator.Differentiate(
-            DecoderBuilder.Build(config, AdapterSites.Of(config.LayerCount, modules))));
+        return GraphPruner.Prune(Differentiator.Differentiate(TrainingGraphs.Lora(config, modules)));
     }
 
     private static ModelConfig Config(ModelArchitecture architecture) => new()

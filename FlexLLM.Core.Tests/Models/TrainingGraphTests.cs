@@ -68,21 +68,22 @@ internal sealed class TrainingGraphTests(ModelArchitecture architecture)
     /// <summary>Gradients of a job whose graph has bypasses at these modules; B is zero but at the trained ones.</summary>
     private Dictionary<string, float[]> Gradients(AdapterModule[] trained, AdapterModule[] bypassed)
     {
-        var adapter = new LoraAdapter(
+        var adapter = new PeftAdapter(
             _backend,
             _files.Config,
             new LoraConfig { Rank = 2, TargetModules = [.. bypassed.Select(m => AdapterSites.ModuleNames[(int)m])] });
         foreach (int site in adapter.SiteIndices)
         {
-            DeviceLora pair = adapter[site]!;
             var random = new SeededRandom((ulong)site + 1);
-            _backend.Upload(Random(pair.Rank * pair.InFeatures, ref random), pair.A);
-            if (trained.Contains(AdapterSites.ModuleOf(site)))
+            foreach (AdapterTensor tensor in adapter[site]!.Tensors)
             {
-                _backend.Upload(Random(pair.Rank * pair.OutFeatures, ref random), pair.BTransposed);
-            }
+                if (tensor.Spec.Name == "lora_A" || trained.Contains(AdapterSites.ModuleOf(site)))
+                {
+                    _backend.Upload(Random((int)tensor.Spec.Count, ref random), tensor.Values);
+                }
 
-            _backend.RefreshLora(pair);
+                tensor.Refresh(_backend);
+            }
         }
 
         int[] ids = TinyModel.Ids(11, 3);
@@ -105,8 +106,8 @@ internal sealed class TrainingGraphTests(ModelArchitecture architecture)
         var gradients = new Dictionary<string, float[]>();
         foreach (int site in adapter.SiteIndices)
         {
-            gradients.Add($"A of {AdapterSites.NameOf(site)}", Host(run.Gradients[site].A));
-            gradients.Add($"B of {AdapterSites.NameOf(site)}", Host(run.Gradients[site].BTransposed));
+            gradients.Add($"A of {AdapterSites.NameOf(site)}", Host(run.Gradients[site][0]));
+            gradients.Add($"B of {AdapterSites.NameOf(site)}", Host(run.Gradients[site][1]));
         }
 
         return gradients;

@@ -190,7 +190,7 @@ internal sealed class EngineSimulation : IDisposable
         {
             Adapter = $"job{index}",
             Dataset = TrainingDataset.FromExamples([]),
-            Lora = new LoraConfig { Rank = 16, TargetModules = ["q_proj", "v_proj", "down_proj"] },
+            Method = new LoraConfig { Rank = 16, TargetModules = ["q_proj", "v_proj", "down_proj"] },
             Epochs = scenario.Epochs,
         };
         return loop => loop.Jobs.Start(_inbox, request, new BuiltSamples(samples, 0, 0, 0), loop.Now);

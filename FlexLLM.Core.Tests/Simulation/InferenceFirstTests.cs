@@ -9,8 +9,8 @@ internal sealed class InferenceFirstTests
 {
     private const int WarmUpSteps = 100;
 
-    // So few steps go over their budget that it takes many to tell their share from 1 %.
-    private const int Seeds = 8;
+    // So many that chance does not decide about a share of one in a hundred.
+    private const int Seeds = 9;
 
     // How far a linear model may be off on a machine that is the slower of two lines.
     private const double ErrorBound = 0.1;

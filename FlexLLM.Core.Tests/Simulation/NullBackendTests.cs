@@ -120,11 +120,11 @@ internal sealed class NullBackendTests
         LoadedModel model = LoadedModel.CreateEmpty(ModelShapes.Of("tiny"), _backend, DType.BF16, positionsMax: 128);
         Assert.That(_backend.AllocatedBytes, Is.EqualTo(model.WeightBytes).And.GreaterThan(0));
 
-        DeviceLora lora = _backend.CreateLora(In, Out, 4);
-        Assert.That(_backend.AllocatedBytes, Is.EqualTo(model.WeightBytes + (4 * 4 * (In + Out))));
+        DeviceFactor factor = _backend.CreateFactor(4, In);
+        Assert.That(_backend.AllocatedBytes, Is.EqualTo(model.WeightBytes + (4 * 4 * In)));
 
-        lora.Dispose();
-        lora.Dispose();
+        factor.Dispose();
+        factor.Dispose();
         model.Dispose();
         Assert.That(_backend.AllocatedBytes, Is.Zero);
     }

@@ -25,7 +25,7 @@ internal static class Jobs
     {
         Adapter = adapter,
         Dataset = Dataset(seed, 5, 23, 2, 40, 17, 9, 31),
-        Lora = new LoraConfig { Rank = 4, Alpha = 8, TargetModules = ["q_proj", "v_proj", "down_proj"] },
+        Method = new LoraConfig { Rank = 4, Alpha = 8, TargetModules = ["q_proj", "v_proj", "down_proj"] },
         Epochs = 2,
         GradientAccumulation = 3,
         ShuffleSeed = 11,

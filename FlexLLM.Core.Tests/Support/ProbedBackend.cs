@@ -1,4 +1,5 @@
 using FlexLLM.Backends;
+using FlexLLM.Primitives;
 using FlexLLM.Tests.Contracts;
 
 namespace FlexLLM.Tests.Support;
@@ -30,16 +31,16 @@ internal sealed class ProbedBackend(IComputeBackend inner, Action<string> probe)
         Inner.ReserveScratch(limits);
     }
 
-    public override DeviceLora CreateLora(int inFeatures, int outFeatures, int rank)
+    public override DeviceFactor CreateFactor(int innerSide, int wide)
     {
-        probe(nameof(CreateLora));
-        return Inner.CreateLora(inFeatures, outFeatures, rank);
+        probe(nameof(CreateFactor));
+        return Inner.CreateFactor(innerSide, wide);
     }
 
-    public override void RefreshLora(DeviceLora lora)
+    public override void RefreshFactor(DeviceFactor factor)
     {
-        probe(nameof(RefreshLora));
-        Inner.RefreshLora(lora);
+        probe(nameof(RefreshFactor));
+        Inner.RefreshFactor(factor);
     }
 
     public override void Upload(ReadOnlySpan<float> source, TensorSlice destination)
@@ -73,11 +74,66 @@ internal sealed class ProbedBackend(IComputeBackend inner, Action<string> probe)
     }
 
     public override void LoraBypassBackward(
-        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
-        TensorSlice? dx)
+        TensorSlice x, TensorSlice dy, DeviceFactor a, DeviceFactor bTransposed, float scale, DeviceTensor gradA,
+        DeviceTensor gradBTransposed, TensorSlice? dx)
     {
         probe(nameof(LoraBypassBackward));
-        Inner.LoraBypassBackward(x, dy, lora, scale, gradA, gradBTransposed, dx);
+        Inner.LoraBypassBackward(x, dy, a, bTransposed, scale, gradA, gradBTransposed, dx);
+    }
+
+    public override void Narrow(TensorSlice x, DeviceFactor m, float scale, TensorSlice u, bool accumulate)
+    {
+        probe(nameof(Narrow));
+        Inner.Narrow(x, m, scale, u, accumulate);
+    }
+
+    public override void Widen(TensorSlice u, DeviceFactor m, float scale, TensorSlice y, bool accumulate)
+    {
+        probe(nameof(Widen));
+        Inner.Widen(u, m, scale, y, accumulate);
+    }
+
+    public override void AddOuter(TensorSlice u, TensorSlice x, float scale, DeviceTensor gradient)
+    {
+        probe(nameof(AddOuter));
+        Inner.AddOuter(u, x, scale, gradient);
+    }
+
+    public override void AddBias(TensorSlice y, DeviceTensor bias)
+    {
+        probe(nameof(AddBias));
+        Inner.AddBias(y, bias);
+    }
+
+    public override void AddColumnSums(TensorSlice dy, DeviceTensor gradient)
+    {
+        probe(nameof(AddColumnSums));
+        Inner.AddColumnSums(dy, gradient);
+    }
+
+    public override void ScaleColumns(TensorSlice x, DeviceTensor gain, TensorSlice y, bool accumulate)
+    {
+        probe(nameof(ScaleColumns));
+        Inner.ScaleColumns(x, gain, y, accumulate);
+    }
+
+    public override void ScaleColumnsBackward(
+        TensorSlice x, TensorSlice dy, DeviceTensor gain, DeviceTensor gradGain, TensorSlice? dx, bool accumulate)
+    {
+        probe(nameof(ScaleColumnsBackward));
+        Inner.ScaleColumnsBackward(x, dy, gain, gradGain, dx, accumulate);
+    }
+
+    public override void Pack(TensorSlice source, PackedFormat format, TensorSlice packed)
+    {
+        probe(nameof(Pack));
+        Inner.Pack(source, format, packed);
+    }
+
+    public override void Unpack(TensorSlice packed, PackedFormat format, TensorSlice destination)
+    {
+        probe(nameof(Unpack));
+        Inner.Unpack(packed, format, destination);
     }
 
     public override void Attention(TensorSlice q, TensorSlice o, int layer, ReadOnlySpan<AttentionSegment> segments)

@@ -74,7 +74,7 @@ internal sealed class TinyModel : IDisposable
     {
         var random = new SeededRandom(seed);
         var tensors = new List<TensorToWrite>();
-        foreach (int site in AdapterSites.Of(Config.LayerCount, LoraAdapter.Validate(lora, Config)))
+        foreach (int site in AdapterSites.Of(Config.LayerCount, PeftAdapter.Validate(lora, Config)))
         {
             (int inFeatures, int outFeatures) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(site), Config);
             tensors.Add(Random(PeftFolder.TensorName(site, 'A'), lora.Rank, inFeatures));

@@ -3,21 +3,20 @@ using FlexLLM.Primitives;
 
 namespace FlexLLM.Adapters;
 
-/// <summary>Gradient accumulators of an adapter: dA [rank, in] and dB transposed [rank, out] for each site.</summary>
+/// <summary>Gradient accumulators of an adapter: a tensor of its shape for each of its tensors.</summary>
 internal sealed class AdapterGradients : IDisposable
 {
     private readonly ResourceSet _tensors = new();
-    private readonly Dictionary<int, (DeviceTensor A, DeviceTensor BTransposed)> _sites = [];
+    private readonly Dictionary<int, DeviceTensor[]> _sites = [];
 
-    public AdapterGradients(IComputeBackend backend, LoraAdapter adapter)
+    public AdapterGradients(IComputeBackend backend, PeftAdapter adapter)
     {
         try
         {
             foreach (int site in adapter.SiteIndices)
             {
-                DeviceLora pair = adapter[site]!;
-                DeviceTensor a = _tensors.Add(backend.Allocate(pair.Rank, pair.InFeatures));
-                _sites.Add(site, (a, _tensors.Add(backend.Allocate(pair.Rank, pair.OutFeatures))));
+                _sites.Add(site,
+                    [.. adapter[site]!.Tensors.Select(t => _tensors.Add(backend.Allocate(t.Values.Rows, t.Values.Columns)))]);
             }
         }
         catch
@@ -27,9 +26,10 @@ internal sealed class AdapterGradients : IDisposable
         }
     }
 
-    public long Bytes => _sites.Values.Sum(s => s.A.Bytes + s.BTransposed.Bytes);
+    public long Bytes => _sites.Values.Sum(s => s.Sum(t => t.Bytes));
 
-    public (DeviceTensor A, DeviceTensor BTransposed) this[int site]
+    /// <summary>Gradients of a site's tensors, in the network's order.</summary>
+    public IReadOnlyList<DeviceTensor> this[int site]
     {
         get
         {
@@ -40,10 +40,9 @@ internal sealed class AdapterGradients : IDisposable
 
     public void Zero(IComputeBackend backend)
     {
-        foreach ((DeviceTensor a, DeviceTensor b) in _sites.Values)
+        foreach (DeviceTensor tensor in _sites.Values.SelectMany(s => s))
         {
-            backend.Zero(a);
-            backend.Zero(b);
+            backend.Zero(tensor);
         }
     }
 

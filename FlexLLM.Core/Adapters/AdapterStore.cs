@@ -6,14 +6,14 @@ namespace FlexLLM.Adapters;
 /// One published state of an adapter. It never changes; it is freed when the store has moved on and the last request that
 /// started with it has ended.
 /// </summary>
-internal sealed class AdapterVersion(int number, LoraAdapter weights)
+internal sealed class AdapterVersion(int number, PeftAdapter weights)
 {
     private int _references = 1;
 
     /// <summary>Counts publications of the adapter, from 1.</summary>
     public int Number { get; } = number;
 
-    public LoraAdapter Weights { get; } = weights;
+    public PeftAdapter Weights { get; } = weights;
 
     public AdapterVersion Acquire()
     {
@@ -50,7 +50,7 @@ internal sealed class AdapterStore(int adaptersMax) : IDisposable
             $"No adapter '{name}' is loaded; loaded are: {(Names.Count == 0 ? "none" : string.Join(", ", Names))}.");
 
     /// <summary>Makes weights the newest version of a name. The store owns them from here on, also when it refuses.</summary>
-    public AdapterVersion Publish(string name, LoraAdapter weights)
+    public AdapterVersion Publish(string name, PeftAdapter weights)
     {
         AdapterVersion? old = _versions.GetValueOrDefault(name);
         if (old is null && _versions.Count >= adaptersMax)

@@ -1,36 +1,42 @@
 using FlexLLM.Backends;
 using FlexLLM.Formats;
+using FlexLLM.Graph;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
 
 namespace FlexLLM.Adapters;
 
 /// <summary>
-/// Adapters in the folder format of HuggingFace PEFT: adapter_config.json and adapter_model.safetensors with lora_A [rank, in]
-/// and lora_B [out, rank] under "base_model.model." and the module's name in the checkpoint.
+/// Adapters in the folder format of HuggingFace PEFT: adapter_config.json and adapter_model.safetensors with the tensors of each
+/// module under "base_model.model." and the module's name in the checkpoint. LoRA: lora_A [rank, in], lora_B [out, rank];
+/// (IA)^3: ia3_l [out, 1], or [1, in] of feedforward modules; serial Adapter, as LLM-Adapters names them: adapter_down [size, out]
+/// and adapter_up [out, size] with their biases.
 /// </summary>
 internal static class PeftFolder
 {
     public const string WeightsFileName = "adapter_model.safetensors";
 
-    /// <summary>Name of a site's tensor in the file; matrix is 'A' or 'B'.</summary>
-    public static string TensorName(int site, char matrix) => $"base_model.model.{AdapterSites.NameOf(site)}.lora_{matrix}.weight";
+    /// <summary>Name of a LoRA site's tensor in the file; matrix is 'A' or 'B'.</summary>
+    public static string TensorName(int site, char matrix) => TensorName(site, $"lora_{matrix}");
+
+    /// <summary>Name of a site's tensor in the file, from the name that its network gives it.</summary>
+    public static string TensorName(int site, string weight)
+    {
+        const string Bias = "_bias";
+        string suffix = weight.EndsWith(Bias, StringComparison.Ordinal) ? $"{weight[..^Bias.Length]}.bias"
+            : weight == "ia3_l" ? weight
+            : $"{weight}.weight";
+        return $"base_model.model.{AdapterSites.NameOf(site)}.{suffix}";
+    }
 
     /// <summary>Reads what kind of adapter a folder holds, without touching the device.</summary>
     /// <exception cref="InvalidFileException">A malformed file, or an adapter that does not fit the model.</exception>
-    public static LoraConfig ReadConfig(string folder, ModelConfig model)
+    public static PeftConfig ReadConfig(string folder, ModelConfig model)
     {
-        AdapterConfig file = AdapterConfig.Load(folder);
-        var config = new LoraConfig
-        {
-            Rank = file.Rank,
-            Alpha = (float)file.Alpha,
-            UseRsLora = file.UseRsLora,
-            TargetModules = file.AllLinear ? AdapterSites.ModuleNames : file.TargetModules,
-        };
+        PeftConfig config = ConfigOf(AdapterConfig.Load(folder));
         try
         {
-            LoraAdapter.Validate(config, model);
+            PeftAdapter.Validate(config, model);
             return config;
         }
         catch (RequestRejectedException e)
@@ -41,9 +47,9 @@ internal static class PeftFolder
 
     /// <summary>Reads an adapter for this model.</summary>
     /// <exception cref="InvalidFileException">A malformed file, or an adapter of another model, rank or module set.</exception>
-    public static LoraAdapter Load(string folder, LoadedModel model)
+    public static PeftAdapter Load(string folder, LoadedModel model)
     {
-        LoraConfig config = ReadConfig(folder, model.Config);
+        PeftConfig config = ReadConfig(folder, model.Config);
         string weightsPath = Path.Combine(folder, WeightsFileName);
         if (!File.Exists(weightsPath))
         {
@@ -51,17 +57,17 @@ internal static class PeftFolder
         }
 
         using SafetensorsFile weights = SafetensorsFile.Open(weightsPath);
-        var adapter = new LoraAdapter(model.Backend, model.Config, config);
+        var adapter = new PeftAdapter(model.Backend, model.Config, config);
         try
         {
             CheckNames(weights, adapter);
-            foreach (int site in adapter.SiteIndices)
+            foreach ((int site, AdapterTensor tensor) in adapter.Tensors())
             {
-                DeviceLora pair = adapter[site]!;
-                model.Backend.Upload(Read(weights, TensorName(site, 'A'), pair.Rank, pair.InFeatures), pair.A);
-                float[] b = Read(weights, TensorName(site, 'B'), pair.OutFeatures, pair.Rank);
-                model.Backend.Upload(Transpose(b, pair.OutFeatures, pair.Rank), pair.BTransposed);
-                model.Backend.RefreshLora(pair);
+                Layout layout = Layout.Of(adapter[site]!.Network, tensor.Spec);
+                float[] values = Read(weights, TensorName(site, tensor.Spec.Name), layout.Shape);
+                model.Backend.Upload(
+                    layout.IsTransposed ? Transpose(values, tensor.Spec.Wide, tensor.Spec.Inner) : values, tensor.Values);
+                tensor.Refresh(model.Backend);
             }
 
             return adapter;
@@ -74,19 +80,17 @@ internal static class PeftFolder
     }
 
     /// <summary>A host copy of an adapter that can be written without the device.</summary>
-    public static IReadOnlyList<TensorToWrite> Download(LoraAdapter adapter, IComputeBackend backend)
+    public static IReadOnlyList<TensorToWrite> Download(PeftAdapter adapter, IComputeBackend backend)
     {
         var tensors = new List<TensorToWrite>();
-        foreach (int site in adapter.SiteIndices)
+        foreach ((int site, AdapterTensor tensor) in adapter.Tensors())
         {
-            DeviceLora pair = adapter[site]!;
-            float[] a = new float[pair.Rank * pair.InFeatures];
-            float[] bTransposed = new float[pair.Rank * pair.OutFeatures];
-            backend.Download(pair.A, a);
-            backend.Download(pair.BTransposed, bTransposed);
-            float[] b = Transpose(bTransposed, pair.Rank, pair.OutFeatures);
-            tensors.Add(TensorToWrite.FromFloats(TensorName(site, 'A'), [pair.Rank, pair.InFeatures], a));
-            tensors.Add(TensorToWrite.FromFloats(TensorName(site, 'B'), [pair.OutFeatures, pair.Rank], b));
+            float[] values = new float[tensor.Spec.Count];
+            backend.Download(tensor.Values, values);
+            Layout layout = Layout.Of(adapter[site]!.Network, tensor.Spec);
+            tensors.Add(TensorToWrite.FromFloats(
+                TensorName(site, tensor.Spec.Name), layout.Shape,
+                layout.IsTransposed ? Transpose(values, tensor.Spec.Inner, tensor.Spec.Wide) : values));
         }
 
         return tensors;
@@ -94,20 +98,13 @@ internal static class PeftFolder
 
     /// <summary>Writes a folder that PEFT reads back.</summary>
     public static void Save(
-        string folder, LoraConfig config, IReadOnlyList<TensorToWrite> tensors, string? baseModel,
+        string folder, PeftConfig config, IReadOnlyList<TensorToWrite> tensors, string? baseModel,
         IReadOnlyDictionary<string, string>? metadata = null)
     {
         Directory.CreateDirectory(folder);
         var all = new Dictionary<string, string>(metadata ?? new Dictionary<string, string>()) { ["format"] = "pt" };
         SafetensorsWriter.Write(Path.Combine(folder, WeightsFileName), tensors, all);
-        new AdapterConfig
-        {
-            Rank = config.Rank,
-            Alpha = config.Alpha,
-            UseRsLora = config.UseRsLora,
-            TargetModules = config.TargetModules,
-            BaseModelNameOrPath = baseModel,
-        }.Save(folder);
+        (FileOf(config) with { TargetModules = config.TargetModules, BaseModelNameOrPath = baseModel }).Save(folder);
     }
 
     /// <summary>[rows, columns] to [columns, rows].</summary>
@@ -127,9 +124,9 @@ internal static class PeftFolder
     }
 
     // A tensor too many means an adapter for more layers or modules than this model or its config has.
-    private static void CheckNames(SafetensorsFile weights, LoraAdapter adapter)
+    private static void CheckNames(SafetensorsFile weights, PeftAdapter adapter)
     {
-        HashSet<string> expected = [.. adapter.SiteIndices.SelectMany(s => new[] { TensorName(s, 'A'), TensorName(s, 'B') })];
+        HashSet<string> expected = [.. adapter.Tensors().Select(t => TensorName(t.Site, t.Tensor.Spec.Name))];
         foreach (string name in weights.Tensors.Keys)
         {
             if (!expected.Contains(name))
@@ -140,19 +137,69 @@ internal static class PeftFolder
         }
     }
 
-    private static float[] Read(SafetensorsFile file, string name, int rows, int columns)
+    private static PeftConfig ConfigOf(AdapterConfig file)
+    {
+        IReadOnlyList<string> modules = file.AllLinear ? AdapterSites.ModuleNames : file.TargetModules;
+        return file.Method switch
+        {
+            AdapterMethod.Lora => new LoraConfig
+            {
+                Rank = file.Rank,
+                Alpha = (float)file.Alpha,
+                UseRsLora = file.UseRsLora,
+                TargetModules = modules,
+            },
+            AdapterMethod.Ia3 => new Ia3Config { TargetModules = modules, FeedforwardModules = file.FeedforwardModules },
+            _ => new SerialAdapterConfig
+            {
+                Size = file.Rank,
+                Activation = file.UsesSilu ? AdapterActivation.Silu : AdapterActivation.Relu,
+                TargetModules = modules,
+            },
+        };
+    }
+
+    private static AdapterConfig FileOf(PeftConfig config) => config switch
+    {
+        LoraConfig lora => new AdapterConfig { Rank = lora.Rank, Alpha = lora.Alpha, UseRsLora = lora.UseRsLora },
+        Ia3Config ia3 => new AdapterConfig { Method = AdapterMethod.Ia3, FeedforwardModules = ia3.FeedforwardModules },
+        SerialAdapterConfig serial => new AdapterConfig
+        {
+            Method = AdapterMethod.Bottleneck,
+            Rank = serial.Size,
+            UsesSilu = serial.Activation == AdapterActivation.Silu,
+        },
+        _ => throw new ArgumentOutOfRangeException(nameof(config), config, "Give the new method its file format."),
+    };
+
+    private static float[] Read(SafetensorsFile file, string name, long[] shape)
     {
         SafetensorsTensor tensor = file.Get(name);
-        if (tensor.Shape.Count != 2 || tensor.Shape[0] != rows || tensor.Shape[1] != columns)
+        if (!tensor.Shape.SequenceEqual(shape))
         {
             throw new InvalidFileException(
-                file.Path, name, $"has shape [{string.Join(", ", tensor.Shape)}]; this model and rank ask for [{rows}, {columns}]");
+                file.Path, name,
+                $"has shape [{string.Join(", ", tensor.Shape)}]; this model and adapter_config.json ask for [{string.Join(", ", shape)}]");
         }
 
         float[] values = tensor.ToFloats();
         int bad = Array.FindIndex(values, v => !float.IsFinite(v));
+        long columns = shape[^1];
         return bad < 0
             ? values
             : throw new InvalidFileException(file.Path, name, $"holds NaN or infinity at [{bad / columns}, {bad % columns}]");
+    }
+
+    /// <summary>How a tensor [inner, wide] or a vector stands in the file.</summary>
+    private readonly record struct Layout(long[] Shape, bool IsTransposed)
+    {
+        public static Layout Of(BypassNetwork network, BypassWeight spec) => spec switch
+        {
+            { IsVector: true } when network is ScaleNetwork => new Layout(
+                network.Attachment == BypassAttachment.Input ? [1, spec.Wide] : [spec.Wide, 1], false),
+            { IsVector: true } => new Layout([spec.Wide], false),
+            { Name: "lora_B" or "adapter_up" } => new Layout([spec.Wide, spec.Inner], true),
+            _ => new Layout([spec.Inner, spec.Wide], false),
+        };
     }
 }

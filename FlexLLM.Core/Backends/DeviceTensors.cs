@@ -63,22 +63,18 @@ internal abstract class DeviceWeight(int outFeatures, int inFeatures, DType type
 }
 
 /// <summary>
-/// One LoRA pair: y += scale * (x A^T) B^T. A is [Rank, InFeatures] as PEFT stores lora_A; B is held transposed, [Rank,
-/// OutFeatures]. A backend may keep derived copies: call <see cref="IComputeBackend.RefreshLora"/> after writing A or B.
+/// One trainable matrix of a bypass, M [Inner, Wide], between the few columns inside the bypass and the many of the model:
+/// LoRA's A [rank, in], or its B transposed, [rank, out]. A backend may keep derived copies: call
+/// <see cref="IComputeBackend.RefreshFactor"/> after writing <see cref="Values"/>.
 /// </summary>
-internal abstract class DeviceLora(int inFeatures, int outFeatures, int rank) : IDisposable
+internal abstract class DeviceFactor(int inner, int wide) : IDisposable
 {
-    public int InFeatures { get; } = inFeatures;
+    public int Inner { get; } = inner;
 
-    public int OutFeatures { get; } = outFeatures;
+    public int Wide { get; } = wide;
 
-    public int Rank { get; } = rank;
-
-    /// <summary>[Rank, InFeatures].</summary>
-    public abstract DeviceTensor A { get; }
-
-    /// <summary>[Rank, OutFeatures]: PEFT's lora_B transposed.</summary>
-    public abstract DeviceTensor BTransposed { get; }
+    /// <summary>[Inner, Wide].</summary>
+    public abstract DeviceTensor Values { get; }
 
     /// <summary>Device bytes, derived copies included.</summary>
     public abstract long Bytes { get; }
@@ -121,8 +117,12 @@ internal abstract class DeviceKvCache(int layers, int blocks, int kvHeads, int h
     }
 }
 
-/// <summary>Rows [RowStart, RowStart + RowCount) of a batch go through one adapter's pair at one site.</summary>
-internal readonly record struct LoraSegment(int RowStart, int RowCount, DeviceLora Lora, float Scale);
+/// <summary>
+/// Rows [RowStart, RowStart + RowCount) of a batch go through one adapter's pair at one site: A [rank, in] as PEFT stores
+/// lora_A, and lora_B transposed, [rank, out].
+/// </summary>
+internal readonly record struct LoraSegment(
+    int RowStart, int RowCount, DeviceFactor A, DeviceFactor BTransposed, float Scale);
 
 /// <summary>
 /// Rows [RowStart, RowStart + RowCount) of a batch are the positions [PositionStart, PositionStart + RowCount) of one

@@ -12,7 +12,7 @@ namespace FlexLLM.Backends;
 /// <remarks>
 /// A backend that promises bitwise determinism (the CPU backend does) computes each output element by one fixed sequence of
 /// floating-point operations, which depends neither on the other rows of the call, nor on how a sequence was cut into calls,
-/// nor on the number of threads. Sums over tokens (gradients of LoRA weights, keys and values) take rows in descending order
+/// nor on the number of threads. Sums over tokens (gradients of bypass weights, keys and values) take rows in descending order
 /// and continue from the value already in the accumulator, so that backward windows taken from the end of a sequence give the
 /// bits of one call over all of it.
 /// </remarks>
@@ -52,6 +52,12 @@ internal interface IComputeBackend : IDisposable
     DeviceTensor Allocate(int rows, int columns);
 
     /// <summary>
+    /// A matrix inside the memory of a tensor: element (0, 0) is float <paramref name="offset"/> (a multiple of 16) of the owner,
+    /// counted row by row. It holds no memory of its own, and is invalid once its owner is freed.
+    /// </summary>
+    DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns);
+
+    /// <summary>
     /// Copies W [out, in] to the device. <paramref name="type"/> is F32 or BF16; narrowing rounds to nearest even.
     /// </summary>
     DeviceWeight CreateWeight(in HostMatrix source, DType type);
@@ -65,11 +71,11 @@ internal interface IComputeBackend : IDisposable
     /// </summary>
     void ResizeKvCache(DeviceKvCache cache, int blocks);
 
-    /// <summary>A LoRA pair of zeros.</summary>
-    DeviceLora CreateLora(int inFeatures, int outFeatures, int rank);
+    /// <summary>A bypass matrix of zeros.</summary>
+    DeviceFactor CreateFactor(int inner, int wide);
 
-    /// <summary>Brings derived copies up to date after A or BTransposed was written (upload, optimizer step).</summary>
-    void RefreshLora(DeviceLora lora);
+    /// <summary>Brings derived copies up to date after the values were written (upload, optimizer step).</summary>
+    void RefreshFactor(DeviceFactor factor);
 
     /// <summary>Copies host floats, row-major, into all of <paramref name="destination"/>.</summary>
     void Upload(ReadOnlySpan<float> source, TensorSlice destination);
@@ -77,7 +83,7 @@ internal interface IComputeBackend : IDisposable
     /// <summary>Copies all of <paramref name="source"/> to the host, waiting for it.</summary>
     void Download(TensorSlice source, Span<float> destination);
 
-    /// <summary>destination = source (equal shapes).</summary>
+    /// <summary>destination = source (equal shapes), bit by bit: <see cref="Pack"/> makes patterns that look like NaN.</summary>
     void Copy(TensorSlice source, TensorSlice destination);
 
     /// <summary>destination = 0.</summary>
@@ -117,8 +123,85 @@ internal interface IComputeBackend : IDisposable
     /// accumulator; and dx += du A unless dx is null. gradA [rank, in], gradBTransposed [rank, out], dy [rows, out].
     /// </summary>
     void LoraBypassBackward(
-        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
-        TensorSlice? dx);
+        TensorSlice x, TensorSlice dy, DeviceFactor a, DeviceFactor bTransposed, float scale, DeviceTensor gradA,
+        DeviceTensor gradBTransposed, TensorSlice? dx);
+
+    /// <summary>
+    /// u (+)= scale * (x M^T), from the many columns of the model to the few inside a bypass. x [rows, Wide], u [rows, Inner].
+    /// The product is summed by itself, then scaled, then added where <paramref name="accumulate"/>.
+    /// </summary>
+    void Narrow(TensorSlice x, DeviceFactor m, float scale, TensorSlice u, bool accumulate);
+
+    /// <summary>
+    /// y (+)= scale * (u M), back to the columns of the model; with the gradient of u as u, the gradient of x of
+    /// <see cref="Narrow"/>. u [rows, Inner], y [rows, Wide]. u is scaled first; the sum continues from y where
+    /// <paramref name="accumulate"/>.
+    /// </summary>
+    void Widen(TensorSlice u, DeviceFactor m, float scale, TensorSlice y, bool accumulate);
+
+    /// <summary>
+    /// gradient += (scale * u)^T x, over rows in descending order, continuing from the stored accumulator: the gradient of M of
+    /// <see cref="Narrow"/> (u is then the gradient of its result) and of <see cref="Widen"/> (x is). u [rows, Inner],
+    /// x [rows, Wide], gradient [Inner, Wide].
+    /// </summary>
+    void AddOuter(TensorSlice u, TensorSlice x, float scale, DeviceTensor gradient);
+
+    /// <summary>y += bias in every row. y [rows, n], bias [1, n].</summary>
+    void AddBias(TensorSlice y, DeviceTensor bias);
+
+    /// <summary>
+    /// gradient += sum of the rows of dy, in descending order, continuing from the stored accumulator: the gradient of a bias.
+    /// dy [rows, n], gradient [1, n].
+    /// </summary>
+    void AddColumnSums(TensorSlice dy, DeviceTensor gradient);
+
+    /// <summary>
+    /// y (+)= x * (gain - 1): what (IA)^3 adds to x. x, y [rows, n], gain [1, n]. y may be x: an accumulating call then makes it
+    /// x * gain up to rounding.
+    /// </summary>
+    void ScaleColumns(TensorSlice x, DeviceTensor gain, TensorSlice y, bool accumulate);
+
+    /// <summary>
+    /// Gradients of <see cref="ScaleColumns"/>: gradGain += sum over rows of x * dy, in descending order, continuing from the
+    /// stored accumulator; and dx (+)= dy * (gain - 1) unless dx is null. x, dy, dx [rows, n], gain, gradGain [1, n]. dx may be
+    /// dy: an accumulating call then makes it dy * gain up to rounding. It must not be x.
+    /// </summary>
+    void ScaleColumnsBackward(
+        TensorSlice x, TensorSlice dy, DeviceTensor gain, DeviceTensor gradGain, TensorSlice? dx, bool accumulate);
+
+    /// <summary>
+    /// destination[i, destinationColumn + j] = source[i, sourceColumn + j] for j in [0, columns), bit by bit. Rows are equal,
+    /// columns need not be. Both may be the same rows of a tensor where the columns do not overlap.
+    /// </summary>
+    void CopyColumns(TensorSlice source, int sourceColumn, TensorSlice destination, int destinationColumn, int columns);
+
+    /// <summary>y = max(x, 0), element by element; equal shapes. NaN stays NaN. y may be x.</summary>
+    void Relu(TensorSlice x, TensorSlice y);
+
+    /// <summary>
+    /// dx = y &gt; 0 ? dy : 0, element by element; equal shapes. y is the result of <see cref="Relu"/> or anything positive at
+    /// the same places: its argument, or its unpacked <see cref="PackedFormat.SignBits"/>. dx may be dy or y.
+    /// </summary>
+    void ReluBackward(TensorSlice y, TensorSlice dy, TensorSlice dx);
+
+    /// <summary>y = x * sigmoid(x), element by element; equal shapes. y may be x.</summary>
+    void Silu(TensorSlice x, TensorSlice y);
+
+    /// <summary>
+    /// dx = dy * s * (1 + x * (1 - s)), s = sigmoid(x), element by element; equal shapes. x is the argument of
+    /// <see cref="Silu"/>. dx may be dy or x.
+    /// </summary>
+    void SiluBackward(TensorSlice x, TensorSlice dy, TensorSlice dx);
+
+    /// <summary>
+    /// Makes rows small. source [rows, n], packed [rows, <see cref="PackedFormats.PackedColumns"/>] holds bit patterns instead of
+    /// numbers (some look like NaN): copy it, hand it to <see cref="Unpack"/>, and read it as nothing else. Which bit lies
+    /// where is the backend's business, but a packed row depends on its source row alone.
+    /// </summary>
+    void Pack(TensorSlice source, PackedFormat format, TensorSlice packed);
+
+    /// <summary>The rows that <see cref="Pack"/> made small, as far as the format kept them. destination [rows, n].</summary>
+    void Unpack(TensorSlice packed, PackedFormat format, TensorSlice destination);
 
     /// <summary>
     /// Rotates each head of x in place by its row's position: with h = headDim/2, (x[i], x[i+h]) becomes (x[i] cos - x[i+h] sin,

@@ -7,7 +7,7 @@ namespace FlexLLM;
 /// <param name="Name">Name that requests use.</param>
 /// <param name="Version">Number of the version that new requests get, counted from 1.</param>
 /// <param name="Config">Its shape.</param>
-public sealed record AdapterInfo(string Name, int Version, LoraConfig Config);
+public sealed record AdapterInfo(string Name, int Version, PeftConfig Config);
 
 /// <summary>
 /// The adapters of an engine. Every call takes effect between two steps; requests in flight keep the version they have.
@@ -20,11 +20,11 @@ public sealed class AdapterManager
 
     /// <summary>Makes a new adapter that answers like the bare model (B is zero) until it is trained.</summary>
     /// <exception cref="RequestRejectedException">The config does not fit the model or the device, or the name is taken.</exception>
-    public Task<AdapterInfo> CreateAsync(string name, LoraConfig config, ulong seed = 0, CancellationToken cancellationToken = default)
+    public Task<AdapterInfo> CreateAsync(string name, PeftConfig config, ulong seed = 0, CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(name);
         ArgumentNullException.ThrowIfNull(config);
-        LoraAdapter.Validate(config, _engine.Config);
+        PeftAdapter.Validate(config, _engine.Config);
         config = config with { TargetModules = [.. config.TargetModules] };
         return _engine.CallAsync(
             loop =>
@@ -35,7 +35,7 @@ public sealed class AdapterManager
                 }
 
                 loop.RequireRoom(name, config);
-                LoraAdapter adapter = LoraAdapter.CreateRandom(loop.Model.Backend, loop.Model.Config, config, seed);
+                PeftAdapter adapter = PeftAdapter.CreateRandom(loop.Model.Backend, loop.Model.Config, config, seed);
                 return InfoOf(name, loop.Adapters.Publish(name, adapter));
             },
             cancellationToken);
@@ -66,10 +66,10 @@ public sealed class AdapterManager
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(name);
         ArgumentException.ThrowIfNullOrEmpty(folder);
-        (LoraConfig config, IReadOnlyList<TensorToWrite> tensors) = await _engine.CallAsync(
+        (PeftConfig config, IReadOnlyList<TensorToWrite> tensors) = await _engine.CallAsync(
             loop =>
             {
-                LoraAdapter weights = loop.Adapters.Get(name).Weights;
+                PeftAdapter weights = loop.Adapters.Get(name).Weights;
                 return (weights.Config, PeftFolder.Download(weights, loop.Model.Backend));
             },
             cancellationToken).ConfigureAwait(false);

@@ -176,9 +176,9 @@ public sealed class CoServingEngine : IAsyncDisposable
     {
         ArgumentNullException.ThrowIfNull(request);
         request.Validate();
-        if (request.Lora is LoraConfig lora)
+        if (request.Method is PeftConfig method)
         {
-            LoraAdapter.Validate(lora, Config);
+            PeftAdapter.Validate(method, Config);
         }
 
         int tokensMax = Math.Min(request.SampleTokensMax ?? ContextTokensMax, ContextTokensMax);

@@ -243,7 +243,7 @@ internal sealed class EngineLoop : IDisposable
 
     /// <summary>Makes room for the weights of an adapter.</summary>
     /// <exception cref="RequestRejectedException">The device has none.</exception>
-    public void RequireRoom(string adapter, LoraConfig config)
+    public void RequireRoom(string adapter, PeftConfig config)
     {
         MemoryTable needs = _memory.OfAdapter(config);
         Budget.Require(needs.Bytes, $"Adapter '{adapter}'", needs, _ => "Unload others, or wait for jobs to end.");

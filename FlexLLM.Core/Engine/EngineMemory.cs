@@ -1,4 +1,3 @@
-using FlexLLM.Adapters;
 using FlexLLM.Backends;
 using FlexLLM.Execution;
 using FlexLLM.Graph;
@@ -21,7 +20,8 @@ internal static class EngineMemory
             Sequences = options.SequencesMax,
             Windows = options.JobsMax,
             Positions = positions,
-            RankMax = LoraAdapter.RankMaxOf(config),
+            RankMax = LoraConfig.RankMaxOf(config),
+            InnerMax = Math.Max(LoraConfig.RankMaxOf(config), SerialAdapterConfig.SizeMaxOf(config)),
         });
 
     /// <summary>Blocks of the KV cache where memory is no concern.</summary>

@@ -4,7 +4,7 @@ namespace FlexLLM;
 public sealed record FinetuningRequest
 {
     /// <summary>
-    /// Name under which versions of the adapter are served. A new name starts from <see cref="Lora"/> (which answers like the bare
+    /// Name under which versions of the adapter are served. A new name starts from <see cref="Method"/> (which answers like the bare
     /// model until the first step is published); an existing adapter is trained further.
     /// </summary>
     public required string Adapter { get; init; }
@@ -12,8 +12,11 @@ public sealed record FinetuningRequest
     /// <summary>Samples to learn.</summary>
     public required TrainingDataset Dataset { get; init; }
 
-    /// <summary>Shape of a new adapter. Must be null, or equal, when the adapter exists.</summary>
-    public LoraConfig? Lora { get; init; }
+    /// <summary>
+    /// Method and shape of a new adapter: a <see cref="LoraConfig"/>, a <see cref="SerialAdapterConfig"/> or an
+    /// <see cref="Ia3Config"/>; null takes LoRA's defaults. Must be null, or equal, when the adapter exists.
+    /// </summary>
+    public PeftConfig? Method { get; init; }
 
     /// <summary>Update rule.</summary>
     /// <value>AdamW with its defaults.</value>

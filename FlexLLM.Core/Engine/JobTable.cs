@@ -290,9 +290,8 @@ internal sealed class JobTable(
     // Refused before anything is allocated: a machine that runs out of memory would take every request down with the job.
     private TrainingRun Allocate(FinetuningRequest request, BuiltSamples samples)
     {
-        LoraConfig lora = ConfigOf(request);
-        TrainingProgram program = model.CompileTraining(
-            AdapterSites.Of(model.Config.LayerCount, LoraAdapter.Validate(lora, model.Config)));
+        PeftConfig method = ConfigOf(request);
+        TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(method, model.Config));
         int tokensMax = samples.Samples.Max(s => s.Ids.Length);
         budget.Require(NeedsAt(tokensMax).Bytes, $"The job on '{request.Adapter}'", NeedsAt(tokensMax), attainable =>
         {
@@ -301,12 +300,12 @@ internal sealed class JobTable(
                 : $"Samples of at most {fitting} tokens (SampleTokensMax; the longest has {tokensMax}) would fit. ";
             return samplesThatFit + "Fewer target modules or a smaller rank need less.";
         });
-        LoraAdapter? master = null;
+        PeftAdapter? master = null;
         try
         {
             model.Backend.ReserveScratch(memory.Scratch(trains: true));
             backward.Reserve(program);
-            master = CreateMaster(request, lora);
+            master = CreateMaster(request, method);
             return new TrainingRun(model, master, PlanOf(request, samples), program);
         }
         catch
@@ -320,8 +319,8 @@ internal sealed class JobTable(
         // Where the name is new, its first version is a copy beside the job's own weights.
         MemoryTable NeedsAt(int tokens) => new(
         [
-            .. memory.OfJob(program, lora, request.Optimizer.Moments, tokens).Rows,
-            .. adapters.Contains(request.Adapter) ? [] : memory.OfAdapter(lora).Rows.Select(r => r with { Item = "first version" }),
+            .. memory.OfJob(program, method, request.Optimizer.Moments, tokens).Rows,
+            .. adapters.Contains(request.Adapter) ? [] : memory.OfAdapter(method).Rows.Select(r => r with { Item = "first version" }),
             .. ScratchForTraining(),
         ]);
     }
@@ -340,30 +339,30 @@ internal sealed class JobTable(
     }
 
     // A resumed adapter's shape, else an existing one's, else a new one's. It must be what the request asks for, where it does.
-    private LoraConfig ConfigOf(FinetuningRequest request)
+    private PeftConfig ConfigOf(FinetuningRequest request)
     {
         if (request.ResumeFrom is string folder)
         {
-            LoraConfig resumed = PeftFolder.ReadConfig(folder, model.Config);
-            return Fits(request.Lora, resumed) ? resumed : throw new RequestRejectedException(
-                $"The checkpoint in {folder} holds an adapter of {ShapeOf(resumed)}; FinetuningRequest.Lora asks for another.");
+            PeftConfig resumed = PeftFolder.ReadConfig(folder, model.Config);
+            return Fits(request.Method, resumed) ? resumed : throw new RequestRejectedException(
+                $"The checkpoint in {folder} holds an adapter of {resumed.Describe()}; FinetuningRequest.Method asks for another.");
         }
 
         if (!adapters.Contains(request.Adapter))
         {
-            return request.Lora ?? new LoraConfig();
+            return request.Method ?? new LoraConfig();
         }
 
-        LoraConfig existing = adapters.Get(request.Adapter).Weights.Config;
-        return Fits(request.Lora, existing) ? existing : throw new RequestRejectedException(
-            $"Adapter '{request.Adapter}' exists with {ShapeOf(existing)}; leave FinetuningRequest.Lora null to train it further, " +
+        PeftConfig existing = adapters.Get(request.Adapter).Weights.Config;
+        return Fits(request.Method, existing) ? existing : throw new RequestRejectedException(
+            $"Adapter '{request.Adapter}' exists with {existing.Describe()}; leave FinetuningRequest.Method null to train it further, " +
             "or choose another name.");
     }
 
-    private LoraAdapter CreateMaster(FinetuningRequest request, LoraConfig lora) =>
+    private PeftAdapter CreateMaster(FinetuningRequest request, PeftConfig method) =>
         request.ResumeFrom is string folder ? PeftFolder.Load(folder, model)
         : adapters.Contains(request.Adapter) ? adapters.Get(request.Adapter).Weights.Copy(model.Backend, model.Config)
-        : LoraAdapter.CreateRandom(model.Backend, model.Config, lora, request.InitializationSeed);
+        : PeftAdapter.CreateRandom(model.Backend, model.Config, method, request.InitializationSeed);
 
     private static TrainingPlan PlanOf(FinetuningRequest request, BuiltSamples samples) => new()
     {
@@ -374,12 +373,8 @@ internal sealed class JobTable(
         Optimizer = request.Optimizer,
     };
 
-    private bool Fits(LoraConfig? wanted, LoraConfig config) => wanted is null || (wanted.Rank == config.Rank &&
-        wanted.Scale == config.Scale &&
-        LoraAdapter.Validate(wanted, model.Config).SequenceEqual(LoraAdapter.Validate(config, model.Config)));
-
-    private static string ShapeOf(LoraConfig config) =>
-        $"rank {config.Rank}, scale {config.Scale}, modules {string.Join(", ", config.TargetModules)}";
+    private bool Fits(PeftConfig? wanted, PeftConfig config) => wanted is null || (wanted.Scale == config.Scale &&
+        PeftAdapter.NetworksOf(wanted, model.Config).ToHashSet().SetEquals(PeftAdapter.NetworksOf(config, model.Config)));
 
     // A version that finds no room now is left out: the next one, at the latest the last, takes its place.
     private void PublishIfFits(JobEntry entry)
@@ -395,10 +390,10 @@ internal sealed class JobTable(
             "No room for a version of adapter '{Adapter}' at step {Step}: it is not published.", entry.Request.Adapter, run.Cursor.Step);
     }
 
-    private Func<LoraAdapter> CopyOf(TrainingRun run) => () => run.Adapter.Copy(model.Backend, model.Config);
+    private Func<PeftAdapter> CopyOf(TrainingRun run) => () => run.Adapter.Copy(model.Backend, model.Config);
 
     // The weights are the run's own or a copy of them; they are asked for once they are known to be good.
-    private void Publish(string name, TrainingRun run, Func<LoraAdapter> weights)
+    private void Publish(string name, TrainingRun run, Func<PeftAdapter> weights)
     {
         if (!run.Adapter.IsFinite(model.Backend))
         {

@@ -16,10 +16,15 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
     // Programs of different jobs need different slots: one workspace a program, dropped with its job.
     private readonly Dictionary<TrainingProgram, Workspace> _workspaces = [];
 
+    private float[] _poison = [];
+
+    /// <summary>Fills what nobody may read any more with NaN after each instruction: a check of the memory plan.</summary>
+    public bool PoisonsFreed { get; init; }
+
     /// <summary>What the pass holds for a program, in the rows of <see cref="MemoryPlan.OfJob"/>.</summary>
     public MemoryTable Memory(TrainingProgram program) => new(
         _workspaces.TryGetValue(program, out Workspace? workspace)
-            ? [new(MemoryUse.BackwardWorkspace, "slots", program.SlotColumns.Count, workspace.Bytes)]
+            ? [new(MemoryUse.BackwardWorkspace, "slots", program.Arena.Slots.Count, workspace.Bytes)]
             : []);
 
     /// <summary>Makes the workspace of a program before its first run needs it.</summary>
@@ -27,7 +32,7 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
     {
         if (!_workspaces.ContainsKey(program))
         {
-            _workspaces.Add(program, new Workspace(model.Backend, program.SlotColumns, rowsMax));
+            _workspaces.Add(program, new Workspace(model.Backend, program.Arena, rowsMax));
         }
     }
 
@@ -36,12 +41,13 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
     /// replaces those rows of the boundary gradient.
     /// </summary>
     public void Run(
-        ActivationStore store, int layer, int start, int count, int sampleTokens, LoraAdapter adapter, AdapterGradients gradients)
+        ActivationStore store, int layer, int start, int count, int sampleTokens, PeftAdapter adapter, AdapterGradients gradients)
     {
         Check.That(count > 0 && count <= rowsMax && start >= 0 && start + count <= sampleTokens && sampleTokens <= store.TokensMax);
         TrainingProgram program = store.Program;
         Check.That(layer >= program.LowestLayer);
         Reserve(program);
+        Workspace workspace = _workspaces[program];
         if (start + count == sampleTokens)
         {
             model.Backend.Zero(store.KeyGradient.Slice(0, sampleTokens));
@@ -52,6 +58,19 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         foreach (Instruction instruction in program.Layers[layer])
         {
             Execute(instruction, window, adapter, gradients);
+            if (PoisonsFreed)
+            {
+                workspace.Poison(instruction.Frees, count);
+            }
+        }
+
+        if (PoisonsFreed)
+        {
+            foreach (int saved in program.Layers[layer].SelectMany(i => i.Inputs)
+                .Where(i => i.Kind == BufferKind.Saved).Select(i => i.Index))
+            {
+                Workspace.Poison(model.Backend, store.Saved(saved).Slice(start, count), ref _poison);
+            }
         }
     }
 
@@ -74,32 +93,35 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         _workspaces.Clear();
     }
 
-    private void Execute(Instruction instruction, Window window, LoraAdapter adapter, AdapterGradients gradients)
+    private void Execute(Instruction instruction, Window window, PeftAdapter adapter, AdapterGradients gradients)
     {
         IComputeBackend backend = model.Backend;
+        float epsilon = (float)model.Config.RmsNormEpsilon;
         BufferRef[] inputs = instruction.Inputs;
-        BufferRef[] outputs = instruction.Outputs;
+        BufferRef output = instruction.Outputs[0];
+        if (instruction.Site >= 0)
+        {
+            ExecuteBypass(instruction, window, adapter, gradients);
+            return;
+        }
+
         switch (instruction.Op)
         {
+            case OpKind.Linear:
+                DeviceTensor? bias = instruction.Bias < 0 ? null : model.Vector(instruction.Bias);
+                backend.Linear(window.Rows(inputs[0]), model.Matrix(instruction.Weight), bias, window.Rows(output), accumulate: false);
+                break;
             case OpKind.LinearBackwardInput:
                 backend.LinearBackwardInput(
-                    window.Rows(inputs[0]), model.Matrix(instruction.Weight), window.Rows(outputs[0]), instruction.Accumulate);
+                    window.Rows(inputs[0]), model.Matrix(instruction.Weight), window.Rows(output), instruction.Accumulate);
+                break;
+            case OpKind.RmsNorm:
+                backend.RmsNorm(window.Rows(inputs[0]), model.Vector(instruction.Weight), epsilon, window.Rows(output));
                 break;
             case OpKind.RmsNormBackward:
                 backend.RmsNormBackward(
-                    window.Rows(inputs[1]), model.Vector(instruction.Weight), (float)model.Config.RmsNormEpsilon, window.Rows(inputs[0]),
-                    window.Rows(outputs[0]), instruction.Accumulate);
-                break;
-            case OpKind.LoraBackward:
-                TensorSlice? dx = outputs[0].Kind == BufferKind.None ? null : window.Rows(outputs[0]);
-                if (dx is TensorSlice fresh && !instruction.Accumulate)
-                {
-                    backend.Zero(fresh);
-                }
-
-                (DeviceTensor gradA, DeviceTensor gradB) = gradients[instruction.Site];
-                backend.LoraBypassBackward(
-                    window.Rows(inputs[1]), window.Rows(inputs[0]), adapter[instruction.Site]!, adapter.Scale, gradA, gradB, dx);
+                    window.Rows(inputs[1]), model.Vector(instruction.Weight), epsilon, window.Rows(inputs[0]), window.Rows(output),
+                    instruction.Accumulate);
                 break;
             case OpKind.RopeBackward or OpKind.Rope:
                 Span<int> positions = stackalloc int[window.Count];
@@ -108,33 +130,80 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
                     positions[i] = window.Start + i;
                 }
 
-                backend.Rope(window.Rows(outputs[0]), positions, model.RopeTable, inverse: instruction.Op == OpKind.RopeBackward);
-                break;
-            case OpKind.RmsNorm:
-                backend.RmsNorm(
-                    window.Rows(inputs[0]), model.Vector(instruction.Weight), (float)model.Config.RmsNormEpsilon, window.Rows(outputs[0]));
+                backend.Rope(window.Rows(output), positions, model.RopeTable, inverse: instruction.Op == OpKind.RopeBackward);
                 break;
             case OpKind.SiluGate:
-                backend.SiluGate(window.Rows(inputs[0]), window.Rows(inputs[1]), window.Rows(outputs[0]));
+                backend.SiluGate(window.Rows(inputs[0]), window.Rows(inputs[1]), window.Rows(output));
                 break;
             case OpKind.SiluGateBackward:
                 backend.SiluGateBackward(
-                    window.Rows(inputs[1]), window.Rows(inputs[2]), window.Rows(inputs[0]), window.Rows(outputs[0]),
-                    window.Rows(outputs[1]));
+                    window.Rows(inputs[1]), window.Rows(inputs[2]), window.Rows(inputs[0]), window.Rows(output),
+                    window.Rows(instruction.Outputs[1]));
+                break;
+            case OpKind.ReluBackward:
+                backend.ReluBackward(window.Rows(inputs[1]), window.Rows(inputs[0]), window.Rows(output));
+                break;
+            case OpKind.SiluBackward:
+                backend.SiluBackward(window.Rows(inputs[1]), window.Rows(inputs[0]), window.Rows(output));
+                break;
+            case OpKind.Attention:
+                backend.Attention(window.Rows(inputs[0]), window.Rows(output), window.Layer, [window.Segment(logSumExp: null)]);
                 break;
             case OpKind.AttentionBackward:
-                ActivationStore store = window.Store;
-                var segment = new AttentionSegment(
-                    0, window.Count, window.Start, store.KvCache, store.BlockTable, store.LogSumExp(window.Layer));
                 backend.AttentionBackward(
-                    window.Rows(inputs[1]), window.Rows(inputs[0]), window.Layer, segment, window.Rows(outputs[0]), store.KeyGradient,
-                    store.ValueGradient);
+                    window.Rows(inputs[1]), window.Rows(inputs[0]), window.Layer,
+                    window.Segment(window.Store.LogSumExp(window.Layer)), window.Rows(output), window.Store.KeyGradient,
+                    window.Store.ValueGradient);
                 break;
-            case OpKind.AddGradient:
-                backend.Add(window.Rows(inputs[0]), window.Rows(inputs[1]), window.Rows(outputs[0]));
+            case OpKind.Add or OpKind.AddGradient:
+                backend.Add(window.Rows(inputs[0]), window.Rows(inputs[1]), window.Rows(output));
+                break;
+            case OpKind.Unpack:
+                backend.Unpack(window.Rows(inputs[0]), instruction.Packed!.Value, window.Rows(output));
                 break;
             default:
                 throw new ArgumentOutOfRangeException(nameof(instruction), instruction.Op, "Not a backward operation.");
+        }
+    }
+
+    private void ExecuteBypass(Instruction instruction, Window window, PeftAdapter adapter, AdapterGradients gradients)
+    {
+        IComputeBackend backend = model.Backend;
+        IReadOnlyList<AdapterTensor> tensors = adapter[instruction.Site]!.Tensors;
+        IReadOnlyList<DeviceTensor> gradient = gradients[instruction.Site];
+        float scale = instruction.Scaled ? adapter.Scale : 1;
+        TensorSlice first = window.Rows(instruction.Inputs[0]);
+        TensorSlice? output = instruction.Outputs[0].Kind == BufferKind.None ? null : window.Rows(instruction.Outputs[0]);
+        switch (instruction.Op)
+        {
+            case OpKind.OuterProduct:
+                backend.AddOuter(first, window.Rows(instruction.Inputs[1]), scale, gradient[instruction.Weight]);
+                break;
+            case OpKind.AddBiasBackward:
+                backend.AddColumnSums(first, gradient[instruction.Weight]);
+                break;
+            case OpKind.ScaleColumnsBackward:
+                backend.ScaleColumnsBackward(
+                    window.Rows(instruction.Inputs[1]), first, tensors[instruction.Weight].Values, gradient[instruction.Weight], output,
+                    instruction.Accumulate);
+                break;
+            case OpKind.Lora:
+                var segment = new LoraSegment(0, window.Count, tensors[0].Factor!, tensors[1].Factor!, adapter.Scale);
+                backend.LoraBypass(first, [segment], output!.Value);
+                break;
+            case OpKind.LoraBackward:
+                if (output is TensorSlice fresh && !instruction.Accumulate)
+                {
+                    backend.Zero(fresh);
+                }
+
+                backend.LoraBypassBackward(
+                    window.Rows(instruction.Inputs[1]), first, tensors[0].Factor!, tensors[1].Factor!, adapter.Scale, gradient[0],
+                    gradient[1], output);
+                break;
+            default:
+                BypassOps.Run(backend, instruction, tensors, adapter.Scale, first, output!.Value, instruction.Accumulate);
+                break;
         }
     }
 
@@ -150,5 +219,9 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
             BufferKind.ValueGradient => Store.ValueGradient.Slice(Start, Count),
             _ => throw new ArgumentOutOfRangeException(nameof(buffer), buffer.Kind, "This buffer holds no rows."),
         };
+
+        /// <summary>The window as rows 0 to Count of a call, over the sample's keys and values.</summary>
+        public AttentionSegment Segment(DeviceTensor? logSumExp) =>
+            new(0, Count, Start, Store.KvCache, Store.BlockTable, logSumExp);
     }
 }

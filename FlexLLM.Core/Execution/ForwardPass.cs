@@ -15,8 +15,9 @@ internal sealed class ForwardPass : IDisposable
     private readonly LoadedModel _model;
     private readonly Workspace _workspace;
     private readonly List<AttentionSegment> _segments = [];
-    private readonly List<LoraSegment> _bypasses = [];
+    private readonly BypassRunner _bypasses;
     private readonly DeviceTensor _logits;
+    private readonly ResourceSet _owned = new();
 
     /// <param name="model">The model.</param>
     /// <param name="rowsMax">Most rows of a batch.</param>
@@ -24,14 +25,16 @@ internal sealed class ForwardPass : IDisposable
     public ForwardPass(LoadedModel model, int rowsMax, int sampledMax)
     {
         _model = model;
-        _workspace = new Workspace(model.Backend, model.Program.SlotColumns, rowsMax);
+        ModelConfig config = model.Config;
         try
         {
-            _logits = model.Backend.Allocate(sampledMax, model.Config.VocabularySize);
+            _workspace = _owned.Add(new Workspace(model.Backend, model.Program.Arena, rowsMax));
+            _bypasses = _owned.Add(new BypassRunner(model.Backend, rowsMax, config));
+            _logits = _owned.Add(model.Backend.Allocate(sampledMax, config.VocabularySize));
         }
         catch
         {
-            _workspace.Dispose();
+            _owned.Dispose();
             throw;
         }
     }
@@ -39,9 +42,13 @@ internal sealed class ForwardPass : IDisposable
     /// <summary>What the pass holds, in the rows of <see cref="MemoryPlan.OfForwardPass"/>.</summary>
     public MemoryTable Memory() => new(
     [
-        new(MemoryUse.ForwardWorkspace, "slots", _model.Program.SlotColumns.Count, _workspace.Bytes),
+        new(MemoryUse.ForwardWorkspace, "slots", _model.Program.Arena.Slots.Count, _workspace.Bytes),
+        new(MemoryUse.ForwardWorkspace, "networks of adapters", 1, _bypasses.Bytes),
         new(MemoryUse.Logits, "rows", _logits.Rows, _logits.Bytes),
     ]);
+
+    /// <summary>Fills what nobody may read any more with NaN after each instruction: a check of the memory plan.</summary>
+    public bool PoisonsFreed { get; init; }
 
     /// <summary>
     /// Runs all rows. Row i of the result holds the logits of the batch's i-th sampled row; valid until the next run.
@@ -57,6 +64,11 @@ internal sealed class ForwardPass : IDisposable
             {
                 CaptureRows(window, i);
             }
+
+            if (PoisonsFreed)
+            {
+                _workspace.Poison(body[i].Frees, batch.Rows);
+            }
         }
 
         foreach (WindowRows window in batch.Windows)
@@ -69,8 +81,7 @@ internal sealed class ForwardPass : IDisposable
 
     public void Dispose()
     {
-        _workspace.Dispose();
-        _logits.Dispose();
+        _owned.Dispose();
     }
 
     private void Execute(Instruction instruction, TokenBatch batch)
@@ -91,13 +102,8 @@ internal sealed class ForwardPass : IDisposable
                 DeviceTensor? bias = instruction.Bias < 0 ? null : _model.Vector(instruction.Bias);
                 backend.Linear(Rows(instruction.Inputs[0], 0, rows), _model.Matrix(instruction.Weight), bias, y, accumulate: false);
                 break;
-            case OpKind.Lora:
-                ReadOnlySpan<LoraSegment> bypasses = BypassesAt(instruction.Site, batch);
-                if (!bypasses.IsEmpty)
-                {
-                    backend.LoraBypass(Rows(instruction.Inputs[0], 0, rows), bypasses, y);
-                }
-
+            case OpKind.Bypass:
+                _bypasses.Run(instruction.Site, instruction.Attachment, batch.Adapters, Rows(instruction.Inputs[0], 0, rows), y);
                 break;
             case OpKind.Rope:
                 backend.Rope(y, batch.Positions, _model.RopeTable, inverse: false);
@@ -125,9 +131,16 @@ internal sealed class ForwardPass : IDisposable
         IReadOnlyList<Capture> captures = window.Store.Program.Captures;
         for (int i = window.Store.Program.FirstCaptureAt(instruction); i < captures.Count && captures[i].Instruction == instruction; i++)
         {
-            _model.Backend.Copy(
-                _workspace.Rows(captures[i].Slot, window.RowStart, window.RowCount),
-                window.Store.Saved(captures[i].Saved).Slice(window.PositionStart, window.RowCount));
+            TensorSlice rows = _workspace.Rows(captures[i].Slot, window.RowStart, window.RowCount);
+            TensorSlice saved = window.Store.Saved(captures[i].Saved).Slice(window.PositionStart, window.RowCount);
+            if (window.Store.Program.Saved[captures[i].Saved].Packed is PackedFormat format)
+            {
+                _model.Backend.Pack(rows, format, saved);
+            }
+            else
+            {
+                _model.Backend.Copy(rows, saved);
+            }
         }
     }
 
@@ -172,20 +185,6 @@ internal sealed class ForwardPass : IDisposable
     {
         Check.That(buffer.Kind == BufferKind.Slot);
         return _workspace.Rows(buffer.Index, start, count);
-    }
-
-    private ReadOnlySpan<LoraSegment> BypassesAt(int site, TokenBatch batch)
-    {
-        _bypasses.Clear();
-        foreach (AdapterRows rows in batch.Adapters)
-        {
-            if (rows.Adapter[site] is DeviceLora pair)
-            {
-                _bypasses.Add(new LoraSegment(rows.RowStart, rows.RowCount, pair, rows.Adapter.Scale));
-            }
-        }
-
-        return CollectionsMarshal.AsSpan(_bypasses);
     }
 
     // Windows stand after all inference segments; theirs get the place for this layer's log-sum-exp.

@@ -21,8 +21,11 @@ internal sealed record ExecutionLimits
     /// <summary>Longest sequence or sample, in tokens.</summary>
     public required int Positions { get; init; }
 
-    /// <summary>Largest rank of a bypass.</summary>
+    /// <summary>Largest rank of LoRA.</summary>
     public required int RankMax { get; init; }
+
+    /// <summary>Largest inner side of any bypass matrix.</summary>
+    public required int InnerMax { get; init; }
 }
 
 /// <summary>
@@ -70,40 +73,41 @@ internal sealed class MemoryPlan
     /// <summary>What the forward pass holds for the batch in work.</summary>
     public MemoryTable OfForwardPass() => new(
     [
-        new(MemoryUse.ForwardWorkspace, "slots", _program.SlotColumns.Count, SlotBytes(_program.SlotColumns)),
+        new(MemoryUse.ForwardWorkspace, "slots", _program.Arena.Slots.Count, ArenaBytes(_program.Arena.Columns)),
+        new(MemoryUse.ForwardWorkspace, "networks of adapters", 1, ArenaBytes(BypassRunner.ArenaColumns(_config))),
         new(MemoryUse.Logits, "rows", Limits.Sequences, _backend.TensorBytes(Limits.Sequences, _config.VocabularySize)),
     ]);
 
     /// <summary>What a job holds, its adapter included.</summary>
     /// <param name="program">Its backward program.</param>
-    /// <param name="adapter">Its adapter.</param>
+    /// <param name="method">Its adapter.</param>
     /// <param name="moments">Tensors that the optimizer keeps beside each weight: 0, 1 or 2.</param>
     /// <param name="tokens">Longest sample.</param>
-    public MemoryTable OfJob(TrainingProgram program, LoraConfig adapter, int moments, int tokens)
+    public MemoryTable OfJob(TrainingProgram program, PeftConfig method, int moments, int tokens)
     {
         int kvColumns = _config.KeyValueHeads * _config.HeadDim;
         int blocks = BlockTable.BlocksFor(tokens);
-        (int Inner, int Wide)[] factors = [.. LoraAdapter.FactorShapes(_config, adapter)];
-        long gradients = factors.Sum(f => _backend.TensorBytes(f.Inner, f.Wide));
+        BypassWeight[] tensors = [.. PeftAdapter.WeightsOf(method, _config)];
+        long gradients = tensors.Sum(t => _backend.TensorBytes(Math.Max(1, t.Inner), t.Wide));
         return new MemoryTable(
         [
             .. SavedRows(program, i => _backend.TensorBytes(tokens, program.Saved[i].Columns)),
             new(MemoryUse.SampleKv, "blocks", blocks, KvBytes(blocks)),
             new(MemoryUse.LayerGradient, "rows", tokens, _backend.TensorBytes(tokens, _config.HiddenSize)),
             new(MemoryUse.KvGradients, "accumulators", 2, 2 * _backend.TensorBytes(tokens, kvColumns)),
-            new(MemoryUse.BackwardWorkspace, "slots", program.SlotColumns.Count, SlotBytes(program.SlotColumns)),
-            .. OfAdapter(adapter).Rows,
-            new(MemoryUse.AdapterGradients, "tensors", factors.Length, gradients),
-            new(MemoryUse.OptimizerState, "tensors", moments * factors.Length, moments * gradients),
+            new(MemoryUse.BackwardWorkspace, "slots", program.Arena.Slots.Count, ArenaBytes(program.Arena.Columns)),
+            .. OfAdapter(method).Rows,
+            new(MemoryUse.AdapterGradients, "tensors", tensors.Length, gradients),
+            new(MemoryUse.OptimizerState, "tensors", moments * tensors.Length, moments * gradients),
         ]);
     }
 
     /// <summary>What the weights of an adapter hold.</summary>
-    public MemoryTable OfAdapter(LoraConfig adapter)
+    public MemoryTable OfAdapter(PeftConfig method)
     {
-        (int Inner, int Wide)[] factors = [.. LoraAdapter.FactorShapes(_config, adapter)];
-        long bytes = factors.Sum(f => _backend.FactorBytes(f.Inner, f.Wide));
-        return new MemoryTable([new(MemoryUse.AdapterWeights, "matrices", factors.Length, bytes)]);
+        BypassWeight[] tensors = [.. PeftAdapter.WeightsOf(method, _config)];
+        long bytes = tensors.Sum(t => AdapterTensor.BytesOf(_backend, t));
+        return new MemoryTable([new(MemoryUse.AdapterWeights, "tensors", tensors.Length, bytes)]);
     }
 
     /// <summary>Keys and values of so many blocks.</summary>
@@ -127,13 +131,14 @@ internal sealed class MemoryPlan
         KvHeads = _config.KeyValueHeads,
         HeadDim = _config.HeadDim,
         RankMax = Limits.RankMax,
+        InnerMax = Limits.InnerMax,
         Trains = trains,
     };
 
     /// <summary>A row for each value of a layer that a job saves, over all layers.</summary>
     public static IEnumerable<MemoryRow> SavedRows(TrainingProgram program, Func<int, long> bytesOf) => program.Saved.Index()
-        .GroupBy(s => s.Item.NameInLayer)
+        .GroupBy(s => s.Item.Role)
         .Select(g => new MemoryRow(MemoryUse.SavedActivations, g.Key, g.Count(), g.Sum(s => bytesOf(s.Index))));
 
-    private long SlotBytes(IReadOnlyList<int> columns) => columns.Sum(c => _backend.TensorBytes(Limits.Rows, c));
+    private long ArenaBytes(int columns) => _backend.TensorBytes(Limits.Rows, columns);
 }

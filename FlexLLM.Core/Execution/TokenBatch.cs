@@ -5,7 +5,7 @@ using FlexLLM.Primitives;
 namespace FlexLLM.Execution;
 
 /// <summary>Rows of a batch that go through one adapter.</summary>
-internal readonly record struct AdapterRows(int RowStart, int RowCount, LoraAdapter Adapter);
+internal readonly record struct AdapterRows(int RowStart, int RowCount, PeftAdapter Adapter);
 
 /// <summary>
 /// Rows of a batch that are a finetuning window: positions [PositionStart, PositionStart + RowCount) of the sample whose
@@ -52,7 +52,7 @@ internal sealed class TokenBatch(int rowsMax)
 
     /// <summary>Appends inference rows of one sequence; logits are wanted of the last <paramref name="sampled"/> ones.</summary>
     public void AddInference(
-        ReadOnlySpan<int> ids, int positionStart, DeviceKvCache cache, int[] blockTable, LoraAdapter? adapter, int sampled)
+        ReadOnlySpan<int> ids, int positionStart, DeviceKvCache cache, int[] blockTable, PeftAdapter? adapter, int sampled)
     {
         Check.That(_windows.Count == 0 && sampled <= ids.Length);
         int start = AddRows(ids, positionStart, adapter);
@@ -65,7 +65,7 @@ internal sealed class TokenBatch(int rowsMax)
 
     /// <summary>Appends a finetuning window of the store's sample; losses receives one value a row.</summary>
     public void AddWindow(
-        ReadOnlySpan<int> ids, ReadOnlyMemory<int> targets, int positionStart, ActivationStore store, LoraAdapter adapter,
+        ReadOnlySpan<int> ids, ReadOnlyMemory<int> targets, int positionStart, ActivationStore store, PeftAdapter adapter,
         float gradientScale, Memory<float> losses)
     {
         Check.That(targets.Length == ids.Length && losses.Length == ids.Length);
@@ -74,7 +74,7 @@ internal sealed class TokenBatch(int rowsMax)
         _windows.Add(new WindowRows(start, ids.Length, positionStart, store, targets, gradientScale, losses));
     }
 
-    private int AddRows(ReadOnlySpan<int> ids, int positionStart, LoraAdapter? adapter)
+    private int AddRows(ReadOnlySpan<int> ids, int positionStart, PeftAdapter? adapter)
     {
         int start = Rows;
         Check.That(ids.Length > 0 && start + ids.Length <= rowsMax);

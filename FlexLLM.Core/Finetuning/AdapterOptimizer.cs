@@ -12,7 +12,7 @@ internal sealed class AdapterOptimizer : IDisposable
     private readonly List<Parameter> _parameters = [];
     private readonly ResourceSet _state = new();
 
-    public AdapterOptimizer(IComputeBackend backend, OptimizerOptions options, LoraAdapter adapter, AdapterGradients gradients)
+    public AdapterOptimizer(IComputeBackend backend, OptimizerOptions options, PeftAdapter adapter, AdapterGradients gradients)
     {
         _backend = backend;
         _options = options;
@@ -20,10 +20,10 @@ internal sealed class AdapterOptimizer : IDisposable
         {
             foreach (int site in adapter.SiteIndices)
             {
-                DeviceLora pair = adapter[site]!;
-                (DeviceTensor gradA, DeviceTensor gradB) = gradients[site];
-                _parameters.Add(Create($"{site}.A", pair, pair.A, gradA));
-                _parameters.Add(Create($"{site}.B", pair, pair.BTransposed, gradB));
+                foreach ((AdapterTensor tensor, DeviceTensor gradient) in adapter[site]!.Tensors.Zip(gradients[site]))
+                {
+                    _parameters.Add(Create($"{site}.{tensor.Spec.Name}", tensor, gradient));
+                }
             }
         }
         catch
@@ -47,19 +47,16 @@ internal sealed class AdapterOptimizer : IDisposable
             if (_options is AdamWOptions adam)
             {
                 var step = new AdamWStepOptions(adam.LearningRate, adam.Beta1, adam.Beta2, adam.Epsilon, adam.WeightDecay, Steps);
-                _backend.AdamWStep(p.Weight, p.Gradient, p.First!, p.Second!, step);
+                _backend.AdamWStep(p.Tensor.Values, p.Gradient, p.First!, p.Second!, step);
             }
             else
             {
                 var sgd = (SgdOptions)_options;
                 var step = new SgdStepOptions(sgd.LearningRate, sgd.Momentum, sgd.Nesterov, sgd.WeightDecay);
-                _backend.SgdStep(p.Weight, p.Gradient, p.First, step);
+                _backend.SgdStep(p.Tensor.Values, p.Gradient, p.First, step);
             }
-        }
 
-        foreach (DeviceLora pair in _parameters.Select(p => p.Pair).Distinct())
-        {
-            _backend.RefreshLora(pair);
+            p.Tensor.Refresh(_backend);
         }
     }
 
@@ -82,14 +79,15 @@ internal sealed class AdapterOptimizer : IDisposable
 
     public void Dispose() => _state.Dispose();
 
-    private Parameter Create(string name, DeviceLora pair, DeviceTensor weight, DeviceTensor gradient)
+    private Parameter Create(string name, AdapterTensor tensor, DeviceTensor gradient)
     {
-        DeviceTensor? first = _options.Moments > 0 ? _state.Add(_backend.Allocate(weight.Rows, weight.Columns)) : null;
-        DeviceTensor? second = _options.Moments > 1 ? _state.Add(_backend.Allocate(weight.Rows, weight.Columns)) : null;
-        return new Parameter(name, pair, weight, gradient, first, second);
+        (int rows, int columns) = (tensor.Values.Rows, tensor.Values.Columns);
+        DeviceTensor? first = _options.Moments > 0 ? _state.Add(_backend.Allocate(rows, columns)) : null;
+        DeviceTensor? second = _options.Moments > 1 ? _state.Add(_backend.Allocate(rows, columns)) : null;
+        return new Parameter(name, tensor, gradient, first, second);
     }
 
-    /// <summary>One weight with its gradient and the moments that its optimizer keeps.</summary>
+    /// <summary>One tensor with its gradient and the moments that its optimizer keeps.</summary>
     private sealed record Parameter(
-        string Name, DeviceLora Pair, DeviceTensor Weight, DeviceTensor Gradient, DeviceTensor? First, DeviceTensor? Second);
+        string Name, AdapterTensor Tensor, DeviceTensor Gradient, DeviceTensor? First, DeviceTensor? Second);
 }

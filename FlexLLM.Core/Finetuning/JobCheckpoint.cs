@@ -15,7 +15,7 @@ internal sealed class JobCheckpoint
     private const string StepsKey = "steps";
     private const string ParametersKey = "parameters";
 
-    private readonly LoraConfig _config;
+    private readonly PeftConfig _config;
     private readonly IReadOnlyList<TensorToWrite> _weights;
     private readonly List<TensorToWrite> _state = [];
     private readonly string _parameters;

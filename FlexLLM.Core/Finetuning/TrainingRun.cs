@@ -39,11 +39,11 @@ internal sealed class TrainingRun : IDisposable
     /// Allocates everything the job will need. The adapter (its master weights) becomes this run's; it stays the caller's when
     /// this fails.
     /// </summary>
-    public TrainingRun(LoadedModel model, LoraAdapter adapter, TrainingPlan plan, TrainingProgram? program = null)
+    public TrainingRun(LoadedModel model, PeftAdapter adapter, TrainingPlan plan, TrainingProgram? program = null)
     {
         _model = model;
         Adapter = adapter;
-        Program = program ?? model.CompileTraining(adapter.SiteIndices);
+        Program = program ?? model.CompileTraining(adapter.Networks);
         Cursor = new TrainingCursor(
             plan.Samples, plan.Epochs, plan.GradientAccumulation, plan.ShuffleSeed, model.Config.LayerCount, Program.LowestLayer);
         _losses = new float[plan.Samples.Max(s => s.Ids.Length)];
@@ -62,7 +62,7 @@ internal sealed class TrainingRun : IDisposable
         _ownsAdapter = true;
     }
 
-    public LoraAdapter Adapter { get; }
+    public PeftAdapter Adapter { get; }
 
     public TrainingProgram Program { get; }
 
@@ -90,12 +90,12 @@ internal sealed class TrainingRun : IDisposable
     /// </summary>
     public MemoryTable Memory()
     {
-        int factors = 2 * Adapter.SiteIndices.Count;
+        int tensors = Adapter.Tensors().Count();
         return new MemoryTable(
         [
             .. _store?.Memory() ?? [],
-            new(MemoryUse.AdapterWeights, "matrices", factors, Adapter.Bytes),
-            new(MemoryUse.AdapterGradients, "tensors", factors, _gradients.Bytes),
+            new(MemoryUse.AdapterWeights, "tensors", tensors, Adapter.Bytes),
+            new(MemoryUse.AdapterGradients, "tensors", tensors, _gradients.Bytes),
             new(MemoryUse.OptimizerState, "tensors", Optimizer.State().Count(), Optimizer.Bytes),
         ]);
     }
@@ -186,7 +186,7 @@ internal sealed class TrainingRun : IDisposable
     }
 
     /// <summary>The adapter becomes the caller's: this run's disposal leaves it alone.</summary>
-    public LoraAdapter Detach()
+    public PeftAdapter Detach()
     {
         Check.That(_ownsAdapter);
         _ownsAdapter = false;

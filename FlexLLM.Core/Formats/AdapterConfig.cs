@@ -3,9 +3,24 @@ using System.Text.Json;
 
 namespace FlexLLM.Formats;
 
+/// <summary>The methods whose adapters can be read and written.</summary>
+internal enum AdapterMethod
+{
+    /// <summary>peft_type LORA.</summary>
+    Lora,
+
+    /// <summary>peft_type IA3.</summary>
+    Ia3,
+
+    /// <summary>
+    /// peft_type BOTTLENECK: a serial Adapter under the keys of the LLM-Adapters fork of PEFT, which has no such method itself.
+    /// </summary>
+    Bottleneck,
+}
+
 /// <summary>
-/// adapter_config.json of a PEFT LoRA adapter. Variants of LoRA that change the computation (DoRA, per-module ranks, biases,
-/// extra modules) are refused by name, never ignored.
+/// adapter_config.json of an adapter. Variants that change the computation (DoRA, per-module ranks, biases, extra modules,
+/// parallel adapters) are refused by name, never ignored.
 /// </summary>
 internal sealed record AdapterConfig
 {
@@ -17,22 +32,34 @@ internal sealed record AdapterConfig
     /// <summary>Largest rank.</summary>
     public const int RankMax = 4096;
 
+    private static readonly string[] Types = ["LORA", "IA3", "BOTTLENECK"];
+
+    private static readonly string[] Activations = ["relu", "silu"];
+
     // Each must be absent, null, false or empty.
     private static readonly string[] Refused =
     [
         "alora_invocation_tokens", "alpha_pattern", "arrow_config", "exclude_modules", "fan_in_fan_out", "layer_replication",
         "layers_pattern", "layers_to_transform", "lora_bias", "megatron_config", "modules_to_save", "rank_pattern",
-        "target_parameters", "trainable_token_indices", "use_dora", "use_qalora",
+        "target_parameters", "trainable_token_indices", "use_adapterp", "use_dora", "use_parallel_adapter", "use_qalora",
     ];
 
     private static readonly SearchValues<char> NameCharacters =
         SearchValues.Create("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.");
 
-    /// <summary>"r": columns of the low-rank bottleneck.</summary>
-    public required int Rank { get; init; }
+    public AdapterMethod Method { get; init; }
+
+    /// <summary>"r" of LoRA, "bottleneck_size" of a serial Adapter: width of the bottleneck. (IA)^3 has none.</summary>
+    public int Rank { get; init; }
 
     /// <summary>"lora_alpha".</summary>
-    public required double Alpha { get; init; }
+    public double Alpha { get; init; }
+
+    /// <summary>"non_linearity" of a serial Adapter: silu instead of relu.</summary>
+    public bool UsesSilu { get; init; }
+
+    /// <summary>"feedforward_modules" of (IA)^3: target modules whose input is scaled.</summary>
+    public IReadOnlyList<string> FeedforwardModules { get; init; } = [];
 
     /// <summary>"use_rslora": scale by the square root of the rank.</summary>
     public bool UseRsLora { get; init; }
@@ -70,6 +97,56 @@ internal sealed record AdapterConfig
     public void Write(Utf8JsonWriter json)
     {
         json.WriteStartObject();
+        switch (Method)
+        {
+            case AdapterMethod.Lora:
+                WriteLora(json);
+                break;
+            case AdapterMethod.Ia3:
+                WriteIa3(json);
+                break;
+            default:
+                WriteBottleneck(json);
+                break;
+        }
+
+        json.WriteEndObject();
+    }
+
+    private void WriteIa3(Utf8JsonWriter json)
+    {
+        json.WriteNull("auto_mapping");
+        json.WriteString("base_model_name_or_path", BaseModelNameOrPath);
+        json.WriteNull("exclude_modules");
+        json.WriteBoolean("fan_in_fan_out", false);
+        WriteStrings(json, "feedforward_modules", FeedforwardModules);
+        json.WriteBoolean("inference_mode", true);
+        json.WriteBoolean("init_ia3_weights", true);
+        json.WriteNull("modules_to_save");
+        json.WriteString("peft_type", Types[(int)Method]);
+        json.WriteNull("revision");
+        WriteTargetModules(json);
+        json.WriteString("task_type", "CAUSAL_LM");
+    }
+
+    private void WriteBottleneck(Utf8JsonWriter json)
+    {
+        json.WriteNumber("adapter_dropout", 0);
+        json.WriteString("base_model_name_or_path", BaseModelNameOrPath);
+        json.WriteNumber("bottleneck_size", Rank);
+        json.WriteBoolean("inference_mode", true);
+        json.WriteNull("modules_to_save");
+        json.WriteString("non_linearity", Activations[UsesSilu ? 1 : 0]);
+        json.WriteString("peft_type", Types[(int)Method]);
+        json.WriteNumber("scaling", 1);
+        WriteTargetModules(json);
+        json.WriteString("task_type", "CAUSAL_LM");
+        json.WriteBoolean("use_adapterp", false);
+        json.WriteBoolean("use_parallel_adapter", false);
+    }
+
+    private void WriteLora(Utf8JsonWriter json)
+    {
         WriteEmptyObject(json, "alpha_pattern");
         json.WriteNull("auto_mapping");
         json.WriteString("base_model_name_or_path", BaseModelNameOrPath);
@@ -86,7 +163,7 @@ internal sealed record AdapterConfig
         json.WriteNull("megatron_config");
         json.WriteString("megatron_core", "megatron.core");
         json.WriteNull("modules_to_save");
-        json.WriteString("peft_type", "LORA");
+        json.WriteString("peft_type", Types[(int)Method]);
         json.WriteNumber("qalora_group_size", 16);
         json.WriteNumber("r", Rank);
         WriteEmptyObject(json, "rank_pattern");
@@ -98,13 +175,18 @@ internal sealed record AdapterConfig
         json.WriteBoolean("use_dora", false);
         json.WriteBoolean("use_qalora", false);
         json.WriteBoolean("use_rslora", UseRsLora);
-        json.WriteEndObject();
     }
 
     private static AdapterConfig Read(JsonElement root, string file)
     {
         var json = new JsonFields(root, file);
-        Expect(json, "peft_type", json.String("peft_type"), "LORA");
+        string type = json.String("peft_type");
+        int method = Array.IndexOf(Types, type);
+        if (method < 0)
+        {
+            throw json.Fault("peft_type", $"{JsonFile.Quote(type)} is not supported; {string.Join(", ", Types)} are");
+        }
+
         Expect(json, "task_type", json.OptionalString("task_type") ?? "CAUSAL_LM", "CAUSAL_LM");
         Expect(json, "bias", json.OptionalString("bias") ?? "none", "none");
         foreach (string name in Refused)
@@ -116,16 +198,39 @@ internal sealed record AdapterConfig
         }
 
         (string[] modules, bool allLinear) = ReadTargetModules(json);
-        return new AdapterConfig
+        var common = new AdapterConfig
         {
-            Rank = json.Int32("r", 1, RankMax),
-            Alpha = json.Double("lora_alpha", -1e6, 1e6),
-            UseRsLora = json.OptionalBool("use_rslora") ?? false,
+            Method = (AdapterMethod)method,
             TargetModules = modules,
             AllLinear = allLinear,
-            Dropout = json.OptionalDouble("lora_dropout", 0, 1) ?? 0,
             BaseModelNameOrPath = json.OptionalString("base_model_name_or_path"),
         };
+        return common.Method switch
+        {
+            AdapterMethod.Lora => common with
+            {
+                Rank = json.Int32("r", 1, RankMax),
+                Alpha = json.Double("lora_alpha", -1e6, 1e6),
+                UseRsLora = json.OptionalBool("use_rslora") ?? false,
+                Dropout = json.OptionalDouble("lora_dropout", 0, 1) ?? 0,
+            },
+            AdapterMethod.Ia3 => common with { FeedforwardModules = json.OptionalStrings("feedforward_modules") ?? [] },
+            _ => ReadBottleneck(json, common),
+        };
+    }
+
+    private static AdapterConfig ReadBottleneck(JsonFields json, AdapterConfig common)
+    {
+        string activation = json.OptionalString("non_linearity") ?? Activations[0];
+        int index = Array.IndexOf(Activations, activation);
+        if (index < 0)
+        {
+            throw json.Fault("non_linearity", $"{JsonFile.Quote(activation)} is not supported; {string.Join(", ", Activations)} are");
+        }
+
+        return json.OptionalDouble("scaling", -1e6, 1e6) is null or 1
+            ? common with { Rank = json.Int32("bottleneck_size", 1, RankMax), UsesSilu = index == 1 }
+            : throw json.Fault("scaling", "is not 1; scaled serial adapters are not supported");
     }
 
     private static (string[] Modules, bool AllLinear) ReadTargetModules(JsonFields json)
@@ -212,10 +317,15 @@ internal sealed record AdapterConfig
             return;
         }
 
-        json.WriteStartArray("target_modules");
-        foreach (string name in TargetModules)
+        WriteStrings(json, "target_modules", TargetModules);
+    }
+
+    private static void WriteStrings(Utf8JsonWriter json, string name, IReadOnlyList<string> values)
+    {
+        json.WriteStartArray(name);
+        foreach (string value in values)
         {
-            json.WriteStringValue(name);
+            json.WriteStringValue(value);
         }
 
         json.WriteEndArray();

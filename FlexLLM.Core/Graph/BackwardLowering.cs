@@ -3,164 +3,212 @@ using FlexLLM.Primitives;
 namespace FlexLLM.Graph;
 
 /// <summary>Lowers the backward half of a pruned training graph to instructions by layer.</summary>
-internal static class BackwardLowering
+internal sealed class BackwardLowering
 {
+    private readonly ParallelGraph _graph;
+    private readonly ForwardProgram _forward;
+    private readonly WeightTable _weights;
+    private readonly GraphNode[] _nodes;
+    private readonly SlotAllocator _slots;
+    private readonly List<SavedValue> _saved = [];
+    private readonly List<Capture> _captures = [];
+    private readonly HashSet<GraphNode> _fused = [];
+
+    private BackwardLowering(ParallelGraph graph, ForwardProgram forward, WeightTable weights)
+    {
+        (_graph, _forward, _weights) = (graph, forward, weights);
+        _nodes = [.. graph.Nodes.Where(n => n.IsBackward && n.Layer >= 0)];
+        _slots = new SlotAllocator(graph, _nodes);
+    }
+
+    /// <summary>Takes a pruned graph whose LoRA networks are fused.</summary>
+    /// <param name="graph">The job's graph after all passes.</param>
+    /// <param name="forward">The forward program that leaves the values it reads.</param>
+    /// <param name="weights">Indices of backbone weights.</param>
+    /// <param name="layers">Decoder layers.</param>
     public static TrainingProgram Lower(ParallelGraph graph, ForwardProgram forward, WeightTable weights, int layers)
     {
-        GraphNode[] nodes = [.. graph.Nodes.Where(n => n.IsBackward && n.Layer >= 0)];
-        Check.That(nodes.Any(n => n.Op == OpKind.LoraBackward), "a training graph has a trainable bypass");
-        var saved = new List<SavedValue>();
-        var captures = new List<Capture>();
-        var slots = new SlotAllocator(graph, nodes);
-        PlaceForwardValues();
-
-        var program = new List<Instruction>[layers];
-        for (int layer = 0; layer < layers; layer++)
+        var lowering = new BackwardLowering(graph, forward, weights);
+        Check.That(lowering._nodes.Any(n => n.Site >= 0), "a training graph has a trainable bypass");
+        lowering.PlaceForwardValues();
+        List<Instruction>[] program = [.. Enumerable.Range(0, layers).Select(_ => new List<Instruction>())];
+        for (int index = 0; index < lowering._nodes.Length; index++)
         {
-            program[layer] = [];
-        }
-
-        var fused = new HashSet<GraphNode>();
-        for (int index = 0; index < nodes.Length; index++)
-        {
-            if (!fused.Contains(nodes[index]))
+            GraphNode node = lowering._nodes[index];
+            List<Instruction> layer = program[node.Layer];
+            if (!lowering._fused.Contains(node))
             {
-                program[nodes[index].Layer].Add(Lower(nodes[index], index));
+                layer.Add(lowering.Lower(node, index));
             }
 
-            slots.Release(nodes[index], index);
+            IReadOnlyList<int> freed = lowering._slots.Release(node, index);
+            if (freed.Count > 0)
+            {
+                layer[^1] = layer[^1] with { Frees = [.. layer[^1].Frees, .. freed] };
+            }
         }
 
         return new TrainingProgram
         {
-            Saved = saved,
-            Captures = [.. captures.OrderBy(c => c.Instruction)],
+            Saved = lowering._saved,
+            Captures = [.. lowering._captures.OrderBy(c => c.Instruction)],
             Layers = program,
-            LowestLayer = nodes.Min(n => n.Layer),
-            SlotColumns = slots.Columns,
-            Sites = [.. nodes.Where(n => n.Op == OpKind.LoraBackward).Select(n => n.Site).Order()],
+            LowestLayer = lowering._nodes.Min(n => n.Layer),
+            Arena = lowering._slots.Layout,
+            Sites = [.. graph.Nodes.Where(n => n.Site >= 0).Select(n => n.Site).Distinct().Order()],
             Graph = graph,
         };
-
-        // Keys and values are read from the KV cache; everything else that a backward node reads is saved.
-        void PlaceForwardValues()
-        {
-            HashSet<int> cached = [.. nodes.Where(n => n.Op == OpKind.AttentionBackward).SelectMany(n => n.Inputs[2..4])];
-            HashSet<int> lse = [.. nodes.Where(n => n.Op == OpKind.AttentionBackward).Select(n => n.Inputs[4])];
-            HashSet<int> made = [.. nodes.SelectMany(n => n.Outputs)];
-            foreach (int id in nodes.SelectMany(n => n.Inputs).Where(i => !made.Contains(i)).Distinct().Order())
-            {
-                GraphValue value = graph.Values[id];
-                if (value.Kind == ValueKind.Activation && cached.Contains(id))
-                {
-                    slots.Place(id, BufferRef.None);
-                }
-                else if (value.Kind == ValueKind.Activation)
-                {
-                    slots.Place(id, BufferRef.Saved(saved.Count));
-                    if (!lse.Contains(id))
-                    {
-                        ValuePlace place = forward.Places[value.Name];
-                        captures.Add(new Capture(place.Instruction, place.Slot, saved.Count));
-                    }
-
-                    saved.Add(new SavedValue(value.Name, value.Layer, value.Columns, lse.Contains(id)));
-                }
-                else if (value.Kind == ValueKind.Gradient)
-                {
-                    // Made by the loss instructions: the gradient that enters the last layer.
-                    slots.Place(id, new BufferRef(BufferKind.Boundary));
-                }
-            }
-        }
-
-        Instruction Lower(GraphNode node, int index)
-        {
-            BufferRef[] inputs = [.. node.Inputs.Where(v => !IsWeight(v)).Select(v => slots[v])];
-            int weight = node.Op is OpKind.LinearBackwardInput or OpKind.RmsNormBackward or OpKind.RmsNorm
-                ? weights.IndexOf(graph.Values[node.Inputs[1]].Name)
-                : -1;
-            bool accumulate = false;
-            BufferRef[] outputs;
-            switch (node.Op)
-            {
-                case OpKind.LinearBackwardInput:
-                    accumulate = TryAccumulate(node.Outputs[0], index);
-                    outputs = [accumulate ? slots[node.Outputs[0]] : Fresh(node.Outputs[0])];
-                    break;
-                case OpKind.RmsNormBackward:
-                    accumulate = TryAccumulate(node.Outputs[0], index);
-                    if (!accumulate && !slots.TryInherit(node.Outputs[0], node.Inputs[0], index))
-                    {
-                        Fresh(node.Outputs[0]);
-                    }
-
-                    outputs = [slots[node.Outputs[0]]];
-                    break;
-                case OpKind.LoraBackward:
-                    accumulate = slots.IsRead(node.Outputs[2]) && TryAccumulate(node.Outputs[2], index);
-                    outputs =
-                    [
-                        !slots.IsRead(node.Outputs[2]) ? BufferRef.None
-                        : accumulate ? slots[node.Outputs[2]]
-                        : Fresh(node.Outputs[2]),
-                    ];
-                    break;
-                case OpKind.RmsNorm or OpKind.SiluGate:
-                    outputs = [Fresh(node.Outputs[0])];
-                    break;
-                case OpKind.RopeBackward or OpKind.Rope:
-                    Check.That(slots.TryInherit(node.Outputs[0], node.Inputs[0], index), "RoPE rotates in place");
-                    outputs = [slots[node.Outputs[0]]];
-                    break;
-                case OpKind.SiluGateBackward:
-                    BufferRef dGate = slots.TryInherit(node.Outputs[0], node.Inputs[0], index)
-                        ? slots[node.Outputs[0]]
-                        : Fresh(node.Outputs[0]);
-                    outputs = [dGate, Fresh(node.Outputs[1])];
-                    break;
-                case OpKind.AttentionBackward:
-                    outputs =
-                    [
-                        Fresh(node.Outputs[0]),
-                        slots.Place(node.Outputs[1], new BufferRef(BufferKind.KeyGradient)),
-                        slots.Place(node.Outputs[2], new BufferRef(BufferKind.ValueGradient)),
-                    ];
-                    break;
-                case OpKind.AddGradient:
-                    outputs = [slots.TryInherit(node.Outputs[0], node.Inputs[0], index) ? slots[node.Outputs[0]] : Fresh(node.Outputs[0])];
-                    break;
-                default:
-                    throw new ArgumentOutOfRangeException(nameof(node), node.Op, "Add a lowering for this operation.");
-            }
-
-            return new Instruction(node.Op, node.Layer, inputs, outputs) { Weight = weight, Site = node.Site, Accumulate = accumulate };
-        }
-
-        // A contribution that the very next AddGradient sums into a gradient which nobody reads later is added in place.
-        bool TryAccumulate(int contribution, int index)
-        {
-            int sum = index + 1;
-            while (sum < nodes.Length && (nodes[sum].Op != OpKind.AddGradient || nodes[sum].Inputs[1] != contribution) && sum - index <= 3)
-            {
-                sum++;
-            }
-
-            if (sum >= nodes.Length || nodes[sum].Op != OpKind.AddGradient || nodes[sum].Inputs[1] != contribution ||
-                !slots.DiesAt(nodes[sum].Inputs[0], sum))
-            {
-                return false;
-            }
-
-            BufferRef place = slots[nodes[sum].Inputs[0]];
-            slots.Place(contribution, place);
-            slots.Place(nodes[sum].Outputs[0], place);
-            fused.Add(nodes[sum]);
-            return true;
-        }
-
-        BufferRef Fresh(int value) => slots.Take(value, graph.Values[value].Columns);
-
-        bool IsWeight(int value) => graph.Values[value].Kind is ValueKind.FrozenWeight or ValueKind.TrainableWeight;
     }
+
+    // Keys and values are read from the KV cache; everything else that a backward node reads is saved.
+    private void PlaceForwardValues()
+    {
+        HashSet<int> cached = _graph.CachedValues();
+        HashSet<int> lse = [.. _nodes.Where(n => n.Op == OpKind.AttentionBackward).Select(n => n.Inputs[4])];
+        HashSet<int> made = [.. _nodes.SelectMany(n => n.Outputs)];
+        Dictionary<int, int> sources = _graph.Nodes.Where(n => n.Op == OpKind.Pack).ToDictionary(n => n.Outputs[0], n => n.Inputs[0]);
+        foreach (int id in _nodes.SelectMany(n => n.Inputs).Where(i => !made.Contains(i)).Distinct().Order())
+        {
+            GraphValue value = _graph.Values[id];
+            if (value.Kind == ValueKind.Activation && cached.Contains(id))
+            {
+                _slots.Place(id, BufferRef.None);
+            }
+            else if (value.Kind == ValueKind.Activation)
+            {
+                _slots.Place(id, BufferRef.Saved(_saved.Count));
+                if (!lse.Contains(id))
+                {
+                    ValuePlace place = _forward.Places[_graph.Values[sources.GetValueOrDefault(id, id)].Name];
+                    _captures.Add(new Capture(place.Instruction, place.Slot, _saved.Count));
+                }
+
+                _saved.Add(new SavedValue(value.Name, value.Layer, value.Columns, lse.Contains(id), value.Packed));
+            }
+            else if (value.Kind == ValueKind.Gradient)
+            {
+                // Made by the loss instructions: the gradient that enters the last layer.
+                _slots.Place(id, new BufferRef(BufferKind.Boundary));
+            }
+        }
+    }
+
+    private Instruction Lower(GraphNode node, int index)
+    {
+        BufferRef[] inputs = [.. node.Inputs.Where(v => !_graph.Values[v].IsWeight).Select(v => _slots[v])];
+        bool accumulate = false;
+        BufferRef[] outputs;
+        switch (node.Op)
+        {
+            case OpKind.LinearBackwardInput or OpKind.Widen when !node.Recomputes:
+                outputs = [Contribution(node, node.Outputs[0], index, out accumulate)];
+                break;
+            case OpKind.RmsNormBackward:
+                accumulate = TryAccumulate(node, node.Outputs[0], index);
+                outputs = [accumulate ? _slots[node.Outputs[0]] : InPlaceOf(node, 0, index)];
+                break;
+            case OpKind.LoraBackward:
+                outputs = [Contribution(node, node.Outputs[2], index, out accumulate)];
+                break;
+            case OpKind.ScaleColumnsBackward:
+                outputs = [Contribution(node, node.Outputs[1], index, out accumulate)];
+                break;
+            case OpKind.OuterProduct or OpKind.AddBiasBackward:
+                outputs = [BufferRef.None]; // The adapter's gradients are found by site and weight.
+                break;
+            case OpKind.Rope or OpKind.RopeBackward:
+                Check.That(_slots.TryInherit(node.Outputs[0], node.Inputs[0], index), "RoPE rotates in place");
+                outputs = [_slots[node.Outputs[0]]];
+                break;
+            case OpKind.SiluGateBackward:
+                outputs = [InPlaceOf(node, 0, index), Fresh(node.Outputs[1])];
+                break;
+            case OpKind.AttentionBackward:
+                outputs =
+                [
+                    Fresh(node.Outputs[0]),
+                    _slots.Place(node.Outputs[1], new BufferRef(BufferKind.KeyGradient)),
+                    _slots.Place(node.Outputs[2], new BufferRef(BufferKind.ValueGradient)),
+                ];
+                break;
+            case OpKind.Attention:
+                _slots.Place(node.Outputs[1], BufferRef.None); // Nobody reads the log-sum-exp that the forward pass saved already.
+                outputs = [Fresh(node.Outputs[0])];
+                break;
+            case OpKind.Lora:
+                Check.That(_slots.TryInherit(node.Outputs[0], node.Inputs[3], index), "the base of a bypass is added to in place");
+                outputs = [_slots[node.Outputs[0]]];
+                break;
+            case OpKind.AddGradient or OpKind.Add or OpKind.AddBias or OpKind.Relu or OpKind.Silu or OpKind.ReluBackward or
+                OpKind.SiluBackward:
+                outputs = [InPlaceOf(node, 0, index)];
+                break;
+            case OpKind.RmsNorm or OpKind.SiluGate or OpKind.Linear or OpKind.Narrow or OpKind.Widen or OpKind.ScaleColumns or
+                OpKind.Unpack:
+                outputs = [Fresh(node.Outputs[0])];
+                break;
+            default:
+                throw new ArgumentOutOfRangeException(nameof(node), node.Op, "Add a lowering for this operation.");
+        }
+
+        return new Instruction(node.Op, node.Layer, inputs, outputs)
+        {
+            Weight = WeightOf(node),
+            Bias = node.Op == OpKind.Linear && node.Inputs.Length == 3 ? _weights.IndexOf(_graph.Values[node.Inputs[2]].Name) : -1,
+            Site = node.Site,
+            Accumulate = accumulate,
+            Scaled = node.Scaled,
+            Packed = node.Op == OpKind.Unpack ? _graph.Values[node.Inputs[0]].Packed : null,
+        };
+    }
+
+    private int WeightOf(GraphNode node) => node.Op switch
+    {
+        OpKind.LinearBackwardInput or OpKind.RmsNormBackward or OpKind.RmsNorm or OpKind.Linear =>
+            _weights.IndexOf(_graph.Values[node.Inputs[1]].Name),
+        _ => node.BypassWeight,
+    };
+
+    // A contribution to a gradient: none where nobody reads it, else added in place where that is possible.
+    private BufferRef Contribution(GraphNode node, int output, int index, out bool accumulate)
+    {
+        accumulate = _slots.IsRead(output) && TryAccumulate(node, output, index);
+        return !_slots.IsRead(output) ? BufferRef.None : accumulate ? _slots[output] : Fresh(output);
+    }
+
+    // A contribution that the very next AddGradient sums into a gradient which nobody reads later is added in place.
+    private bool TryAccumulate(GraphNode node, int contribution, int index)
+    {
+        int sum = index + 1;
+        while (sum < _nodes.Length && (_nodes[sum].Op != OpKind.AddGradient || _nodes[sum].Inputs[1] != contribution) && sum - index <= 3)
+        {
+            sum++;
+        }
+
+        if (sum >= _nodes.Length || _nodes[sum].Op != OpKind.AddGradient || _nodes[sum].Inputs[1] != contribution ||
+            !_slots.DiesAt(_nodes[sum].Inputs[0], sum))
+        {
+            return false;
+        }
+
+        BufferRef place = _slots[_nodes[sum].Inputs[0]];
+        bool readsIt = node.Inputs.Any(i => !_graph.Values[i].IsWeight && _slots[i] == place);
+        if (readsIt || place.Kind == BufferKind.Saved)
+        {
+            return false;
+        }
+
+        _slots.Place(contribution, place);
+        _slots.Place(_nodes[sum].Outputs[0], place);
+        _fused.Add(_nodes[sum]);
+        return true;
+    }
+
+    private BufferRef InPlaceOf(GraphNode node, int input, int index)
+    {
+        int output = node.Outputs[0];
+        return _slots.TryInherit(output, node.Inputs[input], index) ? _slots[output] : Fresh(output);
+    }
+
+    private BufferRef Fresh(int value) => _slots.Take(value, _graph.Values[value].Columns);
 }

@@ -11,7 +11,7 @@ internal static class Differentiator
     /// <summary>The forward graph followed by its backward nodes, from the loss to the embedding.</summary>
     public static ParallelGraph Differentiate(ParallelGraph forward)
     {
-        GraphBuilder builder = new(forward);
+        GraphBuilder builder = new(forward) { IsBackward = true };
         var gradients = new Gradients(builder, forward.Values.Count);
         for (int index = forward.Nodes.Count - 1; index >= 0; index--)
         {
@@ -35,8 +35,8 @@ internal static class Differentiator
             return;
         }
 
-        // A value that no loss depends on (logits for sampling) has no gradient to pass on.
-        if (node.Op == OpKind.Logits || !d.Has(y))
+        // A value that no loss depends on (logits for sampling) has no gradient to pass on, and what serves does not train.
+        if (node.Op is OpKind.Logits or OpKind.Bypass || !d.Has(y))
         {
             return;
         }
@@ -52,12 +52,6 @@ internal static class Differentiator
                 graph.Node(OpKind.LinearBackwardInput, [dy, x[1]], [d.Contribution(x[0])]);
                 d.Commit(x[0]);
                 graph.Node(OpKind.LinearBackwardWeight, [dy, x[0]], [d.OfWeight(x[1])]);
-                break;
-            case OpKind.Lora:
-                int dA = d.OfWeight(x[1]);
-                int dB = d.OfWeight(x[2]);
-                graph.Node(OpKind.LoraBackward, [dy, x[0], x[1], x[2]], [dA, dB, d.Contribution(x[0])], node.Site);
-                d.Commit(x[0]);
                 break;
             case OpKind.RmsNorm:
                 graph.Node(OpKind.RmsNormBackward, [dy, x[1], x[0]], [d.Contribution(x[0])]);
@@ -83,6 +77,33 @@ internal static class Differentiator
                 d.Commit(x[0]);
                 d.Commit(x[1]);
                 d.Commit(x[2]);
+                break;
+            case OpKind.Narrow:
+                graph.Node(node, OpKind.OuterProduct, [dy, x[0]], [d.OfWeight(x[1])]);
+                graph.Node(node, OpKind.Widen, [dy, x[1]], [d.Contribution(x[0])]);
+                d.Commit(x[0]);
+                break;
+            case OpKind.Widen:
+                graph.Node(node, OpKind.OuterProduct, [x[0], dy], [d.OfWeight(x[1])]);
+                graph.Node(node, OpKind.Narrow, [dy, x[1]], [d.Contribution(x[0])]);
+                d.Commit(x[0]);
+                break;
+            case OpKind.AddBias:
+                graph.Node(node, OpKind.AddBiasBackward, [dy], [d.OfWeight(x[1])]);
+                d.Add(x[0], dy);
+                break;
+            case OpKind.Relu:
+                graph.Node(OpKind.ReluBackward, [dy, y], [d.Contribution(x[0])]);
+                d.Commit(x[0]);
+                break;
+            case OpKind.Silu:
+                graph.Node(OpKind.SiluBackward, [dy, x[0]], [d.Contribution(x[0])]);
+                d.Commit(x[0]);
+                break;
+            case OpKind.ScaleColumns:
+                int dGain = d.OfWeight(x[1]);
+                graph.Node(node, OpKind.ScaleColumnsBackward, [dy, x[0], x[1]], [dGain, d.Contribution(x[0])]);
+                d.Commit(x[0]);
                 break;
             case OpKind.Embed:
                 graph.Node(OpKind.EmbedBackward, [dy], [d.OfWeight(x[0])]);

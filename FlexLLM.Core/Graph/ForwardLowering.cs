@@ -6,8 +6,9 @@ namespace FlexLLM.Graph;
 internal static class ForwardLowering
 {
     /// <summary>
-    /// Takes a pruned training graph: its forward nodes become the body, its nodes outside the layers that follow the loss
-    /// become the loss instructions. A bypass and its add are fused into one instruction that accumulates in place.
+    /// Takes the graph that serves, with the loss and its gradient down to the last layer's output. Its forward nodes become the
+    /// body, its nodes outside the layers that follow the loss become the loss instructions. A bypass and its add are one
+    /// instruction that accumulates in place.
     /// </summary>
     public static ForwardProgram Lower(ParallelGraph graph, WeightTable weights)
     {
@@ -17,62 +18,48 @@ internal static class ForwardLowering
         var loss = new List<Instruction>();
         var places = new Dictionary<string, ValuePlace>();
         Instruction? logits = null;
-        Dictionary<int, GraphNode> bypassOf = nodes.Where(n => n.Op == OpKind.Lora).ToDictionary(n => n.Outputs[0]);
-
         for (int index = 0; index < nodes.Length; index++)
         {
             GraphNode node = nodes[index];
-            if (node.Op == OpKind.Lora)
+            List<Instruction> program = node.Op == OpKind.CrossEntropy || node.IsBackward ? loss : body;
+            if (node.Op == OpKind.Bypass)
             {
-                continue; // Emitted by its add, whose other operand must exist first.
+                // Y = f_B(X) + f_A(X), in place of f_B(X), which the add that follows reads.
+                GraphNode add = nodes[index + 1];
+                Check.That(add.Op == OpKind.Add && add.Inputs[1] == node.Outputs[0]);
+                slots.Place(node.Outputs[0], BufferRef.None);
+                body.Add(new Instruction(OpKind.Bypass, node.Layer, [slots[node.Inputs[0]]], [slots[add.Inputs[0]]])
+                {
+                    Site = node.Site,
+                    Attachment = node.Attachment,
+                    Accumulate = true,
+                });
             }
-
-            if (node.Op == OpKind.Add && bypassOf.TryGetValue(node.Inputs[1], out GraphNode? bypass))
+            else if (node.Op == OpKind.Add && slots[node.Inputs[1]].Kind == BufferKind.None)
             {
-                // Y = f_B(X) + f_A(X), in place of f_B(X). Only now may X's slot be given away.
                 Check.That(slots.TryInherit(node.Outputs[0], node.Inputs[0], index));
-                BufferRef y = slots[node.Outputs[0]];
-                Emit(new Instruction(OpKind.Lora, node.Layer, [slots[bypass.Inputs[0]]], [y]) { Site = bypass.Site, Accumulate = true });
-                places[graph.Values[node.Outputs[0]].Name] = new ValuePlace(body.Count - 1, y.Index);
-                slots.Release(node, index);
-                ReleaseBypassInput(bypass, index);
-                continue;
-            }
-
-            BufferRef[] outputs = Outputs(node, index);
-            int weightPlace = node.Op switch
-            {
-                OpKind.Embed => 0,
-                OpKind.RmsNorm or OpKind.Linear or OpKind.Logits or OpKind.CrossEntropy or OpKind.RmsNormBackward => 1,
-                _ => -1,
-            };
-            BufferRef[] inputs = [.. node.Inputs.Where((_, place) => !IsWeight(node.Inputs[place])).Select(v => slots[v])];
-            var instruction = new Instruction(node.Op, node.Layer, inputs, outputs)
-            {
-                Weight = weightPlace < 0 ? -1 : weights.IndexOf(graph.Values[node.Inputs[weightPlace]].Name),
-                Bias = node.Op == OpKind.Linear && node.Inputs.Length == 3 ? weights.IndexOf(graph.Values[node.Inputs[2]].Name) : -1,
-            };
-
-            if (node.Op == OpKind.Logits)
-            {
-                logits = instruction;
-            }
-            else if (node.Op == OpKind.CrossEntropy || node.IsBackward)
-            {
-                loss.Add(instruction);
+                places[graph.Values[node.Outputs[0]].Name] = new ValuePlace(body.Count - 1, slots[node.Outputs[0]].Index);
             }
             else
             {
-                Emit(instruction);
-                if (outputs[0].Kind == BufferKind.Slot)
+                Instruction instruction = LowerPlain(node, index);
+                if (node.Op == OpKind.Logits)
                 {
-                    places[graph.Values[node.Outputs[0]].Name] = new ValuePlace(body.Count - 1, outputs[0].Index);
+                    logits = instruction;
+                    continue; // Runs for chosen rows, after the loss: what it reads lives on.
+                }
+
+                program.Add(instruction);
+                if (program == body && instruction.Outputs[0].Kind == BufferKind.Slot)
+                {
+                    places[graph.Values[node.Outputs[0]].Name] = new ValuePlace(body.Count - 1, instruction.Outputs[0].Index);
                 }
             }
 
-            if (!FeedsBypass(node, index))
+            IReadOnlyList<int> freed = slots.Release(node, index);
+            if (freed.Count > 0 && program == body)
             {
-                slots.Release(node, index);
+                body[^1] = body[^1] with { Frees = [.. body[^1].Frees, .. freed] };
             }
         }
 
@@ -81,21 +68,26 @@ internal static class ForwardLowering
             Body = body,
             Logits = logits ?? throw new InvalidOperationException("The graph has no Logits node."),
             Loss = loss,
-            SlotColumns = slots.Columns,
+            Arena = slots.Layout,
             Places = places,
         };
 
-        void Emit(Instruction instruction) => body.Add(instruction);
-
-        bool IsWeight(int value) => graph.Values[value].Kind is ValueKind.FrozenWeight or ValueKind.TrainableWeight;
-
-        // The base linear between a bypass node and its add reads the same X, which must outlive it.
-        bool FeedsBypass(GraphNode node, int index) =>
-            node.Op == OpKind.Linear && index + 1 < nodes.Length && nodes[index + 1].Op == OpKind.Add &&
-            bypassOf.TryGetValue(nodes[index + 1].Inputs[1], out GraphNode? next) && next.Inputs[0] == node.Inputs[0];
-
-        void ReleaseBypassInput(GraphNode bypass, int index) =>
-            slots.Release(bypass with { Inputs = [bypass.Inputs[0]], Outputs = [] }, index);
+        Instruction LowerPlain(GraphNode node, int index)
+        {
+            BufferRef[] outputs = Outputs(node, index);
+            int weightPlace = node.Op switch
+            {
+                OpKind.Embed => 0,
+                OpKind.RmsNorm or OpKind.Linear or OpKind.Logits or OpKind.CrossEntropy or OpKind.RmsNormBackward => 1,
+                _ => -1,
+            };
+            BufferRef[] inputs = [.. node.Inputs.Where(i => !graph.Values[i].IsWeight).Select(v => slots[v])];
+            return new Instruction(node.Op, node.Layer, inputs, outputs)
+            {
+                Weight = weightPlace < 0 ? -1 : weights.IndexOf(graph.Values[node.Inputs[weightPlace]].Name),
+                Bias = node.Op == OpKind.Linear && node.Inputs.Length == 3 ? weights.IndexOf(graph.Values[node.Inputs[2]].Name) : -1,
+            };
+        }
 
         BufferRef[] Outputs(GraphNode node, int index)
         {
@@ -112,13 +104,13 @@ internal static class ForwardLowering
                 case OpKind.Logits:
                     return [BufferRef.None];
                 case OpKind.CrossEntropy:
-                    return [BufferRef.None, slots.Take(node.Outputs[1], columns: graph.Values[node.Outputs[1]].Columns)];
+                    return [BufferRef.None, slots.Take(node.Outputs[1], graph.Values[node.Outputs[1]].Columns)];
                 case OpKind.RmsNormBackward:
                     return [slots.Place(output, new BufferRef(BufferKind.Boundary))];
                 case OpKind.SiluGate or OpKind.Add or OpKind.RmsNorm:
                     foreach (int input in node.Inputs)
                     {
-                        if (!IsWeight(input) && slots.TryInherit(output, input, index))
+                        if (!graph.Values[input].IsWeight && slots.TryInherit(output, input, index))
                         {
                             return [slots[output]];
                         }

@@ -7,15 +7,18 @@ namespace FlexLLM.Graph;
 internal static class GraphPruner
 {
     /// <summary>The graph without useless backward nodes. Forward nodes stay: inference needs them all.</summary>
-    public static ParallelGraph Prune(ParallelGraph graph)
+    /// <param name="graph">A differentiated graph.</param>
+    /// <param name="alsoWanted">Gradients of other values that somebody reads, by name.</param>
+    public static ParallelGraph Prune(ParallelGraph graph, params string[] alsoWanted)
     {
         bool[] needed = new bool[graph.Values.Count];
-        HashSet<string> wanted = [.. graph.Values.Where(v => v.Kind == ValueKind.TrainableWeight).Select(v => $"d {v.Name}")];
+        HashSet<string> wanted =
+            [.. alsoWanted, .. graph.Values.Where(v => v.Kind == ValueKind.TrainableWeight).Select(v => $"d {v.Name}")];
         var kept = new List<GraphNode>(graph.Nodes.Count);
         for (int index = graph.Nodes.Count - 1; index >= 0; index--)
         {
             GraphNode node = graph.Nodes[index];
-            bool keep = !node.IsBackward || node.Outputs.Any(o => needed[o] || IsWanted(graph.Values[o], wanted));
+            bool keep = !node.IsBackward || node.Outputs.Any(o => needed[o] || wanted.Contains(graph.Values[o].Name));
             if (!keep)
             {
                 continue;
@@ -47,7 +50,4 @@ internal static class GraphPruner
 
         return [.. saved.Select(id => graph.Values[id])];
     }
-
-    private static bool IsWanted(GraphValue value, HashSet<string> wanted) =>
-        value.Kind == ValueKind.WeightGradient && wanted.Contains(value.Name);
 }

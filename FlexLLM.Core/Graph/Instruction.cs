@@ -1,3 +1,5 @@
+using FlexLLM.Primitives;
+
 namespace FlexLLM.Graph;
 
 /// <summary>Where an instruction finds or leaves rows.</summary>
@@ -20,6 +22,12 @@ internal enum BufferKind
 
     /// <summary>Value-gradient accumulator of the layer in progress, at absolute positions.</summary>
     ValueGradient,
+
+    /// <summary>The value that a bypass program reads.</summary>
+    Tap,
+
+    /// <summary>The value that a bypass program adds to.</summary>
+    Sum,
 }
 
 /// <summary>A buffer by kind and index (of the slot or the saved value).</summary>
@@ -38,6 +46,7 @@ internal readonly record struct BufferRef(BufferKind Kind, int Index = 0)
 /// </summary>
 internal sealed record Instruction(OpKind Op, int Layer, BufferRef[] Inputs, BufferRef[] Outputs)
 {
+    /// <summary>Index of a backbone weight; of a bypass operation, of the weight in its site's network.</summary>
     public int Weight { get; init; } = -1;
 
     public int Bias { get; init; } = -1;
@@ -47,6 +56,18 @@ internal sealed record Instruction(OpKind Op, int Layer, BufferRef[] Inputs, Buf
 
     /// <summary>The output is added to instead of written.</summary>
     public bool Accumulate { get; init; }
+
+    /// <summary>The result is multiplied by the adapter's scale.</summary>
+    public bool Scaled { get; init; }
+
+    /// <summary>Of a <see cref="OpKind.Bypass"/>: which networks run here.</summary>
+    public BypassAttachment Attachment { get; init; }
+
+    /// <summary>How <see cref="OpKind.Unpack"/> reads its input.</summary>
+    public PackedFormat? Packed { get; init; }
+
+    /// <summary>Slots whose last reader this was: their space is somebody else's from here on.</summary>
+    public IReadOnlyList<int> Frees { get; init; } = [];
 }
 
 /// <summary>Names of weights by index, shared by all programs of a model.</summary>
@@ -88,8 +109,8 @@ internal sealed class ForwardProgram
     /// <summary>Loss and gradient down to the last layer's output, for the rows of finetuning windows.</summary>
     public required IReadOnlyList<Instruction> Loss { get; init; }
 
-    /// <summary>Columns of each workspace slot.</summary>
-    public required IReadOnlyList<int> SlotColumns { get; init; }
+    /// <summary>Workspace of the rows of a batch.</summary>
+    public required ArenaLayout Arena { get; init; }
 
     /// <summary>Where each activation can be captured for the backward pass.</summary>
     public required IReadOnlyDictionary<string, ValuePlace> Places { get; init; }
@@ -98,12 +119,13 @@ internal sealed class ForwardProgram
 /// <summary>A forward value that a job keeps for its backward pass.</summary>
 /// <param name="Name">Name of the value in the graph.</param>
 /// <param name="Layer">Decoder layer.</param>
-/// <param name="Columns">Floats per token.</param>
+/// <param name="Columns">Floats per token, or 32-bit containers where packed.</param>
 /// <param name="ByAttention">True for the log-sum-exp, which the attention operation stores itself.</param>
-internal sealed record SavedValue(string Name, int Layer, int Columns, bool ByAttention)
+/// <param name="Packed">How rows are packed; null for plain floats.</param>
+internal sealed record SavedValue(string Name, int Layer, int Columns, bool ByAttention, PackedFormat? Packed = null)
 {
-    /// <summary>The name without its layer, for example "gate".</summary>
-    public string NameInLayer => Name[(Name.LastIndexOf('.') + 1)..];
+    /// <summary>The name without its layer: what reports sum over layers by.</summary>
+    public string Role => PassReport.RoleOf(Name);
 }
 
 /// <summary>After this instruction of the forward body, copy the window's rows of a slot into a saved value.</summary>
@@ -140,8 +162,8 @@ internal sealed class TrainingProgram
     /// <summary>The layer of the lowest bypass: backward ends there.</summary>
     public required int LowestLayer { get; init; }
 
-    /// <summary>Columns of each workspace slot of the backward pass.</summary>
-    public required IReadOnlyList<int> SlotColumns { get; init; }
+    /// <summary>Workspace of the rows of a backward window.</summary>
+    public required ArenaLayout Arena { get; init; }
 
     /// <summary>Sites of the trainable bypasses, ascending.</summary>
     public required IReadOnlyList<int> Sites { get; init; }
@@ -151,4 +173,15 @@ internal sealed class TrainingProgram
 
     /// <summary>The graph that this program was lowered from, for reports.</summary>
     public required ParallelGraph Graph { get; init; }
+}
+
+/// <summary>
+/// A network as it runs over rows of one adapter while serving: reads X, ends with the add. <see cref="BufferKind.Tap"/> is X,
+/// <see cref="BufferKind.Sum"/> the value that it is added to.
+/// </summary>
+internal sealed class BypassProgram
+{
+    public required IReadOnlyList<Instruction> Steps { get; init; }
+
+    public required ArenaLayout Arena { get; init; }
 }

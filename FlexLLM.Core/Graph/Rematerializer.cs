@@ -1,91 +1,168 @@
-using FlexLLM.Primitives;
-
 namespace FlexLLM.Graph;
 
-/// <summary>
-/// Paper section 5.2, second half: what is cheap to compute again from values that are kept anyway is not kept itself. The
-/// recipe runs in the backward pass just before its first reader, with the forward pass's own operations, so not a bit changes.
-/// </summary>
-internal static class Rematerializer
+/// <summary>How far rematerialization goes.</summary>
+internal sealed record RematerializationOptions
 {
-    // A recipe is at most a norm and a rotation: anything longer costs more time than its memory is worth.
-    private const int RecipeLengthMax = 2;
+    /// <summary>Drops what is cheap to compute again. Off: only what the forward pass leaves nowhere is computed again.</summary>
+    public bool DropsCheap { get; init; } = true;
 
-    /// <summary>Takes a pruned graph; returns it with recipes in place of saved values, largest values first.</summary>
-    public static ParallelGraph Rematerialize(ParallelGraph graph)
+    /// <summary>
+    /// Most 32-bit elements saved per token over all layers; while there are more, linears and attention are computed again too,
+    /// those first that free most for their arithmetic. Null: nothing is forced.
+    /// </summary>
+    public long? SavedColumnsMax { get; init; }
+
+    /// <summary>Length of a sample, in tokens: what attention costs to compute again.</summary>
+    public int SequenceTokens { get; init; } = 1024;
+}
+
+/// <summary>
+/// Paper section 5.2, second half: what can be computed again from values that are kept anyway need not be kept itself. It runs in
+/// the backward pass, before its first reader in its layer, with the forward pass's own operations, so not a bit changes.
+/// Largest values first; then, under a budget, those that free most bytes for their arithmetic.
+/// </summary>
+internal sealed class Rematerializer
+{
+    private readonly ParallelGraph _graph;
+    private readonly GraphNode?[] _producers;
+    private readonly HashSet<int> _cached;
+    private readonly HashSet<int> _unsavable;
+    private readonly RematerializationOptions _options;
+
+    private Rematerializer(ParallelGraph graph, RematerializationOptions options)
     {
-        Dictionary<int, GraphNode> producers = [];
-        foreach (GraphNode node in graph.Nodes.Where(n => !n.IsBackward))
+        _graph = graph;
+        _options = options;
+        _producers = graph.ForwardProducers();
+        _cached = graph.CachedValues();
+
+        // Inside a network rows live in scratch memory of the bypass; nothing outside can save them.
+        _unsavable = [.. graph.Nodes.Where(n => !n.IsBackward && n.Site >= 0).SelectMany(n => n.Outputs)];
+    }
+
+    /// <summary>Takes a pruned graph; returns it with nodes that compute again in place of saved values.</summary>
+    public static ParallelGraph Rematerialize(ParallelGraph graph, RematerializationOptions? options = null)
+    {
+        var pass = new Rematerializer(graph, options ?? new RematerializationOptions());
+        Layer[] layers = [.. graph.Nodes.Where(n => n.IsBackward && n.Layer >= 0).GroupBy(n => n.Layer).Select(pass.Of)];
+        foreach (Layer layer in layers)
         {
-            foreach (int output in node.Outputs)
-            {
-                producers[output] = node;
-            }
+            pass.DropCheap(layer);
         }
 
-        HashSet<int> kept = [.. SavedInLayers(graph)];
-        Dictionary<int, List<GraphNode>> recipes = [];
-        HashSet<int> sources = [];
-        foreach (int value in kept.OrderByDescending(id => graph.Values[id].Columns).ThenBy(id => id).ToArray())
+        pass.DropUnderBudget(layers);
+        return GraphVerifier.Verify(pass.Insert(layers.ToDictionary(l => l.Index)));
+    }
+
+    private Layer Of(IGrouping<int, GraphNode> backward)
+    {
+        HashSet<int> read = [.. backward.SelectMany(n => n.Inputs).Where(i => _graph.IsActivation(i) && !_cached.Contains(i))];
+        return new Layer(backward.Key, read, [.. read.Where(v => !_unsavable.Contains(v))]);
+    }
+
+    private void DropCheap(Layer layer)
+    {
+        if (!_options.DropsCheap)
         {
-            var recipe = new List<GraphNode>();
-            if (!sources.Contains(value) && TryRecipe(value, recipe))
-            {
-                kept.Remove(value);
-                recipes.Add(value, recipe);
-                sources.UnionWith(recipe.SelectMany(n => n.Inputs).Where(kept.Contains));
-            }
+            return;
         }
 
-        return GraphVerifier.Verify(Insert(graph, recipes));
-
-        // Depth first, so that a recipe lists its operations in the order in which they run.
-        bool TryRecipe(int value, List<GraphNode> recipe)
+        foreach (int value in layer.Kept.OrderByDescending(id => _graph.Values[id].Columns).ThenBy(id => id).ToArray())
         {
-            GraphNode node = producers[value];
-            if (!IsCheap(node.Op) || recipe.Count >= RecipeLengthMax)
+            layer.Kept.Remove(value);
+            if (Recomputed(layer) is not List<GraphNode> nodes || nodes.Any(n => !OpCosts.IsCheap(n.Op)))
+            {
+                layer.Kept.Add(value);
+            }
+        }
+    }
+
+    private void DropUnderBudget(Layer[] layers)
+    {
+        if (_options.SavedColumnsMax is not long most)
+        {
+            return;
+        }
+
+        long saved = layers.Sum(l => l.Kept.Sum(v => (long)_graph.Values[v].Columns));
+        var queue = new PriorityQueue<(Layer Layer, int Value), (double, int)>();
+        foreach (Layer layer in layers)
+        {
+            Enqueue(layer);
+        }
+
+        while (saved > most && queue.TryDequeue(out (Layer Layer, int Value) best, out _))
+        {
+            best.Layer.Kept.Remove(best.Value);
+            saved -= _graph.Values[best.Value].Columns;
+            Enqueue(best.Layer);
+        }
+
+        // The candidate of a layer that frees most elements a flop: few flops an element come first, equal ones from the bottom.
+        void Enqueue(Layer layer)
+        {
+            double before = Flops(Recomputed(layer)!);
+            (int Value, double Price)? best = null;
+            foreach (int value in layer.Kept.Order().ToArray())
+            {
+                layer.Kept.Remove(value);
+                if (Recomputed(layer) is List<GraphNode> nodes)
+                {
+                    double price = (Flops(nodes) - before) / _graph.Values[value].Columns;
+                    best = best is null || price < best.Value.Price ? (value, price) : best;
+                }
+
+                layer.Kept.Add(value);
+            }
+
+            if (best is (int chosen, double cost))
+            {
+                queue.Enqueue((layer, chosen), (cost, layer.Index));
+            }
+        }
+    }
+
+    private double Flops(List<GraphNode> nodes) => nodes.Sum(n => OpCosts.FlopsOf(_graph, n, _options.SequenceTokens));
+
+    /// <summary>
+    /// The forward nodes that must run again so that a layer's backward pass has all it reads; null where the values kept, the
+    /// weights and the KV cache do not suffice.
+    /// </summary>
+    private List<GraphNode>? Recomputed(Layer layer)
+    {
+        var nodes = new List<GraphNode>();
+        var seen = new HashSet<int>();
+        return layer.Read.All(Visit) ? nodes : null;
+
+        bool Visit(int value)
+        {
+            if (!_graph.IsActivation(value) || layer.Kept.Contains(value) || _cached.Contains(value) || !seen.Add(value))
+            {
+                return true;
+            }
+
+            // A layer's input belongs to the layer below, whose values are gone by then or not yet there.
+            GraphNode? node = _producers[value];
+            if (node is null || node.Layer != layer.Index || !OpCosts.CanRecompute(node.Op) || IsLogSumExp(node, value) ||
+                !node.Inputs.All(Visit))
             {
                 return false;
             }
 
-            foreach (int input in node.Inputs)
-            {
-                bool available = !IsActivation(graph, input) || (kept.Contains(input) && input != value);
-                if (node.Op == OpKind.Rope || !available)
-                {
-                    // A rotation works in place: on a copy that the recipe made, never on the kept value.
-                    if (!producers.ContainsKey(input) || !TryRecipe(input, recipe))
-                    {
-                        return false;
-                    }
-                }
-            }
-
-            recipe.Add(node);
-            return recipe.Count <= RecipeLengthMax;
+            nodes.Add(node);
+            return true;
         }
     }
 
-    private static bool IsCheap(OpKind op) => op is OpKind.RmsNorm or OpKind.SiluGate or OpKind.Rope;
+    // Attention leaves it where the backward pass finds it; it is smaller than anything that it could be had from.
+    private static bool IsLogSumExp(GraphNode node, int value) => node.Op == OpKind.Attention && node.Outputs[1] == value;
 
-    private static bool IsActivation(ParallelGraph graph, int value) => graph.Values[value].Kind == ValueKind.Activation;
-
-    // Keys and values stay in the KV cache in any case; the log-sum-exp has no cheap recipe.
-    private static IEnumerable<int> SavedInLayers(ParallelGraph graph)
+    private ParallelGraph Insert(Dictionary<int, Layer> layers)
     {
-        GraphNode[] backward = [.. graph.Nodes.Where(n => n.IsBackward && n.Layer >= 0)];
-        HashSet<int> cached = [.. backward.Where(n => n.Op == OpKind.AttentionBackward).SelectMany(n => n.Inputs[2..4])];
-        return backward.SelectMany(n => n.Inputs).Where(i => IsActivation(graph, i) && !cached.Contains(i)).Distinct();
-    }
-
-    private static ParallelGraph Insert(ParallelGraph graph, Dictionary<int, List<GraphNode>> recipes)
-    {
-        List<GraphValue> values = [.. graph.Values];
-        var nodes = new List<GraphNode>(graph.Nodes.Count);
-
-        // Within a layer a recipe runs once; readers in another layer (there are none today) would run their own.
+        List<GraphValue> values = [.. _graph.Values];
+        var nodes = new List<GraphNode>(_graph.Nodes.Count);
         var made = new Dictionary<(int Layer, int Value), int>();
-        foreach (GraphNode node in graph.Nodes)
+        foreach (GraphNode node in _graph.Nodes)
         {
             if (!node.IsBackward || node.Layer < 0)
             {
@@ -93,39 +170,38 @@ internal static class Rematerializer
                 continue;
             }
 
-            int[] inputs = [.. node.Inputs];
-            for (int i = 0; i < inputs.Length; i++)
-            {
-                if (recipes.TryGetValue(inputs[i], out List<GraphNode>? recipe))
-                {
-                    inputs[i] = Run(inputs[i], recipe, node.Layer);
-                }
-            }
-
-            nodes.Add(node with { Inputs = inputs });
+            nodes.Add(node with { Inputs = [.. node.Inputs.Select(i => Available(i, layers[node.Layer]))] });
         }
 
-        return new ParallelGraph(values, [.. nodes.Select((node, index) => node with { Id = index })]);
+        return ParallelGraph.With(values, nodes);
 
-        int Run(int value, List<GraphNode> recipe, int layer)
+        int Available(int value, Layer layer)
         {
-            if (made.TryGetValue((layer, value), out int known))
+            if (!_graph.IsActivation(value) || layer.Kept.Contains(value) || _cached.Contains(value))
             {
-                return known;
+                return value;
             }
 
-            foreach (GraphNode step in recipe)
+            if (!made.TryGetValue((layer.Index, value), out int copy))
             {
-                int output = step.Outputs[0];
-                int copy = values.Count;
-                values.Add(graph.Values[output] with { Id = copy, Name = $"{graph.Values[output].Name} again" });
-                int[] inputs = [.. step.Inputs.Select(i => made.GetValueOrDefault((layer, i), i))];
-                nodes.Add(step with { Inputs = inputs, Outputs = [copy], Layer = layer, Recomputes = true });
-                made[(layer, output)] = copy;
+                GraphNode node = _producers[value]!;
+                int[] inputs = [.. node.Inputs.Select(i => Available(i, layer))];
+                int[] outputs = [.. node.Outputs.Select(Again)];
+                nodes.Add(node with { Inputs = inputs, Outputs = outputs, IsBackward = true, Recomputes = true });
+                copy = made[(layer.Index, value)];
             }
 
-            Check.That(made.ContainsKey((layer, value)));
-            return made[(layer, value)];
+            return copy;
+
+            int Again(int output)
+            {
+                values.Add(_graph.Values[output] with { Id = values.Count, Name = $"{_graph.Values[output].Name} again" });
+                made[(layer.Index, output)] = values.Count - 1;
+                return values.Count - 1;
+            }
         }
     }
+
+    /// <summary>One layer's backward pass: the activations that it reads, and those of them that are kept for it.</summary>
+    private sealed record Layer(int Index, HashSet<int> Read, HashSet<int> Kept);
 }

@@ -1,3 +1,4 @@
+using FlexLLM.Graph;
 using FlexLLM.Primitives;
 
 namespace FlexLLM.Models;
@@ -29,6 +30,9 @@ internal static class AdapterSites
     public static AdapterModule ModuleOf(int site) => (AdapterModule)(site % PerLayer);
 
     public static int LayerOf(int site) => site / PerLayer;
+
+    /// <summary>Whether the module alone reads its input, so that a bypass may change that input.</summary>
+    public static bool OwnsInput(AdapterModule module) => module is AdapterModule.OProj or AdapterModule.DownProj;
 
     /// <summary>Path of the module inside its layer, for example self_attn.q_proj.</summary>
     public static string PathOf(AdapterModule module) =>
@@ -67,6 +71,18 @@ internal static class AdapterSites
             AdapterModule.OProj => (query, hidden),
             AdapterModule.DownProj => (config.IntermediateSize, hidden),
             _ => (hidden, config.IntermediateSize),
+        };
+    }
+
+    /// <summary>Widths of the value that a bypass reads at a module and of the value that it is added to.</summary>
+    public static (int Tap, int Add) WidthsOf(AdapterModule module, BypassAttachment attachment, ModelConfig config)
+    {
+        (int inFeatures, int outFeatures) = WidthsOf(module, config);
+        return attachment switch
+        {
+            BypassAttachment.Around => (inFeatures, outFeatures),
+            BypassAttachment.Output => (outFeatures, outFeatures),
+            _ => (inFeatures, inFeatures),
         };
     }
 }

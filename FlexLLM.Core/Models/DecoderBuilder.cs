@@ -8,10 +8,14 @@ namespace FlexLLM.Models;
 /// </summary>
 internal static class DecoderBuilder
 {
-    /// <summary>The model with a LoRA bypass at each of the given sites.</summary>
-    /// <param name="config">Shape of the model.</param>
-    /// <param name="sites">Sites (<see cref="AdapterSites.IndexOf"/>) that get a bypass of any rank.</param>
-    public static ParallelGraph Build(ModelConfig config, IReadOnlySet<int> sites)
+    /// <summary>The model that serves: wherever an adapter may have a network, a place for it.</summary>
+    public static ParallelGraph BuildServing(ModelConfig config) => Build(config, bypasses: null);
+
+    /// <summary>The model with these networks, by site (<see cref="AdapterSites.IndexOf"/>), and no others.</summary>
+    public static ParallelGraph BuildTraining(ModelConfig config, IReadOnlyDictionary<int, BypassNetwork> bypasses) =>
+        Build(config, bypasses);
+
+    private static ParallelGraph Build(ModelConfig config, IReadOnlyDictionary<int, BypassNetwork>? bypasses)
     {
         var graph = new GraphBuilder();
         int table = graph.Weight("model.embed_tokens.weight", config.HiddenSize);
@@ -20,7 +24,7 @@ internal static class DecoderBuilder
         {
             graph.Layer = layer;
             string next = layer + 1 < config.LayerCount ? $"layers.{layer + 1}.input" : "final.input";
-            x = Layer(new LayerBuilder(graph, config, layer, sites), x, next);
+            x = Layer(new LayerBuilder(graph, config, layer, bypasses), x, next);
         }
 
         graph.Layer = -1;
@@ -64,8 +68,9 @@ internal static class DecoderBuilder
         return b.Graph.Activation(OpKind.Add, next, config.HiddenSize, middle, down);
     }
 
-    /// <summary>Names and bypasses of one layer.</summary>
-    private readonly struct LayerBuilder(GraphBuilder graph, ModelConfig config, int layer, IReadOnlySet<int> sites)
+    /// <summary>Names and bypasses of one layer. Bypasses are null in the graph that serves.</summary>
+    private readonly struct LayerBuilder(
+        GraphBuilder graph, ModelConfig config, int layer, IReadOnlyDictionary<int, BypassNetwork>? bypasses)
     {
         public GraphBuilder Graph => graph;
 
@@ -80,26 +85,50 @@ internal static class DecoderBuilder
         public int HeadNorm(string name, string weight, int x, int columns) =>
             Activation(OpKind.RmsNorm, name, columns, x, Weight($"{weight}.weight", config.HeadDim));
 
-        /// <summary>A linear layer, with its bypass where this site has one: Y = f_B(X) + f_A(X).</summary>
+        /// <summary>
+        /// A linear layer with its bypasses: Y = f_B(X) + f_A(X). Values are named alike whether a network stands there or a
+        /// place for one: "down.base" is the bare product, "down.around" has what reads the input, "down" all of it.
+        /// </summary>
         public int Linear(string name, AdapterModule module, int x, int columns, bool bias)
         {
             string path = AdapterSites.PathOf(module);
-            int inputColumns = graph[x].Columns;
             int site = AdapterSites.IndexOf(layer, module);
-            bool bypassed = sites.Contains(site);
-            int f = -1;
-            if (bypassed)
+            BypassNetwork? network = bypasses?.GetValueOrDefault(site);
+            bool around = bypasses is null || network?.Attachment == BypassAttachment.Around;
+            bool output = bypasses is null || network?.Attachment == BypassAttachment.Output;
+            if (AdapterSites.OwnsInput(module) && (bypasses is null || network?.Attachment == BypassAttachment.Input))
             {
-                int a = graph.Weight(AdapterSites.NameOf(site) + ".lora_A", inputColumns, trainable: true);
-                int b = graph.Weight(AdapterSites.NameOf(site) + ".lora_B", columns, trainable: true);
-                f = graph.Value($"layers.{layer}.{name}.bypass", ValueKind.Activation, columns);
-                graph.Node(OpKind.Lora, [x, a, b], [f], site);
+                int f = Bypass(site, name, BypassAttachment.Input, network, x, graph[x].Columns);
+                x = graph.Activation(OpKind.Add, $"{graph[x].Name}.in", graph[x].Columns, x, f);
             }
 
-            int weight = Weight($"{path}.weight", inputColumns);
+            // Before the product, so that its gradient is added to that of the product; a place for one needs the product's rows.
+            int early = around && network is not null ? Bypass(site, name, BypassAttachment.Around, network, x, columns) : -1;
+            int weight = Weight($"{path}.weight", graph[x].Columns);
             int[] inputs = bias ? [x, weight, Weight($"{path}.bias", columns)] : [x, weight];
-            int y = Activation(OpKind.Linear, bypassed ? $"{name}.base" : name, columns, inputs);
-            return bypassed ? Activation(OpKind.Add, name, columns, y, f) : y;
+            int y = Activation(OpKind.Linear, around || output ? $"{name}.base" : name, columns, inputs);
+            if (around)
+            {
+                int f = early >= 0 ? early : Bypass(site, name, BypassAttachment.Around, null, x, columns);
+                y = Activation(OpKind.Add, output ? $"{name}.around" : name, columns, y, f);
+            }
+
+            return output
+                ? Activation(OpKind.Add, name, columns, y, Bypass(site, name, BypassAttachment.Output, network, y, columns))
+                : y;
+        }
+
+        private int Bypass(int site, string name, BypassAttachment attachment, BypassNetwork? network, int x, int columns)
+        {
+            string prefix = $"layers.{layer}.{name}.bypass";
+            if (network is not null)
+            {
+                return new BypassBuilder(graph, site, prefix, AdapterSites.NameOf(site), network, x, columns).Build();
+            }
+
+            int f = graph.Value($"{prefix}.{attachment}", ValueKind.Activation, columns);
+            graph.Node(new GraphNode(0, OpKind.Bypass, [], [], 0, site) { Attachment = attachment }, OpKind.Bypass, [x], [f]);
+            return f;
         }
 
         public int Attention(int q, int k, int v, int columns)

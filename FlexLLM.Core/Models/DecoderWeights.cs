@@ -19,7 +19,7 @@ internal static class DecoderWeights
     /// <summary>Each backbone weight once, in the order of first use.</summary>
     public static IReadOnlyList<WeightShape> Of(ModelConfig config)
     {
-        ParallelGraph graph = DecoderBuilder.Build(config, new HashSet<int>());
+        ParallelGraph graph = DecoderBuilder.BuildTraining(config, new Dictionary<int, BypassNetwork>());
         var seen = new HashSet<int>();
         var shapes = new List<WeightShape>();
         foreach (GraphNode node in graph.Nodes)

@@ -42,8 +42,7 @@ internal sealed class LoadedModel : IDisposable
     public long WeightBytes => _matrices.Sum(m => m?.Bytes ?? 0) + _vectors.Sum(v => v?.Bytes ?? 0) + RopeTable.Bytes;
 
     /// <summary>Compiles the model's graph with a bypass at every site, before there is a device.</summary>
-    public static GraphCompiler Compile(ModelConfig config) =>
-        new(DecoderBuilder.Build(config, AdapterSites.All(config.LayerCount)), config.LayerCount);
+    public static GraphCompiler Compile(ModelConfig config) => new(DecoderBuilder.BuildServing(config), config.LayerCount);
 
     /// <summary>Type that a matrix of a checkpoint is held in: the wanted one, else BF16 as it is and F32 for all others.</summary>
     public static DType HeldType(SafetensorsTensor tensor, DType? wanted) =>
@@ -143,9 +142,9 @@ internal sealed class LoadedModel : IDisposable
         return _vectors[weight]!;
     }
 
-    /// <summary>The backward program for bypasses at the given modules of every layer.</summary>
-    public TrainingProgram CompileTraining(IReadOnlySet<int> sites) =>
-        _compiler.CompileTraining(DecoderBuilder.Build(Config, sites));
+    /// <summary>The backward program of a job that trains these networks.</summary>
+    public TrainingProgram CompileTraining(IReadOnlyDictionary<int, BypassNetwork> bypasses, CompilerOptions? options = null) =>
+        _compiler.CompileTraining(DecoderBuilder.BuildTraining(Config, bypasses), options);
 
     public void Dispose()
     {

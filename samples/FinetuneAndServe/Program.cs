@@ -66,7 +66,7 @@ try
     FinetuningJob job = await engine.StartFinetuningAsync(new FinetuningRequest
     {
         Adapter = adapter,
-        Lora = new LoraConfig { Rank = rank, Alpha = 2 * rank, TargetModules = targets },
+        Method = new LoraConfig { Rank = rank, Alpha = 2 * rank, TargetModules = targets },
         Dataset = JsonlDataset.Open(paths[1]),
         Epochs = epochs,
         GradientAccumulation = 4,

@@ -144,7 +144,6 @@ static async Task ShowAdaptersAsync(CoServingEngine engine)
 {
     foreach (AdapterInfo a in await engine.Adapters.ListAsync())
     {
-        string modules = string.Join(' ', a.Config.TargetModules);
-        Console.WriteLine($"  {a.Name,-7} version {a.Version}  rank {a.Config.Rank,2}  {modules}");
+        Console.WriteLine($"  {a.Name,-7} version {a.Version}  {a.Config}");
     }
 }

@@ -54,7 +54,7 @@ Console.WriteLine($"\nBase model, asked \"{asked}\": {Shown(await AskAsync(null)
 FinetuningJob job = await engine.StartFinetuningAsync(new FinetuningRequest
 {
     Adapter = "house",
-    Lora = new LoraConfig { Rank = 16, Alpha = 32, TargetModules = LoraConfig.AllModules },
+    Method = new LoraConfig { Rank = 16, Alpha = 32, TargetModules = LoraConfig.AllModules },
     Dataset = TrainingDataset.FromExamples([.. facts.Select(f => TrainingExample.FromCompletion(f.Question, f.Answer))]),
     Epochs = 60,
     GradientAccumulation = facts.Length,

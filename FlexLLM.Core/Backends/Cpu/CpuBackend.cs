@@ -31,6 +31,9 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
 
     public DeviceTensor Allocate(int rows, int columns) => new CpuTensor(_cpu.Memory, rows, columns);
 
+    public DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
+        new CpuTensor((CpuTensor)owner, offset, rows, columns);
+
     public DeviceWeight CreateWeight(in HostMatrix source, DType type)
     {
         CpuWeight weight = new(_cpu.Memory, source.Rows, source.Columns, type);
@@ -43,14 +46,14 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
 
     public void ResizeKvCache(DeviceKvCache cache, int blocks) => ((CpuKvCache)cache).Resize(blocks);
 
-    public DeviceLora CreateLora(int inFeatures, int outFeatures, int rank)
+    public DeviceFactor CreateFactor(int inner, int wide)
     {
-        CpuLora lora = new(_cpu.Memory, inFeatures, outFeatures, rank);
-        lora.Refresh(_cpu.Team);
-        return lora;
+        CpuFactor factor = new(_cpu.Memory, inner, wide);
+        factor.Refresh(_cpu.Team);
+        return factor;
     }
 
-    public void RefreshLora(DeviceLora lora) => ((CpuLora)lora).Refresh(_cpu.Team);
+    public void RefreshFactor(DeviceFactor factor) => ((CpuFactor)factor).Refresh(_cpu.Team);
 
     public void Upload(ReadOnlySpan<float> source, TensorSlice destination)
     {
@@ -96,9 +99,45 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
         LoraOps.Forward(_cpu, x, segments, y);
 
     public void LoraBypassBackward(
-        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
-        TensorSlice? dx) =>
-        LoraOps.Backward(_cpu, x, dy, lora, scale, gradA, gradBTransposed, dx);
+        TensorSlice x, TensorSlice dy, DeviceFactor a, DeviceFactor bTransposed, float scale, DeviceTensor gradA,
+        DeviceTensor gradBTransposed, TensorSlice? dx) =>
+        LoraOps.Backward(_cpu, x, dy, a, bTransposed, scale, gradA, gradBTransposed, dx);
+
+    public void Narrow(TensorSlice x, DeviceFactor m, float scale, TensorSlice u, bool accumulate) =>
+        FactorOps.Narrow(_cpu, x, m, scale, u, accumulate);
+
+    public void Widen(TensorSlice u, DeviceFactor m, float scale, TensorSlice y, bool accumulate) =>
+        FactorOps.Widen(_cpu, u, m, scale, y, accumulate);
+
+    public void AddOuter(TensorSlice u, TensorSlice x, float scale, DeviceTensor gradient) =>
+        FactorOps.AddOuter(_cpu, u, x, scale, gradient);
+
+    public void AddBias(TensorSlice y, DeviceTensor bias) => ColumnOps.AddBias(_cpu, y, bias);
+
+    public void AddColumnSums(TensorSlice dy, DeviceTensor gradient) => ColumnOps.AddColumnSums(_cpu, dy, gradient);
+
+    public void ScaleColumns(TensorSlice x, DeviceTensor gain, TensorSlice y, bool accumulate) =>
+        ColumnOps.Scale(_cpu, x, gain, y, accumulate);
+
+    public void ScaleColumnsBackward(
+        TensorSlice x, TensorSlice dy, DeviceTensor gain, DeviceTensor gradGain, TensorSlice? dx, bool accumulate) =>
+        ColumnOps.ScaleBackward(_cpu, x, dy, gain, gradGain, dx, accumulate);
+
+    public void CopyColumns(TensorSlice source, int sourceColumn, TensorSlice destination, int destinationColumn, int columns) =>
+        ColumnOps.Copy(_cpu, source, sourceColumn, destination, destinationColumn, columns);
+
+    public void Relu(TensorSlice x, TensorSlice y) => ElementwiseOps.Relu(_cpu, x, y);
+
+    public void ReluBackward(TensorSlice y, TensorSlice dy, TensorSlice dx) => ElementwiseOps.ReluBackward(_cpu, y, dy, dx);
+
+    public void Silu(TensorSlice x, TensorSlice y) => ElementwiseOps.Silu(_cpu, x, y);
+
+    public void SiluBackward(TensorSlice x, TensorSlice dy, TensorSlice dx) => ElementwiseOps.SiluBackward(_cpu, x, dy, dx);
+
+    public void Pack(TensorSlice source, PackedFormat format, TensorSlice packed) => PackOps.Pack(_cpu, source, format, packed);
+
+    public void Unpack(TensorSlice packed, PackedFormat format, TensorSlice destination) =>
+        PackOps.Unpack(_cpu, packed, format, destination);
 
     public void Rope(TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse) =>
         ElementwiseOps.Rope(_cpu, x, positions, table, inverse);

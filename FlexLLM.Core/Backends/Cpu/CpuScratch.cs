@@ -17,6 +17,7 @@ internal static class CpuScratch
         AskFloats(WorkspaceSlot.AttentionScratch, threads * AttentionForward.TileFloats(limits.Positions, valueColumns));
         Ask(WorkspaceSlot.LoraPieces, LoraOps.PieceBytes(LoraOps.PiecesMax(limits.Rows, limits.Segments)));
         AskFloats(WorkspaceSlot.LowRank, LoraOps.LowRankFloats(limits.Rows, limits.RankMax));
+        AskFloats(WorkspaceSlot.FactorRows, threads * FactorOps.ScratchFloats(limits.InnerMax));
         AskFloats(WorkspaceSlot.SelectedRows, CrossEntropyOp.SelectedFloats(limits.SampledRows, limits.HiddenColumns));
         if (!limits.Trains)
         {

@@ -24,14 +24,29 @@ internal sealed class CpuContext : IDisposable
     }
 }
 
-/// <summary>A dense row-major matrix.</summary>
-internal sealed unsafe class CpuTensor(MemoryCounter counter, int rows, int columns) : DeviceTensor(rows, columns)
+/// <summary>A dense row-major matrix, in memory of its own or inside another one's.</summary>
+internal sealed unsafe class CpuTensor : DeviceTensor
 {
-    private readonly NativeBuffer _buffer = new(counter, BytesOf(rows, columns));
+    private readonly NativeBuffer _buffer;
+    private readonly long _offset;
+    private readonly bool _isView;
 
-    public override long Bytes => _buffer.Bytes;
+    public CpuTensor(MemoryCounter counter, int rows, int columns)
+        : base(rows, columns)
+    {
+        _buffer = new NativeBuffer(counter, (long)rows * columns * sizeof(float));
+    }
 
-    public float* Data => (float*)_buffer.Data;
+    public CpuTensor(CpuTensor owner, long offset, int rows, int columns)
+        : base(rows, columns)
+    {
+        Check.That(offset >= 0 && offset % 16 == 0 && offset + ((long)rows * columns) <= (long)owner.Rows * owner.Columns);
+        (_buffer, _offset, _isView) = (owner._buffer, owner._offset + offset, true);
+    }
+
+    public override long Bytes => _isView ? 0 : _buffer.Bytes;
+
+    public float* Data => (float*)_buffer.Data + _offset;
 
     public static long BytesOf(int rows, int columns) => (long)rows * columns * sizeof(float);
 
@@ -39,7 +54,13 @@ internal sealed unsafe class CpuTensor(MemoryCounter counter, int rows, int colu
     public static float* Of(TensorSlice slice) =>
         ((CpuTensor)slice.Tensor).Data + ((long)slice.Start * slice.Columns);
 
-    public override void Dispose() => _buffer.Dispose();
+    public override void Dispose()
+    {
+        if (!_isView)
+        {
+            _buffer.Dispose();
+        }
+    }
 }
 
 /// <summary>Weight panels: see <see cref="PanelPacking"/>.</summary>
@@ -87,49 +108,38 @@ internal sealed unsafe class CpuWeight : DeviceWeight
         (long)inFeatures * PanelPacking.Width * DTypes.BytesOf(type);
 }
 
-/// <summary>A LoRA pair with both matrices packed a second time, as panels over the rank.</summary>
-internal sealed unsafe class CpuLora : DeviceLora
+/// <summary>A bypass matrix, packed a second time as panels over its inner side.</summary>
+internal sealed unsafe class CpuFactor : DeviceFactor
 {
-    private readonly CpuTensor _a;
-    private readonly CpuTensor _bTransposed;
+    private readonly CpuTensor _values;
 
-    public CpuLora(MemoryCounter counter, int inFeatures, int outFeatures, int rank)
-        : base(inFeatures, outFeatures, rank)
+    public CpuFactor(MemoryCounter counter, int inner, int wide)
+        : base(inner, wide)
     {
-        Check.That(rank > 0);
-        _a = new CpuTensor(counter, rank, inFeatures);
-        _bTransposed = new CpuTensor(counter, rank, outFeatures);
-        APanels = new CpuWeight(counter, rank, inFeatures, DType.F32);
-        BPanels = new CpuWeight(counter, rank, outFeatures, DType.F32);
+        Check.That(inner > 0 && wide > 0);
+        _values = new CpuTensor(counter, inner, wide);
+        Panels = new CpuWeight(counter, inner, wide, DType.F32);
     }
 
-    public override DeviceTensor A => _a;
+    public override DeviceTensor Values => _values;
 
-    public override DeviceTensor BTransposed => _bTransposed;
+    /// <summary>Row-major [Inner, Wide]: what widens.</summary>
+    public float* Data => _values.Data;
 
-    /// <summary>Panels [ceil(rank / 16)][in][16]: multiplies x into u.</summary>
-    public CpuWeight APanels { get; }
+    /// <summary>Panels [ceil(inner / 16)][wide][16]: what narrows.</summary>
+    public CpuWeight Panels { get; }
 
-    /// <summary>Panels [ceil(rank / 16)][out][16]: multiplies dy into du.</summary>
-    public CpuWeight BPanels { get; }
+    /// <summary>Inner rounded up to whole panels.</summary>
+    public int InnerPadded => Panels.Panels * PanelPacking.Width;
 
-    /// <summary>Rank rounded up to whole panels.</summary>
-    public int RankPadded => APanels.Panels * PanelPacking.Width;
+    public override long Bytes => _values.Bytes + Panels.Bytes;
 
-    public override long Bytes => _a.Bytes + _bTransposed.Bytes + APanels.Bytes + BPanels.Bytes;
-
-    public void Refresh(ThreadTeam team)
-    {
-        APanels.Pack(team, new HostMatrix((byte*)_a.Data, DType.F32, Rank, InFeatures));
-        BPanels.Pack(team, new HostMatrix((byte*)_bTransposed.Data, DType.F32, Rank, OutFeatures));
-    }
+    public void Refresh(ThreadTeam team) => Panels.Pack(team, new HostMatrix((byte*)_values.Data, DType.F32, Inner, Wide));
 
     public override void Dispose()
     {
-        _a.Dispose();
-        _bTransposed.Dispose();
-        APanels.Dispose();
-        BPanels.Dispose();
+        _values.Dispose();
+        Panels.Dispose();
     }
 }
 

@@ -37,6 +37,30 @@ internal static unsafe class ElementwiseOps
         Run(cpu, new AddOp(CpuTensor.Of(a), CpuTensor.Of(b), CpuTensor.Of(y)), Count(y), 1);
     }
 
+    public static void Relu(CpuContext cpu, TensorSlice x, TensorSlice y)
+    {
+        Check.That(Alike(x, y));
+        Run(cpu, new ReluOp(CpuTensor.Of(x), CpuTensor.Of(y)), Count(y), 1);
+    }
+
+    public static void ReluBackward(CpuContext cpu, TensorSlice y, TensorSlice dy, TensorSlice dx)
+    {
+        Check.That(Alike(y, dy) && Alike(y, dx));
+        Run(cpu, new ReluBackwardOp(CpuTensor.Of(y), CpuTensor.Of(dy), CpuTensor.Of(dx)), Count(dx), 1);
+    }
+
+    public static void Silu(CpuContext cpu, TensorSlice x, TensorSlice y)
+    {
+        Check.That(Alike(x, y));
+        Run(cpu, new SiluOp(CpuTensor.Of(x), CpuTensor.Of(y)), Count(y), 8);
+    }
+
+    public static void SiluBackward(CpuContext cpu, TensorSlice x, TensorSlice dy, TensorSlice dx)
+    {
+        Check.That(Alike(x, dy) && Alike(x, dx));
+        Run(cpu, new SiluBackwardOp(CpuTensor.Of(x), CpuTensor.Of(dy), CpuTensor.Of(dx)), Count(dx), 8);
+    }
+
     public static void SgdStep(
         CpuContext cpu, DeviceTensor parameter, DeviceTensor gradient, DeviceTensor? velocity, in SgdStepOptions options)
     {
@@ -74,6 +98,11 @@ internal static unsafe class ElementwiseOps
             cpu.Team.Run(job, x.Rows, (long)x.Rows * x.Columns);
         }
     }
+
+    // 1 + x * (1 - s): the derivative of x * s is s times this.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector256<float> SiluSlope(Vector256<float> x, Vector256<float> s) =>
+        Vector256.FusedMultiplyAdd(x, Vector256<float>.One - s, Vector256<float>.One);
 
     private static bool Alike(TensorSlice a, TensorSlice b) => a.Rows == b.Rows && a.Columns == b.Columns;
 
@@ -149,11 +178,70 @@ internal static unsafe class ElementwiseOps
             Vector256<float> gate = Vector256.Load(_gate + start);
             Vector256<float> dy = Vector256.Load(_dy + start);
             Vector256<float> s = VectorMath.Sigmoid(gate);
-            Vector256<float> slope = Vector256.FusedMultiplyAdd(gate, Vector256<float>.One - s, Vector256<float>.One);
-            Vector256<float> dGate = dy * Vector256.Load(_up + start) * s * slope;
+            Vector256<float> dGate = dy * Vector256.Load(_up + start) * s * SiluSlope(gate, s);
             Vector256<float> dUp = dy * gate * s;
             VectorMath.Store(dGate, _dGate + start, count);
             VectorMath.Store(dUp, _dUp + start, count);
+        }
+    }
+
+    // y = x <= 0 ? 0 : x, so that NaN stays NaN and -0 becomes 0
+    private readonly struct ReluOp(float* x, float* y) : IElementwise
+    {
+        private readonly float* _x = x;
+        private readonly float* _y = y;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public void Apply(long start, long count)
+        {
+            Vector256<float> x = Vector256.Load(_x + start);
+            Vector256<float> off = Vector256.LessThanOrEqual(x, Vector256<float>.Zero);
+            VectorMath.Store(Vector256.AndNot(x, off), _y + start, count);
+        }
+    }
+
+    // dx = y > 0 ? dy : 0
+    private readonly struct ReluBackwardOp(float* y, float* dy, float* dx) : IElementwise
+    {
+        private readonly float* _y = y;
+        private readonly float* _dy = dy;
+        private readonly float* _dx = dx;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public void Apply(long start, long count)
+        {
+            Vector256<float> on = Vector256.GreaterThan(Vector256.Load(_y + start), Vector256<float>.Zero);
+            VectorMath.Store(Vector256.Load(_dy + start) & on, _dx + start, count);
+        }
+    }
+
+    // y = x * sigmoid(x)
+    private readonly struct SiluOp(float* x, float* y) : IElementwise
+    {
+        private readonly float* _x = x;
+        private readonly float* _y = y;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public void Apply(long start, long count)
+        {
+            Vector256<float> x = Vector256.Load(_x + start);
+            VectorMath.Store(x * VectorMath.Sigmoid(x), _y + start, count);
+        }
+    }
+
+    // dx = dy * s * (1 + x * (1 - s))
+    private readonly struct SiluBackwardOp(float* x, float* dy, float* dx) : IElementwise
+    {
+        private readonly float* _x = x;
+        private readonly float* _dy = dy;
+        private readonly float* _dx = dx;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public void Apply(long start, long count)
+        {
+            Vector256<float> x = Vector256.Load(_x + start);
+            Vector256<float> s = VectorMath.Sigmoid(x);
+            VectorMath.Store(Vector256.Load(_dy + start) * s * SiluSlope(x, s), _dx + start, count);
         }
     }
 

@@ -25,15 +25,16 @@ internal static unsafe class LoraOps
         int index = 0;
         foreach (LoraSegment segment in segments)
         {
-            CpuLora lora = (CpuLora)segment.Lora;
+            CpuFactor a = (CpuFactor)segment.A;
+            float* expand = ((CpuFactor)segment.BTransposed).Data;
             for (int row = 0; row < segment.RowCount; row += RowsPerPiece)
             {
                 int rows = Math.Min(RowsPerPiece, segment.RowCount - row);
                 long first = segment.RowStart + row;
                 pieces[index++] = new Piece(
-                    CpuTensor.Of(x) + (first * x.Columns), rows, lora.APanels, segment.Scale, u,
-                    CpuTensor.Of(lora.BTransposed), CpuTensor.Of(y) + (first * y.Columns));
-                u += (long)rows * lora.RankPadded;
+                    CpuTensor.Of(x) + (first * x.Columns), rows, a.Panels, segment.Scale, u, expand,
+                    CpuTensor.Of(y) + (first * y.Columns));
+                u += (long)rows * a.InnerPadded;
             }
         }
 
@@ -43,13 +44,14 @@ internal static unsafe class LoraOps
     }
 
     public static void Backward(
-        CpuContext cpu, TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA,
+        CpuContext cpu, TensorSlice x, TensorSlice dy, DeviceFactor a, DeviceFactor bTransposed, float scale, DeviceTensor gradA,
         DeviceTensor gradBTransposed, TensorSlice? dx)
     {
-        Check.That(x.Rows == dy.Rows);
-        Check.That(x.Columns == lora.InFeatures && dy.Columns == lora.OutFeatures);
-        Check.That(gradA.Rows == lora.Rank && gradA.Columns == lora.InFeatures);
-        Check.That(gradBTransposed.Rows == lora.Rank && gradBTransposed.Columns == lora.OutFeatures);
+        int rank = a.Inner;
+        Check.That(x.Rows == dy.Rows && bTransposed.Inner == rank);
+        Check.That(x.Columns == a.Wide && dy.Columns == bTransposed.Wide);
+        Check.That(gradA.Rows == rank && gradA.Columns == a.Wide);
+        Check.That(gradBTransposed.Rows == rank && gradBTransposed.Columns == bTransposed.Wide);
         Check.That(dx is null || (dx.Value.Rows == x.Rows && dx.Value.Columns == x.Columns));
         int rows = x.Rows;
         if (rows == 0)
@@ -57,10 +59,12 @@ internal static unsafe class LoraOps
             return;
         }
 
-        CpuLora pair = (CpuLora)lora;
+        CpuFactor narrowX = (CpuFactor)a;
+        CpuFactor narrowDy = (CpuFactor)bTransposed;
+        int padded = narrowX.InnerPadded;
         int perSide = (rows + RowsPerPiece - 1) / RowsPerPiece;
         Piece* pieces = (Piece*)cpu.Workspace.Bytes(WorkspaceSlot.LoraPieces, PieceBytes(2 * perSide));
-        long lowRankFloats = LowRankFloats(rows, pair.Rank);
+        long lowRankFloats = LowRankFloats(rows, narrowX.Inner);
         float* u = cpu.Workspace.Floats(WorkspaceSlot.LowRank, 2 * lowRankFloats);
         float* du = u + lowRankFloats;
         for (int i = 0; i < perSide; i++)
@@ -68,16 +72,16 @@ internal static unsafe class LoraOps
             long row = (long)i * RowsPerPiece;
             int count = (int)Math.Min(RowsPerPiece, rows - row);
             pieces[i] = new Piece(
-                CpuTensor.Of(x) + (row * x.Columns), count, pair.APanels, scale, u + (row * pair.RankPadded), null, null);
+                CpuTensor.Of(x) + (row * x.Columns), count, narrowX.Panels, scale, u + (row * padded), null, null);
             pieces[perSide + i] = new Piece(
-                CpuTensor.Of(dy) + (row * dy.Columns), count, pair.BPanels, scale, du + (row * pair.RankPadded), null, null);
+                CpuTensor.Of(dy) + (row * dy.Columns), count, narrowDy.Panels, scale, du + (row * padded), null, null);
         }
 
-        long work = (long)rows * (x.Columns + dy.Columns) * lora.Rank;
+        long work = (long)rows * (x.Columns + dy.Columns) * rank;
         cpu.Team.Run(new ProjectJob(pieces), 2 * perSide, work);
         GradientJob gradients = new(
-            pair, rows, u, du, CpuTensor.Of(x), CpuTensor.Of(dy), CpuTensor.Of(gradA), CpuTensor.Of(gradBTransposed),
-            dx is null ? null : CpuTensor.Of(dx.Value));
+            narrowX, dy.Columns, rows, u, du, CpuTensor.Of(x), CpuTensor.Of(dy), CpuTensor.Of(gradA),
+            CpuTensor.Of(gradBTransposed), dx is null ? null : CpuTensor.Of(dx.Value));
         cpu.Team.Run(gradients, gradients.Items, work);
     }
 
@@ -100,11 +104,12 @@ internal static unsafe class LoraOps
         foreach (LoraSegment segment in segments)
         {
             Check.That(segment.RowStart >= end && segment.RowCount >= 0);
-            Check.That(segment.Lora.InFeatures == x.Columns && segment.Lora.OutFeatures == y.Columns);
+            Check.That(segment.A.Wide == x.Columns && segment.BTransposed.Wide == y.Columns);
+            Check.That(segment.A.Inner == segment.BTransposed.Inner);
             end = segment.RowStart + segment.RowCount;
             count += (segment.RowCount + RowsPerPiece - 1) / RowsPerPiece;
-            floats += LowRankFloats(segment.RowCount, segment.Lora.Rank);
-            work += (long)segment.RowCount * segment.Lora.Rank * Math.Min(x.Columns, y.Columns);
+            floats += LowRankFloats(segment.RowCount, segment.A.Inner);
+            work += (long)segment.RowCount * segment.A.Inner * Math.Min(x.Columns, y.Columns);
         }
 
         Check.That(end <= x.Rows);
@@ -203,9 +208,10 @@ internal static unsafe class LoraOps
 
     // Items: ranges of input columns (gradA, dx), then ranges of output columns (gradBTransposed). Both u and du hold the scale.
     private readonly struct GradientJob(
-        CpuLora lora, int rows, float* u, float* du, float* x, float* dy, float* gradA, float* gradB, float* dx) : IParallelJob
+        CpuFactor a, int outFeatures, int rows, float* u, float* du, float* x, float* dy, float* gradA, float* gradB, float* dx)
+        : IParallelJob
     {
-        private readonly float* _a = CpuTensor.Of(lora.A);
+        private readonly float* _a = a.Data;
         private readonly float* _u = u;
         private readonly float* _du = du;
         private readonly float* _x = x;
@@ -214,10 +220,10 @@ internal static unsafe class LoraOps
         private readonly float* _gradB = gradB;
         private readonly float* _dx = dx;
         private readonly int _rows = rows;
-        private readonly int _rank = lora.Rank;
-        private readonly int _rankPadded = lora.RankPadded;
-        private readonly int _in = lora.InFeatures;
-        private readonly int _out = lora.OutFeatures;
+        private readonly int _rank = a.Inner;
+        private readonly int _rankPadded = a.InnerPadded;
+        private readonly int _in = a.Wide;
+        private readonly int _out = outFeatures;
 
         public int Items => InputItems + ((PanelPacking.Count(_out) + PanelsPerItem - 1) / PanelsPerItem);
 

@@ -72,13 +72,16 @@ internal readonly unsafe struct BF16Panel : IPanel
     {
         for (int i = 0; i < 64; i += 8)
         {
-            Vector256<uint> low = Vector256.ShiftRightLogical(RoundWords(Vector256.Load(columns + i)), 16);
-            Vector256<uint> high = RoundWords(Vector256.Load(columns + 64 + i)) & Vector256.Create(0xFFFF0000u);
-            (low | high).AsSingle().Store(columns + i);
+            Join(Vector256.Load(columns + i), Vector256.Load(columns + 64 + i)).Store(columns + i);
         }
 
         Transpose.Eight(columns, (float*)row, 8);
     }
+
+    /// <summary>Eight words of two rounded numbers each: one of low in the low half, one of high in the high half.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Vector256<float> Join(Vector256<float> low, Vector256<float> high) =>
+        (Vector256.ShiftRightLogical(RoundWords(low), 16) | (RoundWords(high) & Vector256.Create(0xFFFF0000u))).AsSingle();
 
     /// <summary>Nearest bfloat16, ties to even; NaN stays NaN.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -8,6 +8,7 @@ internal enum WorkspaceSlot
     TransposedWeight,
     LowRank,
     LoraPieces,
+    FactorRows,
     SelectedRows,
     SelectedGradients,
     Logits,

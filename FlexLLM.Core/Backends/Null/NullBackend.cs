@@ -10,7 +10,7 @@ namespace FlexLLM.Backends.Null;
 /// <param name="machine">Whose time it charges.</param>
 /// <param name="clock">The clock that it moves, and nobody else during a call.</param>
 /// <param name="seed">Seed of downloads and jitter.</param>
-internal sealed class NullBackend(NullMachine machine, ManualClock clock, ulong seed) : IComputeBackend
+internal sealed partial class NullBackend(NullMachine machine, ManualClock clock, ulong seed) : IComputeBackend
 {
     private readonly NullMemory _memory = new();
     private SeededRandom _downloads = new(seed);
@@ -51,6 +51,9 @@ internal sealed class NullBackend(NullMachine machine, ManualClock clock, ulong 
         return tensor;
     }
 
+    public DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
+        new NullTensor((NullTensor)owner, offset, rows, columns);
+
     public DeviceWeight CreateWeight(in HostMatrix source, DType type)
     {
         Check.That(type is DType.F32 or DType.BF16);
@@ -64,15 +67,15 @@ internal sealed class NullBackend(NullMachine machine, ManualClock clock, ulong 
 
     public void ResizeKvCache(DeviceKvCache cache, int blocks) => ((NullKvCache)cache).Resize(blocks);
 
-    public DeviceLora CreateLora(int inFeatures, int outFeatures, int rank)
+    public DeviceFactor CreateFactor(int inner, int wide)
     {
-        Check.That(rank > 0);
-        var lora = new NullLora(_memory, inFeatures, outFeatures, rank);
-        Charge(rank, 0, lora.Bytes);
-        return lora;
+        Check.That(inner > 0 && wide > 0);
+        var factor = new NullFactor(_memory, inner, wide);
+        Charge(inner, 0, factor.Bytes);
+        return factor;
     }
 
-    public void RefreshLora(DeviceLora lora) => _ = BytesOf(lora); // There are no derived copies.
+    public void RefreshFactor(DeviceFactor factor) => _ = BytesOf(factor); // There are no derived copies.
 
     public void Upload(ReadOnlySpan<float> source, TensorSlice destination)
     {
@@ -149,13 +152,13 @@ internal sealed class NullBackend(NullMachine machine, ManualClock clock, ulong 
         double bytes = 0;
         foreach (LoraSegment segment in segments)
         {
-            DeviceLora lora = segment.Lora;
+            (DeviceFactor a, DeviceFactor b) = (segment.A, segment.BTransposed);
             Check.That(segment.RowStart >= end && segment.RowCount >= 0 && segment.RowStart + segment.RowCount <= x.Rows);
-            Check.That(lora.InFeatures == x.Columns && lora.OutFeatures == y.Columns);
+            Check.That(a.Wide == x.Columns && b.Wide == y.Columns && a.Inner == b.Inner);
             end = segment.RowStart + segment.RowCount;
             rows += segment.RowCount;
-            flops += 2.0 * segment.RowCount * lora.Rank * (lora.InFeatures + lora.OutFeatures);
-            bytes += BytesOf(lora) + BytesOf(x.Slice(segment.RowStart, segment.RowCount)) +
+            flops += 2.0 * segment.RowCount * a.Inner * (a.Wide + b.Wide);
+            bytes += BytesOf(a) + BytesOf(b) + BytesOf(x.Slice(segment.RowStart, segment.RowCount)) +
                 Written(y.Slice(segment.RowStart, segment.RowCount), accumulate: true);
         }
 
@@ -163,13 +166,13 @@ internal sealed class NullBackend(NullMachine machine, ManualClock clock, ulong 
     }
 
     public void LoraBypassBackward(
-        TensorSlice x, TensorSlice dy, DeviceLora lora, float scale, DeviceTensor gradA, DeviceTensor gradBTransposed,
-        TensorSlice? dx)
+        TensorSlice x, TensorSlice dy, DeviceFactor a, DeviceFactor bTransposed, float scale, DeviceTensor gradA,
+        DeviceTensor gradBTransposed, TensorSlice? dx)
     {
-        Check.That(x.Rows == dy.Rows && x.Columns == lora.InFeatures && dy.Columns == lora.OutFeatures);
-        CheckAlike(gradA, lora.A);
-        CheckAlike(gradBTransposed, lora.BTransposed);
-        double bytes = BytesOf(x) + BytesOf(dy) + BytesOf(lora) + Written(gradA, accumulate: true) +
+        Check.That(x.Rows == dy.Rows && x.Columns == a.Wide && dy.Columns == bTransposed.Wide && a.Inner == bTransposed.Inner);
+        CheckAlike(gradA, a.Values);
+        CheckAlike(gradBTransposed, bTransposed.Values);
+        double bytes = BytesOf(x) + BytesOf(dy) + BytesOf(a) + BytesOf(bTransposed) + Written(gradA, accumulate: true) +
             Written(gradBTransposed, accumulate: true);
         double products = (2 * Elements(x)) + (2 * Elements(dy)); // u and gradA read x, du and gradB read dy.
         if (dx is TensorSlice slice)
@@ -179,7 +182,7 @@ internal sealed class NullBackend(NullMachine machine, ManualClock clock, ulong 
             products += Elements(slice);
         }
 
-        Charge(x.Rows, 2 * products * lora.Rank, bytes);
+        Charge(x.Rows, 2 * products * a.Inner, bytes);
     }
 
     public void Rope(TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse)
@@ -377,10 +380,10 @@ internal sealed class NullBackend(NullMachine machine, ManualClock clock, ulong 
         return weight.Bytes;
     }
 
-    private static long BytesOf(DeviceLora lora)
+    private static long BytesOf(DeviceFactor factor)
     {
-        Check.That(lora is NullLora { IsDisposed: false });
-        return lora.Bytes;
+        Check.That(factor is NullFactor { IsDisposed: false });
+        return factor.Bytes;
     }
 
     /// <summary>Traffic of a destination, which is read first where the call adds to it.</summary>

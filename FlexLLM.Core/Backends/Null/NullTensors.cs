@@ -32,18 +32,38 @@ internal sealed class NullBuffer : IDisposable
     }
 }
 
-/// <summary>A matrix without elements.</summary>
-internal sealed class NullTensor(NullMemory memory, int rows, int columns) : DeviceTensor(rows, columns)
+/// <summary>A matrix without elements, in memory of its own or inside another one's.</summary>
+internal sealed class NullTensor : DeviceTensor
 {
-    private readonly NullBuffer _buffer = new(memory, BytesOf(rows, columns));
+    private readonly NullBuffer _buffer;
+    private readonly bool _isView;
 
-    public override long Bytes => _buffer.Bytes;
+    public NullTensor(NullMemory memory, int rows, int columns)
+        : base(rows, columns)
+    {
+        _buffer = new NullBuffer(memory, (long)rows * columns * sizeof(float));
+    }
+
+    public NullTensor(NullTensor owner, long offset, int rows, int columns)
+        : base(rows, columns)
+    {
+        Check.That(offset >= 0 && offset % 16 == 0 && offset + ((long)rows * columns) <= (long)owner.Rows * owner.Columns);
+        (_buffer, _isView) = (owner._buffer, true);
+    }
+
+    public override long Bytes => _isView ? 0 : _buffer.Bytes;
 
     public bool IsDisposed => _buffer.IsDisposed;
 
     public static long BytesOf(int rows, int columns) => (long)rows * columns * sizeof(float);
 
-    public override void Dispose() => _buffer.Dispose();
+    public override void Dispose()
+    {
+        if (!_isView)
+        {
+            _buffer.Dispose();
+        }
+    }
 }
 
 /// <summary>A weight without elements.</summary>
@@ -62,26 +82,18 @@ internal sealed class NullWeight(NullMemory memory, int outFeatures, int inFeatu
     public override void Dispose() => _buffer.Dispose();
 }
 
-/// <summary>A LoRA pair without elements.</summary>
-internal sealed class NullLora(NullMemory memory, int inFeatures, int outFeatures, int rank)
-    : DeviceLora(inFeatures, outFeatures, rank)
+/// <summary>A bypass matrix without elements.</summary>
+internal sealed class NullFactor(NullMemory memory, int inner, int wide) : DeviceFactor(inner, wide)
 {
-    private readonly NullTensor _a = new(memory, rank, inFeatures);
-    private readonly NullTensor _bTransposed = new(memory, rank, outFeatures);
+    private readonly NullTensor _values = new(memory, inner, wide);
 
-    public override DeviceTensor A => _a;
+    public override DeviceTensor Values => _values;
 
-    public override DeviceTensor BTransposed => _bTransposed;
+    public override long Bytes => _values.Bytes;
 
-    public override long Bytes => _a.Bytes + _bTransposed.Bytes;
+    public bool IsDisposed => _values.IsDisposed;
 
-    public bool IsDisposed => _a.IsDisposed;
-
-    public override void Dispose()
-    {
-        _a.Dispose();
-        _bTransposed.Dispose();
-    }
+    public override void Dispose() => _values.Dispose();
 }
 
 /// <summary>A KV cache without elements.</summary>

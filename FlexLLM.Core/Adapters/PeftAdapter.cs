@@ -1,0 +1,255 @@
+using System.Numerics.Tensors;
+using FlexLLM.Backends;
+using FlexLLM.Graph;
+using FlexLLM.Models;
+using FlexLLM.Primitives;
+
+namespace FlexLLM.Adapters;
+
+/// <summary>One trainable tensor on the device: a matrix with the copies that its backend keeps, or a vector [1, n].</summary>
+internal sealed class AdapterTensor : IDisposable
+{
+    private readonly DeviceTensor? _vector;
+
+    public AdapterTensor(IComputeBackend backend, BypassWeight spec)
+    {
+        Spec = spec;
+        if (spec.IsVector)
+        {
+            _vector = backend.Allocate(1, spec.Wide);
+        }
+        else
+        {
+            Factor = backend.CreateFactor(spec.Inner, spec.Wide);
+        }
+    }
+
+    public BypassWeight Spec { get; }
+
+    /// <summary>The matrix; null for a vector.</summary>
+    public DeviceFactor? Factor { get; }
+
+    public DeviceTensor Values => Factor?.Values ?? _vector!;
+
+    public long Bytes => Factor?.Bytes ?? _vector!.Bytes;
+
+    /// <summary>What such a tensor will hold.</summary>
+    public static long BytesOf(IComputeBackend backend, BypassWeight spec) =>
+        spec.IsVector ? backend.TensorBytes(1, spec.Wide) : backend.FactorBytes(spec.Inner, spec.Wide);
+
+    /// <summary>Brings derived copies up to date after the values were written.</summary>
+    public void Refresh(IComputeBackend backend)
+    {
+        if (Factor is not null)
+        {
+            backend.RefreshFactor(Factor);
+        }
+    }
+
+    public void Dispose()
+    {
+        Factor?.Dispose();
+        _vector?.Dispose();
+    }
+}
+
+/// <summary>An adapter's network at one site: how it runs and its tensors, in the network's order.</summary>
+internal sealed record AdapterSite(BypassNetwork Network, BypassProgram Program, IReadOnlyList<AdapterTensor> Tensors);
+
+/// <summary>
+/// The weights of one adapter on the device, a network a site. A published version never changes; the copy that a finetuning job
+/// trains is its own.
+/// </summary>
+internal sealed class PeftAdapter : IDisposable
+{
+    private readonly AdapterSite?[] _sites;
+    private readonly ResourceSet _tensors = new();
+
+    /// <summary>An adapter of zeros. The config must have passed <see cref="Validate"/>.</summary>
+    public PeftAdapter(IComputeBackend backend, ModelConfig model, PeftConfig config)
+    {
+        // The caller may go on changing its list.
+        Config = config with { TargetModules = [.. config.TargetModules] };
+        Modules = Validate(Config, model);
+        Networks = NetworksOf(Config, model);
+        SiteIndices = new SortedSet<int>(Networks.Keys);
+        _sites = new AdapterSite?[model.LayerCount * AdapterSites.PerLayer];
+        var programs = new Dictionary<(BypassNetwork, int, int), BypassProgram>();
+        try
+        {
+            foreach (int site in SiteIndices)
+            {
+                BypassNetwork network = Networks[site];
+                (int tap, int add) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(site), network.Attachment, model);
+                if (!programs.TryGetValue((network, tap, add), out BypassProgram? program))
+                {
+                    programs.Add((network, tap, add), program = BypassLowering.Lower(network, tap, add));
+                }
+
+                _sites[site] = new AdapterSite(
+                    network, program, [.. network.Weights(tap, add).Select(w => _tensors.Add(new AdapterTensor(backend, w)))]);
+            }
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    public PeftConfig Config { get; }
+
+    public IReadOnlyCollection<AdapterModule> Modules { get; }
+
+    /// <summary>The network of each site: what a job's graph is built from.</summary>
+    public IReadOnlyDictionary<int, BypassNetwork> Networks { get; }
+
+    /// <summary>Sites with a network, ascending.</summary>
+    public IReadOnlySet<int> SiteIndices { get; }
+
+    public float Scale => Config.Scale;
+
+    public long Bytes => Tensors().Sum(t => t.Tensor.Bytes);
+
+    /// <summary>The network at a site, or null where this adapter has none.</summary>
+    public AdapterSite? this[int site] => _sites[site];
+
+    /// <summary>Every tensor with its site, in a fixed order.</summary>
+    public IEnumerable<(int Site, AdapterTensor Tensor)> Tensors() =>
+        SiteIndices.SelectMany(site => _sites[site]!.Tensors.Select(tensor => (site, tensor)));
+
+    /// <summary>The networks that a valid config puts into a model, by site.</summary>
+    public static IReadOnlyDictionary<int, BypassNetwork> NetworksOf(PeftConfig config, ModelConfig model) =>
+        AdapterSites.Of(model.LayerCount, Validate(config, model))
+            .ToDictionary(site => site, site => config.NetworkOf(AdapterSites.ModuleOf(site)));
+
+    /// <summary>Every tensor that an adapter of a valid config has.</summary>
+    public static IEnumerable<BypassWeight> WeightsOf(PeftConfig config, ModelConfig model) =>
+        NetworksOf(config, model).OrderBy(n => n.Key).SelectMany(n =>
+        {
+            (int tap, int add) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(n.Key), n.Value.Attachment, model);
+            return n.Value.Weights(tap, add);
+        });
+
+    /// <summary>A new adapter, initialised as PEFT does. It answers like the bare model.</summary>
+    public static PeftAdapter CreateRandom(IComputeBackend backend, ModelConfig model, PeftConfig config, ulong seed)
+    {
+        var adapter = new PeftAdapter(backend, model, config);
+        try
+        {
+            adapter.InitializeRandom(backend, seed);
+            return adapter;
+        }
+        catch
+        {
+            adapter.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>A copy with weights of its own.</summary>
+    public PeftAdapter Copy(IComputeBackend backend, ModelConfig model)
+    {
+        var copy = new PeftAdapter(backend, model, Config);
+        try
+        {
+            copy.CopyFrom(this, backend);
+            return copy;
+        }
+        catch
+        {
+            copy.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>Every tensor as its network says; every site has its own random stream.</summary>
+    public void InitializeRandom(IComputeBackend backend, ulong seed)
+    {
+        foreach (int site in SiteIndices)
+        {
+            var random = new SeededRandom(seed ^ ((ulong)(site + 1) * 0x9E3779B97F4A7C15));
+            foreach (AdapterTensor tensor in _sites[site]!.Tensors)
+            {
+                backend.Upload(InitialValues(tensor.Spec, ref random), tensor.Values);
+                tensor.Refresh(backend);
+            }
+        }
+    }
+
+    /// <summary>Makes these weights equal to another adapter's of the same config.</summary>
+    public void CopyFrom(PeftAdapter other, IComputeBackend backend)
+    {
+        foreach (((int site, AdapterTensor target), (int otherSite, AdapterTensor source)) in Tensors().Zip(other.Tensors()))
+        {
+            Check.That(site == otherSite && target.Spec == source.Spec);
+            backend.Copy(source.Values, target.Values);
+            target.Refresh(backend);
+        }
+    }
+
+    /// <summary>False when a weight is NaN or infinite.</summary>
+    public bool IsFinite(IComputeBackend backend)
+    {
+        float[] values = [];
+        foreach ((_, AdapterTensor tensor) in Tensors())
+        {
+            int count = (int)tensor.Spec.Count;
+            values = values.Length < count ? new float[count] : values;
+            backend.Download(tensor.Values, values.AsSpan(0, count));
+            if (!float.IsFinite(TensorPrimitives.MaxMagnitude<float>(values.AsSpan(0, count))))
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
+
+    public void Dispose() => _tensors.Dispose();
+
+    /// <summary>
+    /// The modules that a config names. Throws <see cref="RequestRejectedException"/> for a config that does not fit.
+    /// </summary>
+    public static IReadOnlyCollection<AdapterModule> Validate(PeftConfig config, ModelConfig model)
+    {
+        string property = $"{config.GetType().Name}.TargetModules";
+        string known = string.Join(", ", AdapterSites.ModuleNames);
+        if (config.TargetModules is null || config.TargetModules.Count == 0)
+        {
+            throw new RequestRejectedException($"{property} is empty: name at least one of {known}.");
+        }
+
+        var modules = new SortedSet<AdapterModule>();
+        foreach (string name in config.TargetModules)
+        {
+            AdapterModule module = AdapterSites.Parse(name) ??
+                throw new RequestRejectedException($"{property}: '{name}' is not a module of this model; known are {known}.");
+            if (!modules.Add(module))
+            {
+                throw new RequestRejectedException($"{property}: '{name}' is named twice.");
+            }
+
+            config.ValidateAt(module, model);
+        }
+
+        return modules;
+    }
+
+    private static float[] InitialValues(BypassWeight spec, ref SeededRandom random)
+    {
+        float[] values = new float[spec.Count];
+        float bound = 1f / MathF.Sqrt(spec.Wide);
+        for (int i = 0; i < values.Length; i++)
+        {
+            values[i] = spec.Initialization switch
+            {
+                BypassInitialization.One => 1,
+                BypassInitialization.KaimingUniform => ((2f * random.NextSingle()) - 1f) * bound,
+                _ => 0,
+            };
+        }
+
+        return values;
+    }
+}

@@ -1,0 +1,44 @@
+namespace FlexLLM.Graph;
+
+/// <summary>Lowers a network to the steps that run it over the rows of one adapter in a serving batch.</summary>
+internal static class BypassLowering
+{
+    /// <param name="network">The network.</param>
+    /// <param name="tapColumns">Width of the value that it reads.</param>
+    /// <param name="addColumns">Width of the value that it is added to.</param>
+    public static BypassProgram Lower(BypassNetwork network, int tapColumns, int addColumns)
+    {
+        var builder = new GraphBuilder();
+        int x = builder.Value("x", ValueKind.Activation, tapColumns);
+        int sum = network.Attachment == BypassAttachment.Around ? builder.Value("y", ValueKind.Activation, addColumns) : x;
+        int f = new BypassBuilder(builder, site: 0, "f", "f", network, x, addColumns).Build();
+        builder.Activation(OpKind.Add, "sum", addColumns, sum, f);
+        ParallelGraph graph = builder.Build();
+
+        var slots = new SlotAllocator(graph, graph.Nodes);
+        slots.Place(x, new BufferRef(BufferKind.Tap));
+        slots.Place(sum, new BufferRef(BufferKind.Sum));
+        var steps = new List<Instruction>();
+        for (int index = 0; index < graph.Nodes.Count; index++)
+        {
+            GraphNode node = graph.Nodes[index];
+            int output = node.Outputs[0];
+            BufferRef[] inputs = [.. node.Inputs.Where(i => !graph.Values[i].IsWeight).Select(i => slots[i])];
+            if (node.Op == OpKind.Add)
+            {
+                slots.Place(output, new BufferRef(BufferKind.Sum));
+            }
+            else if (!IsInPlace(node.Op) || slots[node.Inputs[0]].Kind != BufferKind.Slot || !slots.TryInherit(output, node.Inputs[0], index))
+            {
+                slots.Take(output, graph.Values[output].Columns);
+            }
+
+            steps.Add(new Instruction(node.Op, node.Layer, inputs, [slots[output]]) { Weight = node.BypassWeight, Scaled = node.Scaled });
+            slots.Release(node, index);
+        }
+
+        return new BypassProgram { Steps = steps, Arena = slots.Layout };
+    }
+
+    private static bool IsInPlace(OpKind op) => op is OpKind.AddBias or OpKind.Relu or OpKind.Silu;
+}
