@@ -81,6 +81,7 @@ internal sealed class CpuScratchTests
             QueryHeads = kvHeads * random.Next(1, 8),
             HeadDim = 2 * random.Next(1, 20),
             RankMax = random.Next(1, 40),
+            InnerMax = random.Next(40, 90),
             Trains = random.Next(3) > 0,
         };
     }
@@ -100,6 +101,8 @@ internal sealed class CpuScratchTests
         private readonly DeviceWeight _head;
         private readonly DeviceFactor _a;
         private readonly DeviceFactor _b;
+        private readonly DeviceFactor _narrow;
+        private readonly DeviceFactor _widen;
         private readonly DeviceKvCache _cache;
         private readonly int[] _table;
 
@@ -120,6 +123,8 @@ internal sealed class CpuScratchTests
             _head = _bench.RandomWeight(limits.Vocabulary, limits.HiddenColumns, DType.F32).Weight;
             _a = _bench.Own(backend.CreateFactor(limits.RankMax, limits.InputColumnsMax));
             _b = _bench.Own(backend.CreateFactor(limits.RankMax, limits.HiddenColumns));
+            _narrow = _bench.Own(backend.CreateFactor(limits.InnerMax, limits.InputColumnsMax));
+            _widen = _bench.Own(backend.CreateFactor(limits.InnerMax, limits.HiddenColumns));
             _cache = _bench.Own(backend.CreateKvCache(1, blocks + 20, limits.KvHeads, limits.HeadDim));
 
             // Longer than any sequence: what is behind its positions costs nothing.
@@ -147,9 +152,9 @@ internal sealed class CpuScratchTests
             _backend.AppendKv(_key.Slice(0, rows), _key.Slice(0, rows), 0, attention);
             _backend.Attention(q, q, 0, attention);
             _backend.LoraBypass(_wide.Slice(0, rows), bypasses, _hidden.Slice(0, rows));
-            using DeviceTensor u = _backend.Allocate(rows, _a.Inner);
-            _backend.Narrow(_wide.Slice(0, rows), _a, 2f, u, accumulate: false);
-            _backend.Widen(u, _b, 2f, _hidden.Slice(0, rows), accumulate: false);
+            using DeviceTensor u = _backend.Allocate(rows, _narrow.Inner);
+            _backend.Narrow(_wide.Slice(0, rows), _narrow, 2f, u, accumulate: false);
+            _backend.Widen(u, _widen, 2f, _hidden.Slice(0, rows), accumulate: false);
             int[] sampled = [.. Enumerable.Range(0, Math.Min(rows, Size(limits.SampledRows, ref random)))];
             _backend.Logits(_hidden, sampled, _head, _logits.Slice(0, sampled.Length));
             if (!limits.Trains)
@@ -160,7 +165,8 @@ internal sealed class CpuScratchTests
             TensorSlice hidden = _hidden.Slice(0, rows);
             using DeviceTensor gradA = _backend.Allocate(_a.Inner, _a.Wide);
             using DeviceTensor gradB = _backend.Allocate(_b.Inner, _b.Wide);
-            _backend.AddOuter(u, hidden, 2f, gradB);
+            using DeviceTensor gradient = _backend.Allocate(_widen.Inner, _widen.Wide);
+            _backend.AddOuter(u, hidden, 2f, gradient);
             _backend.LinearBackwardInput(hidden, _weight, _wide.Slice(0, rows), accumulate: false);
             _backend.LoraBypassBackward(_wide.Slice(0, rows), hidden, _a, _b, 1f, gradA, gradB, null);
             AttentionSegment window = new(0, rows, limits.Positions - rows, _cache, _table, _logSumExp);

@@ -70,6 +70,10 @@ internal sealed class AdapterTensor : IDisposable
         Refresh(backend);
     }
 
+    /// <summary>What such a tensor will hold.</summary>
+    public static long BytesOf(IComputeBackend backend, BypassWeight spec) =>
+        spec.IsVector ? backend.TensorBytes(1, spec.Wide) : backend.FactorBytes(spec.Inner, spec.Wide);
+
     /// <summary>Brings derived copies up to date after the values were written.</summary>
     public void Refresh(IComputeBackend backend)
     {
@@ -169,6 +173,14 @@ internal sealed class PeftAdapter : IDisposable
     public static IReadOnlyDictionary<int, BypassNetwork> NetworksOf(PeftConfig config, ModelConfig model) =>
         AdapterSites.Of(model.LayerCount, Validate(config, model))
             .ToDictionary(site => site, site => config.NetworkOf(AdapterSites.ModuleOf(site)));
+
+    /// <summary>Every tensor that an adapter of a valid config has.</summary>
+    public static IEnumerable<BypassWeight> WeightsOf(PeftConfig config, ModelConfig model) =>
+        NetworksOf(config, model).OrderBy(n => n.Key).SelectMany(n =>
+        {
+            (int tap, int add) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(n.Key), n.Value.Attachment, model);
+            return n.Value.Weights(tap, add);
+        });
 
     /// <summary>A new adapter, initialised as PEFT does. It answers like the bare model.</summary>
     public static PeftAdapter CreateRandom(

@@ -33,8 +33,11 @@ internal readonly record struct ScratchLimits
 
     public required int HeadDim { get; init; }
 
-    /// <summary>Largest inner side of a bypass matrix: a rank, or the size of an adapter.</summary>
+    /// <summary>Largest rank of <see cref="IComputeBackend.LoraBypass"/>.</summary>
     public required int RankMax { get; init; }
+
+    /// <summary>Largest inner side of any bypass matrix: a rank, or the size of an adapter.</summary>
+    public required int InnerMax { get; init; }
 
     /// <summary>Backward operations and losses are called too; without it they must not be.</summary>
     public required bool Trains { get; init; }

@@ -14,7 +14,7 @@ namespace FlexLLM.Execution;
 /// </summary>
 internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
 {
-    // Programs of different jobs need different slots: one workspace a program, made at first use, dropped with its job.
+    // Programs of different jobs need different slots: one workspace a program, dropped with its job.
     private readonly Dictionary<TrainingProgram, Workspace> _workspaces = [];
 
     private float[] _poison = [];
@@ -22,7 +22,20 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
     /// <summary>Fills what nobody may read any more with NaN after each instruction: a check of the memory plan.</summary>
     public bool PoisonsFreed { get; init; }
 
-    public long WorkspaceBytes => _workspaces.Values.Sum(w => w.Bytes);
+    /// <summary>What the pass holds for a program, in the rows of <see cref="MemoryPlan.OfJob"/>.</summary>
+    public MemoryTable Memory(TrainingProgram program) => new(
+        _workspaces.TryGetValue(program, out Workspace? workspace)
+            ? [new(MemoryUse.BackwardWorkspace, "slots", program.Arena.Slots.Count, workspace.Bytes)]
+            : []);
+
+    /// <summary>Makes the workspace of a program before its first run needs it.</summary>
+    public void Reserve(TrainingProgram program)
+    {
+        if (!_workspaces.ContainsKey(program))
+        {
+            _workspaces.Add(program, new Workspace(model.Backend, program.Arena, rowsMax));
+        }
+    }
 
     /// <summary>
     /// Takes the gradient of rows [start, start + count) through a layer: adds to the gradients of the adapter's sites there and
@@ -34,11 +47,8 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         Check.That(count > 0 && count <= rowsMax && start >= 0 && start + count <= sampleTokens && sampleTokens <= store.TokensMax);
         TrainingProgram program = store.Program;
         Check.That(layer >= program.LowestLayer);
-        if (!_workspaces.TryGetValue(program, out Workspace? workspace))
-        {
-            _workspaces.Add(program, workspace = new Workspace(model.Backend, program.Arena, rowsMax));
-        }
-
+        Reserve(program);
+        Workspace workspace = _workspaces[program];
         if (start + count == sampleTokens)
         {
             model.Backend.Zero(store.KeyGradient.Slice(0, sampleTokens));
@@ -59,14 +69,15 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
 
         if (PoisonsFreed)
         {
-            foreach (int saved in program.Layers[layer].SelectMany(i => i.Inputs).Where(i => i.Kind == BufferKind.Saved).Select(i => i.Index))
+            foreach (int saved in program.Layers[layer].SelectMany(i => i.Inputs)
+                .Where(i => i.Kind == BufferKind.Saved).Select(i => i.Index))
             {
                 Workspace.Poison(model.Backend, store.Saved(saved).Slice(start, count), ref _poison);
             }
         }
     }
 
-    /// <summary>Frees the workspace of a program that no job uses any more.</summary>
+    /// <summary>Frees the workspace of a program that no job uses any more, or for a while.</summary>
     public void Release(TrainingProgram program)
     {
         if (_workspaces.Remove(program, out Workspace? workspace))

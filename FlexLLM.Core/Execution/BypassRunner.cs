@@ -25,20 +25,24 @@ internal sealed class BypassRunner : IDisposable
 
     /// <param name="backend">The device.</param>
     /// <param name="rowsMax">Most rows of a batch.</param>
-    /// <param name="widest">Widest value that a bypass may be added to.</param>
+    /// <param name="config">The model whose values bypasses are added to.</param>
     /// <param name="communicator">The other ranks, where there are any.</param>
-    public BypassRunner(IComputeBackend backend, int rowsMax, int widest, Communicator? communicator = null)
+    public BypassRunner(IComputeBackend backend, int rowsMax, ModelConfig config, Communicator? communicator = null)
     {
         _backend = backend;
         _communicator = communicator;
         _rowsMax = rowsMax;
-        _arena = backend.Allocate(rowsMax, ArenaColumns(widest));
+        _arena = backend.Allocate(rowsMax, ArenaColumns(config));
     }
 
     public long Bytes => _arena.Bytes;
 
     /// <summary>Room for two values inside a network and its result.</summary>
-    public static int ArenaColumns(int widest) => (2 * SerialAdapterConfig.SizeMax) + ArenaLayout.Padded(widest);
+    public static int ArenaColumns(ModelConfig config)
+    {
+        int widest = Math.Max(config.IntermediateSize, Math.Max(config.HiddenSize, config.AttentionHeads * config.HeadDim));
+        return (2 * SerialAdapterConfig.SizeMax) + ArenaLayout.Padded(widest);
+    }
 
     /// <summary>Adds to rows of <paramref name="sum"/> what each row's adapter makes of <paramref name="tap"/>.</summary>
     public void Run(int site, BypassAttachment attachment, IReadOnlyList<AdapterRows> adapters, TensorSlice tap, TensorSlice sum)

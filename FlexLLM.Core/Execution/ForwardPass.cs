@@ -29,8 +29,7 @@ internal sealed class ForwardPass : IDisposable
         try
         {
             _workspace = _owned.Add(new Workspace(model.Backend, model.Program.Arena, rowsMax));
-            int widest = Math.Max(config.IntermediateSize, Math.Max(config.HiddenSize, config.AttentionHeads * config.HeadDim));
-            _bypasses = _owned.Add(new BypassRunner(model.Backend, rowsMax, widest, model.Shard?.Communicator));
+            _bypasses = _owned.Add(new BypassRunner(model.Backend, rowsMax, config, model.Shard?.Communicator));
             _logits = _owned.Add(model.Backend.Allocate(sampledMax, config.VocabularySize));
         }
         catch
@@ -40,10 +39,13 @@ internal sealed class ForwardPass : IDisposable
         }
     }
 
-    /// <summary>Bytes of activations in flight, those inside networks included.</summary>
-    public long WorkspaceBytes => _workspace.Bytes + _bypasses.Bytes;
-
-    public long LogitsBytes => _logits.Bytes;
+    /// <summary>What the pass holds, in the rows of <see cref="MemoryPlan.OfForwardPass"/>.</summary>
+    public MemoryTable Memory() => new(
+    [
+        new(MemoryUse.ForwardWorkspace, "slots", _model.Program.Arena.Slots.Count, _workspace.Bytes),
+        new(MemoryUse.ForwardWorkspace, "networks of adapters", 1, _bypasses.Bytes),
+        new(MemoryUse.Logits, "rows", _logits.Rows, _logits.Bytes),
+    ]);
 
     /// <summary>Fills what nobody may read any more with NaN after each instruction: a check of the memory plan.</summary>
     public bool PoisonsFreed { get; init; }

@@ -15,15 +15,15 @@ internal sealed class LoadedModel : IDisposable
     private readonly DeviceWeight?[] _matrices;
     private readonly DeviceTensor?[] _vectors;
 
-    private LoadedModel(ModelConfig config, IComputeBackend backend, int positionsMax, ModelShard? shard = null)
+    private LoadedModel(
+        ModelConfig config, IComputeBackend backend, int positionsMax, GraphCompiler? compiler = null, ModelShard? shard = null)
     {
         Whole = config;
         Shard = shard;
         Config = shard is null ? config : ModelShard.LocalConfig(config, shard.Ranks);
         Backend = backend;
         PositionsMax = positionsMax;
-        ParallelGraph serving = DecoderBuilder.BuildServing(config);
-        _compiler = new GraphCompiler(shard?.Parallelize(serving, networks: null, config) ?? serving, config.LayerCount);
+        _compiler = compiler ?? Compile(config, shard);
         _matrices = new DeviceWeight?[_compiler.WeightNames.Count];
         _vectors = new DeviceTensor?[_compiler.WeightNames.Count];
         RopeTable = Own(backend.Allocate(positionsMax, config.HeadDim));
@@ -51,21 +51,33 @@ internal sealed class LoadedModel : IDisposable
     /// <summary>Bytes of the backbone on the device.</summary>
     public long WeightBytes => _matrices.Sum(m => m?.Bytes ?? 0) + _vectors.Sum(v => v?.Bytes ?? 0) + RopeTable.Bytes;
 
+    /// <summary>Compiles the model's graph with a bypass at every site, before there is a device.</summary>
+    public static GraphCompiler Compile(ModelConfig config, ModelShard? shard = null)
+    {
+        ParallelGraph serving = DecoderBuilder.BuildServing(config);
+        return new(shard?.Parallelize(serving, networks: null, config) ?? serving, config.LayerCount);
+    }
+
+    /// <summary>Type that a matrix of a checkpoint is held in: the wanted one, else BF16 as it is and F32 for all others.</summary>
+    public static DType HeldType(SafetensorsTensor tensor, DType? wanted) =>
+        wanted ?? (tensor.AsMatrix().Type == DType.BF16 ? DType.BF16 : DType.F32);
+
     /// <summary>Reads the weights of a checkpoint onto a device.</summary>
     /// <param name="checkpoint">The open checkpoint.</param>
     /// <param name="config">Its config.</param>
     /// <param name="backend">The device; it stays the caller's.</param>
-    /// <param name="weightType">F32 or BF16, or null to keep BF16 as it is and widen everything else to F32.</param>
+    /// <param name="weightType">F32 or BF16, or null: see <see cref="HeldType"/>.</param>
     /// <param name="positionsMax">Longest sequence to serve, at most the config's.</param>
+    /// <param name="compiler">The model as <see cref="Compile"/> gave it; null compiles it here.</param>
     /// <param name="shard">Which part of the weights, or null for all of them.</param>
     /// <param name="cancellationToken">Gives up between two tensors.</param>
     /// <exception cref="InvalidFileException">A tensor is missing, misshapen, or not finite.</exception>
     public static LoadedModel Load(
         SafetensorsCheckpoint checkpoint, ModelConfig config, IComputeBackend backend, DType? weightType, int positionsMax,
-        ModelShard? shard = null, CancellationToken cancellationToken = default)
+        GraphCompiler? compiler = null, ModelShard? shard = null, CancellationToken cancellationToken = default)
     {
         Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
-        var model = new LoadedModel(config, backend, positionsMax, shard);
+        var model = new LoadedModel(config, backend, positionsMax, compiler, shard);
         try
         {
             model.FillRopeTable();
@@ -91,8 +103,7 @@ internal sealed class LoadedModel : IDisposable
                 }
                 else
                 {
-                    DType type = weightType ?? (matrix.Type == DType.BF16 ? DType.BF16 : DType.F32);
-                    model._matrices[weight] = model.Own(CreatePart(backend, matrix, type, shard?.PartOf(shape)));
+                    model._matrices[weight] = model.Own(CreatePart(backend, matrix, HeldType(tensor, weightType), shard?.PartOf(shape)));
                 }
             }
 

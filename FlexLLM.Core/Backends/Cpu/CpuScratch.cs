@@ -17,8 +17,8 @@ internal static class CpuScratch
         AskFloats(WorkspaceSlot.AttentionScratch, threads * AttentionForward.TileFloats(limits.Positions, valueColumns));
         Ask(WorkspaceSlot.LoraPieces, LoraOps.PieceBytes(LoraOps.PiecesMax(limits.Rows, limits.Segments)));
         AskFloats(WorkspaceSlot.LowRank, LoraOps.LowRankFloats(limits.Rows, limits.RankMax));
-        AskFloats(WorkspaceSlot.FactorRows, threads * FactorOps.ScratchFloats(limits.RankMax));
-        AskFloats(WorkspaceSlot.FactorTiles, threads * FactorOps.TileFloats(limits.RankMax));
+        AskFloats(WorkspaceSlot.FactorRows, threads * FactorOps.ScratchFloats(limits.InnerMax));
+        AskFloats(WorkspaceSlot.FactorTiles, threads * FactorOps.TileFloats(limits.InnerMax));
         AskFloats(WorkspaceSlot.SelectedRows, CrossEntropyOp.SelectedFloats(limits.SampledRows, limits.HiddenColumns));
         if (!limits.Trains)
         {
