@@ -42,6 +42,30 @@ internal static class CommandLine
     public static string Require(string[] args, string name) =>
         Text(args, name) ?? throw new ArgumentException($"{name} is missing.");
 
+    /// <summary>The option's value in bytes, such as "12500000000", "12.5GB" or "11.6GiB", or null when it is not given.</summary>
+    public static long? Bytes(string[] args, string name)
+    {
+        if (Text(args, name) is not string text)
+        {
+            return null;
+        }
+
+        (string Suffix, double Bytes)[] units = [("GiB", 1L << 30), ("MiB", 1L << 20), ("GB", 1e9), ("MB", 1e6), ("", 1)];
+        (string suffix, double unit) = units.First(u => text.EndsWith(u.Suffix, StringComparison.OrdinalIgnoreCase));
+        bool isNumber = double.TryParse(text[..^suffix.Length], NumberStyles.Float, CultureInfo.InvariantCulture, out double count);
+        return isNumber && count * unit is > 0 and < 1e18
+            ? (long)(count * unit)
+            : throw new ArgumentException($"{name}: '{text}' is no size such as 12500000000, 12.5GB or 11.6GiB.");
+    }
+
+    /// <summary>Whether the flag, which has no value, is given; takes it out of the arguments.</summary>
+    public static bool TakeFlag(ref string[] args, string name)
+    {
+        bool given = Has(args, name);
+        args = [.. args.Where(argument => argument != name)];
+        return given;
+    }
+
     public static bool Has(string[] args, string name) => Array.IndexOf(args, name) >= 0;
 
     /// <summary>Ends the program where something else than these options, each with a value, is given.</summary>

@@ -120,6 +120,10 @@ internal sealed class RandomCheckpointTests
     [TestCase("qwen2.5-0.5b", 494_032_768)]
     [TestCase("qwen3-0.6b", 596_049_920)]
     [TestCase("llama-3.2-1b", 1_235_814_400)]
+    [TestCase("llama-3.1-8b", 8_030_261_248)]
+    [TestCase("qwen2.5-14b", 14_770_033_664)]
+    [TestCase("qwen2.5-32b", 32_763_876_352)]
+    [TestCase("llama-3.1-70b", 70_553_706_496)]
     public void Shape_OfPublishedModel_HasItsParameterCount(string name, long parameters) =>
         Assert.That(DecoderWeights.Of(ModelShapes.Of(name)).Sum(shape => shape.Count), Is.EqualTo(parameters));
 

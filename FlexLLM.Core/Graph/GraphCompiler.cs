@@ -69,5 +69,8 @@ internal sealed class GraphCompiler
 
     /// <summary>The backward program of a job whose graph has the networks that it trains, and no others.</summary>
     public TrainingProgram CompileTraining(ParallelGraph job, CompilerOptions? options = null) =>
-        BackwardLowering.Lower(Passes(job, options ?? new CompilerOptions()).Last().Graph, Forward, _weights, _layers);
+        LowerTraining(Passes(job, options ?? new CompilerOptions()).Last().Graph);
+
+    /// <summary>The backward program of a job's graph after the last of <see cref="Passes"/>.</summary>
+    public TrainingProgram LowerTraining(ParallelGraph graph) => BackwardLowering.Lower(graph, Forward, _weights, _layers);
 }

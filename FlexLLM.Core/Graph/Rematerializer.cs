@@ -14,6 +14,9 @@ internal sealed record RematerializationOptions
 
     /// <summary>Length of a sample, in tokens: what attention costs to compute again.</summary>
     public int SequenceTokens { get; init; } = 1024;
+
+    /// <summary>Roles of sums over ranks: to compute one again takes another collective, so none is.</summary>
+    public IReadOnlySet<string> SummedRoles { get; init; } = new HashSet<string>();
 }
 
 /// <summary>
@@ -23,6 +26,9 @@ internal sealed record RematerializationOptions
 /// </summary>
 internal sealed class Rematerializer
 {
+    /// <summary>Ends the name of a value that was computed again.</summary>
+    public const string Suffix = " again";
+
     private readonly ParallelGraph _graph;
     private readonly GraphNode?[] _producers;
     private readonly HashSet<int> _cached;
@@ -161,7 +167,7 @@ internal sealed class Rematerializer
             // A layer's input belongs to the layer below, whose values are gone by then or not yet there.
             GraphNode? node = _producers[value];
             if (node is null || node.Layer != layer.Index || !OpCosts.CanRecompute(node.Op) || IsLogSumExp(node, value) ||
-                !node.Inputs.All(Visit))
+                _options.SummedRoles.Contains(PassReport.RoleOf(_graph.Values[value].Name)) || !node.Inputs.All(Visit))
             {
                 return false;
             }
@@ -212,7 +218,7 @@ internal sealed class Rematerializer
 
             int Again(int output)
             {
-                values.Add(_graph.Values[output] with { Id = values.Count, Name = $"{_graph.Values[output].Name} again" });
+                values.Add(_graph.Values[output] with { Id = values.Count, Name = _graph.Values[output].Name + Suffix });
                 made[(layer.Index, output)] = values.Count - 1;
                 return values.Count - 1;
             }

@@ -6,6 +6,47 @@ internal static class ModelShapes
     // Ends of text and of turn in the byte-level tokenizer without merges that random checkpoints get.
     private static readonly int[] EosTokenIds = [256, 258];
 
+    // What the models of a family have in common; the widths are those of its smallest.
+    private static readonly ModelConfig Llama31 = new()
+    {
+        Architecture = ModelArchitecture.Llama,
+        HiddenSize = 4096,
+        IntermediateSize = 14336,
+        LayerCount = 32,
+        AttentionHeads = 32,
+        KeyValueHeads = 8,
+        HeadDim = 128,
+        VocabularySize = 128256,
+        MaxPositions = 131072,
+        RmsNormEpsilon = 1e-5,
+        RopeTheta = 500000,
+        RopeScaling = new RopeScaling
+        {
+            Kind = RopeScalingKind.Llama3,
+            Factor = 8,
+            LowFrequencyFactor = 1,
+            HighFrequencyFactor = 4,
+            OriginalMaxPositions = 8192,
+        },
+        EosTokenIds = EosTokenIds,
+    };
+
+    private static readonly ModelConfig Qwen25 = new()
+    {
+        Architecture = ModelArchitecture.Qwen2,
+        HiddenSize = 5120,
+        IntermediateSize = 13824,
+        LayerCount = 48,
+        AttentionHeads = 40,
+        KeyValueHeads = 8,
+        HeadDim = 128,
+        VocabularySize = 152064,
+        MaxPositions = 131072,
+        RmsNormEpsilon = 1e-5,
+        RopeTheta = 1e6,
+        EosTokenIds = EosTokenIds,
+    };
+
     private static readonly (string Name, ModelConfig Config)[] Table =
     [
         ("tiny", new ModelConfig
@@ -91,6 +132,43 @@ internal static class ModelShapes
             },
             TieWordEmbeddings = true,
             EosTokenIds = EosTokenIds,
+        }),
+        ("llama-3.1-8b", Llama31 with
+        {
+            HiddenSize = 4096,
+            IntermediateSize = 14336,
+            LayerCount = 32,
+            AttentionHeads = 32,
+        }),
+        ("qwen2.5-14b", Qwen25 with
+        {
+            HiddenSize = 5120,
+            IntermediateSize = 13824,
+            LayerCount = 48,
+            AttentionHeads = 40,
+        }),
+        ("qwen2.5-32b", Qwen25 with
+        {
+            HiddenSize = 5120,
+            IntermediateSize = 27648,
+            LayerCount = 64,
+            AttentionHeads = 40,
+        }),
+        ("llama-3.1-70b", Llama31 with
+        {
+            HiddenSize = 8192,
+            IntermediateSize = 28672,
+            LayerCount = 80,
+            AttentionHeads = 64,
+        }),
+
+        // What the paper's ablation takes for a model of 70 billion weights: an MLP of four times the hidden width.
+        ("llama-70b-4h", Llama31 with
+        {
+            HiddenSize = 8192,
+            IntermediateSize = 32768,
+            LayerCount = 80,
+            AttentionHeads = 64,
         }),
     ];
 
