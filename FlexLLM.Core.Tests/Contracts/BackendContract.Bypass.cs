@@ -1,4 +1,3 @@
-using FlexLLM.Backends;
 using FlexLLM.Primitives;
 using NUnit.Framework;
 

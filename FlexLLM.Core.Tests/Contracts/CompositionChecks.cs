@@ -1,4 +1,5 @@
 using FlexLLM.Backends;
+using FlexLLM.Primitives;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Contracts;

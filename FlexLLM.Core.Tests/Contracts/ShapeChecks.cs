@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using FlexLLM.Backends;
+using FlexLLM.Primitives;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Contracts;

@@ -1,4 +1,5 @@
 using FlexLLM.Backends;
+using FlexLLM.Primitives;
 
 namespace FlexLLM.Tests.Contracts;
 

@@ -17,6 +17,7 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
     // Programs of different jobs need different slots: one workspace a program, dropped with its job.
     private readonly Dictionary<TrainingProgram, Workspace> _workspaces = [];
 
+    private readonly Dictionary<int, DeviceTensor> _frozen = [];
     private float[] _poison = [];
 
     /// <summary>Fills what nobody may read any more with NaN after each instruction: a check of the memory plan.</summary>
@@ -94,6 +95,10 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         }
 
         _workspaces.Clear();
+        foreach (DeviceTensor gradient in _frozen.Values)
+        {
+            gradient.Dispose();
+        }
     }
 
     private void Execute(Instruction instruction, Window window, PeftAdapter adapter, AdapterGradients gradients)
@@ -104,7 +109,7 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         BufferRef output = instruction.Outputs[0];
         if (instruction.Op == OpKind.Move)
         {
-            Moves.Run(backend, model.Shard!.Communicator, instruction.Move, window.Rows(inputs[0]), window.Rows(output));
+            Moves.Run(backend, model.Shard?.Communicator, instruction.Move, window.Rows(inputs[0]), window.Rows(output));
             return;
         }
 
@@ -167,12 +172,29 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
             case OpKind.Add or OpKind.AddGradient:
                 backend.Add(window.Rows(inputs[0]), window.Rows(inputs[1]), window.Rows(output));
                 break;
+            case OpKind.LinearBackwardWeight:
+                backend.AddOuter(window.Rows(inputs[0]), window.Rows(inputs[1]), 1, FrozenGradient(instruction.Weight));
+                break;
+            case OpKind.RmsNormBackwardGain:
+                break; // Nobody reads it; that its input is saved is what an unpruned graph is about.
             case OpKind.Unpack:
                 backend.Unpack(window.Rows(inputs[0]), instruction.Packed!.Value, window.Rows(output));
                 break;
             default:
                 throw new ArgumentOutOfRangeException(nameof(instruction), instruction.Op, "Not a backward operation.");
         }
+    }
+
+    // An unpruned graph computes what nobody asked for; it exists to show that pruning changes nothing else.
+    private DeviceTensor FrozenGradient(int weight)
+    {
+        if (!_frozen.TryGetValue(weight, out DeviceTensor? gradient))
+        {
+            DeviceWeight matrix = model.Matrix(weight);
+            _frozen.Add(weight, gradient = model.Backend.Allocate(matrix.OutFeatures, matrix.InFeatures));
+        }
+
+        return gradient;
     }
 
     private void ExecuteBypass(Instruction instruction, Window window, PeftAdapter adapter, AdapterGradients gradients)

@@ -93,7 +93,7 @@ internal sealed class BypassRunner : IDisposable
             }
             else if (step.Op == OpKind.Move)
             {
-                Moves.Run(_backend, _communicator!, step.Move, x, y);
+                Moves.Run(_backend, _communicator, step.Move, x, y);
             }
             else if (step.OnRankZeroOnly && _communicator is { Rank: > 0 })
             {

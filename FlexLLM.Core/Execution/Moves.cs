@@ -12,22 +12,30 @@ internal static class Moves
     public static Shard RowsOf(Communicator communicator, int rows) => Shard.Of(rows, communicator.Rank, communicator.Ranks);
 
     /// <summary>Source and destination are the rank's own; they are the same where nothing needs to move.</summary>
+    /// <param name="backend">The rank's device.</param>
+    /// <param name="group">The other ranks; one device alone only passes values on.</param>
+    /// <param name="move">What to do.</param>
+    /// <param name="source">Rows to read.</param>
+    /// <param name="destination">Rows to write.</param>
     public static void Run(
-        IComputeBackend backend, Communicator communicator, MoveKind move, TensorSlice source, TensorSlice destination)
+        IComputeBackend backend, Communicator? group, MoveKind move, TensorSlice source, TensorSlice destination)
     {
+        if ((move is MoveKind.Pass or MoveKind.AllReduce) && source != destination)
+        {
+            backend.Copy(source, destination);
+        }
+
+        if (move == MoveKind.Pass)
+        {
+            return;
+        }
+
+        Check.That(group is not null);
+        Communicator communicator = group;
         switch (move)
         {
-            case MoveKind.Pass or MoveKind.AllReduce:
-                if (source != destination)
-                {
-                    backend.Copy(source, destination);
-                }
-
-                if (move == MoveKind.AllReduce)
-                {
-                    communicator.AllReduce(destination);
-                }
-
+            case MoveKind.AllReduce:
+                communicator.AllReduce(destination);
                 break;
             case MoveKind.AllGatherRows:
                 communicator.AllGatherRows(source, destination);
