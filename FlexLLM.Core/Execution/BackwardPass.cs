@@ -1,5 +1,6 @@
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
+using FlexLLM.Backends.Group;
 using FlexLLM.Graph;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
@@ -54,7 +55,9 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
             model.Backend.Zero(store.ValueGradient.Slice(0, sampleTokens));
         }
 
-        var window = new Window(store, _workspaces[program], layer, start, count);
+        Communicator? communicator = model.Shard?.Communicator;
+        int share = communicator is null ? count : Moves.RowsOf(communicator, count).Count;
+        var window = new Window(store, workspace, layer, start, count, share);
         foreach (Instruction instruction in program.Layers[layer])
         {
             Execute(instruction, window, adapter, gradients);
@@ -99,6 +102,12 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         float epsilon = (float)model.Config.RmsNormEpsilon;
         BufferRef[] inputs = instruction.Inputs;
         BufferRef output = instruction.Outputs[0];
+        if (instruction.Op == OpKind.Move)
+        {
+            Moves.Run(backend, model.Shard!.Communicator, instruction.Move, window.Rows(inputs[0]), window.Rows(output));
+            return;
+        }
+
         if (instruction.Site >= 0)
         {
             ExecuteBypass(instruction, window, adapter, gradients);
@@ -201,18 +210,23 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
                     window.Rows(instruction.Inputs[1]), first, tensors[0].Factor!, tensors[1].Factor!, adapter.Scale, gradient[0],
                     gradient[1], output);
                 break;
+            case OpKind.AddBias when instruction.OnRankZeroOnly && model.Shard is { Rank: > 0 }:
+                Moves.Run(backend, model.Shard.Communicator, MoveKind.Pass, first, output!.Value);
+                break;
             default:
                 BypassOps.Run(backend, instruction, tensors, adapter.Scale, first, output!.Value, instruction.Accumulate);
                 break;
         }
     }
 
-    /// <summary>Resolves buffers for rows [Start, Start + Count) of one layer.</summary>
-    private readonly record struct Window(ActivationStore Store, Workspace Workspace, int Layer, int Start, int Count)
+    /// <summary>
+    /// Resolves buffers for rows [Start, Start + Count) of one layer; of buffers split by rows for this rank's share of them.
+    /// </summary>
+    private readonly record struct Window(ActivationStore Store, Workspace Workspace, int Layer, int Start, int Count, int Share)
     {
         public TensorSlice Rows(BufferRef buffer) => buffer.Kind switch
         {
-            BufferKind.Slot => Workspace.Rows(buffer.Index, 0, Count),
+            BufferKind.Slot => Workspace.Rows(buffer.Index, 0, buffer.IsRowSplit ? Share : Count),
             BufferKind.Saved => Store.Saved(buffer.Index).Slice(Start, Count),
             BufferKind.Boundary => Store.Boundary.Slice(Start, Count),
             BufferKind.KeyGradient => Store.KeyGradient.Slice(Start, Count),

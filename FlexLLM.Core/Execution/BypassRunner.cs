@@ -2,6 +2,7 @@ using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
+using FlexLLM.Backends.Group;
 using FlexLLM.Graph;
 using FlexLLM.Primitives;
 
@@ -14,6 +15,7 @@ namespace FlexLLM.Execution;
 internal sealed class BypassRunner : IDisposable
 {
     private readonly IComputeBackend _backend;
+    private readonly Communicator? _communicator;
     private readonly int _rowsMax;
     private readonly DeviceTensor _arena;
     private readonly List<LoraSegment> _lora = [];
@@ -24,9 +26,11 @@ internal sealed class BypassRunner : IDisposable
     /// <param name="backend">The device.</param>
     /// <param name="rowsMax">Most rows of a batch.</param>
     /// <param name="config">The model whose values bypasses are added to.</param>
-    public BypassRunner(IComputeBackend backend, int rowsMax, ModelConfig config)
+    /// <param name="communicator">The other ranks, where there are any.</param>
+    public BypassRunner(IComputeBackend backend, int rowsMax, ModelConfig config, Communicator? communicator = null)
     {
         _backend = backend;
+        _communicator = communicator;
         _rowsMax = rowsMax;
         _arena = backend.Allocate(rowsMax, ArenaColumns(config));
     }
@@ -46,12 +50,12 @@ internal sealed class BypassRunner : IDisposable
         _lora.Clear();
         foreach (AdapterRows rows in adapters)
         {
-            if (rows.Adapter[site] is not AdapterSite own || own.Network.Attachment != attachment)
+            if (rows.Adapter[site] is not AdapterSite own || own.Attachment != attachment)
             {
                 continue;
             }
 
-            if (own.Network.IsLora)
+            if (own.IsLora)
             {
                 _lora.Add(new LoraSegment(
                     rows.RowStart, rows.RowCount, own.Tensors[0].Factor!, own.Tensors[1].Factor!, rows.Adapter.Scale));
@@ -87,6 +91,14 @@ internal sealed class BypassRunner : IDisposable
             {
                 _backend.Add(x, Rows(step.Inputs[1]), y);
             }
+            else if (step.Op == OpKind.Move)
+            {
+                Moves.Run(_backend, _communicator!, step.Move, x, y);
+            }
+            else if (step.OnRankZeroOnly && _communicator is { Rank: > 0 })
+            {
+                Moves.Run(_backend, _communicator, MoveKind.Pass, x, y);
+            }
             else
             {
                 BypassOps.Run(_backend, step, site.Tensors, scale, x, y, accumulate: false);
@@ -97,7 +109,7 @@ internal sealed class BypassRunner : IDisposable
         {
             BufferKind.Tap => tap,
             BufferKind.Sum => sum,
-            _ => workspace.Rows(buffer.Index, 0, tap.Rows),
+            _ => workspace.Rows(buffer.Index, 0, buffer.IsRowSplit ? Moves.RowsOf(_communicator!, tap.Rows).Count : tap.Rows),
         };
     }
 }

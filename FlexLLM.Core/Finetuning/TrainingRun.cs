@@ -169,6 +169,11 @@ internal sealed class TrainingRun : IDisposable
     /// <summary>Updates the adapter with the group's gradients and moves on.</summary>
     public void Step()
     {
+        foreach ((int site, int index) in PartialGradients())
+        {
+            _model.Shard!.Communicator.AllReduce(_gradients[site][index]);
+        }
+
         Optimizer.Step();
         _gradients.Zero(_model.Backend);
         LastLoss = _groupLoss;
@@ -204,4 +209,8 @@ internal sealed class TrainingRun : IDisposable
             _ownsAdapter = false;
         }
     }
+
+    // What a rank of a group has of these is its share of a sum, which is due once a step.
+    private IEnumerable<(int Site, int Index)> PartialGradients() => Adapter.SiteIndices.SelectMany(
+        site => Adapter[site]!.Tensors.Index().Where(t => t.Item.GradientIsPartial).Select(t => (site, t.Index)));
 }

@@ -135,6 +135,12 @@ internal sealed class BackwardLowering
                 _slots.Place(node.Outputs[1], BufferRef.None); // Nobody reads the log-sum-exp that the forward pass saved already.
                 outputs = [Fresh(node.Outputs[0])];
                 break;
+            case OpKind.Move when node.Move == MoveKind.Pass:
+                outputs = [_slots.Place(node.Outputs[0], _slots[node.Inputs[0]])];
+                break;
+            case OpKind.Move when node.Move == MoveKind.AllReduce:
+                outputs = [InPlaceOf(node, 0, index)];
+                break;
             case OpKind.Lora:
                 Check.That(_slots.TryInherit(node.Outputs[0], node.Inputs[3], index), "the base of a bypass is added to in place");
                 outputs = [_slots[node.Outputs[0]]];
@@ -144,7 +150,7 @@ internal sealed class BackwardLowering
                 outputs = [InPlaceOf(node, 0, index)];
                 break;
             case OpKind.RmsNorm or OpKind.SiluGate or OpKind.Linear or OpKind.Narrow or OpKind.Widen or OpKind.ScaleColumns or
-                OpKind.Unpack:
+                OpKind.Unpack or OpKind.Move:
                 outputs = [Fresh(node.Outputs[0])];
                 break;
             default:
@@ -158,6 +164,8 @@ internal sealed class BackwardLowering
             Site = node.Site,
             Accumulate = accumulate,
             Scaled = node.Scaled,
+            Move = node.Move,
+            OnRankZeroOnly = node.OnRankZeroOnly,
             Packed = node.Op == OpKind.Unpack ? _graph.Values[node.Inputs[0]].Packed : null,
         };
     }

@@ -16,10 +16,11 @@ internal sealed class BypassPlannerTests
             (int m, int n, int r, int p) = Plans.NarrowLora(ref random);
             MachineModel machine = AnyMachine(ref random);
             var tokens = new PlanTokens(1 + random.Next(4096), training ? 1 + random.Next(100_000) : 0);
-            BypassTap tap = random.Next(2) == 0 ? BypassTap.ColumnParallel : BypassTap.RowParallel;
+            BypassTap tap = BypassTap.All[random.Next(BypassTap.All.Count)];
+            Bypass bypass = tap.IsSerial ? AnySerial(n, r, ref random) : AnyParallel(m, n, r, ref random);
 
             Planning planning = BypassPlanner.Plan(
-                tap, Bypass.Lora(m, n, r), tokens, p, machine, full ? SearchRules.Full : SearchRules.Paper);
+                tap, bypass, tokens, p, machine, full ? SearchRules.Full : SearchRules.Paper);
 
             foreach (PlanEntry dominated in planning.Plans.Where(entry => entry.DominatedBy is not null))
             {
@@ -56,6 +57,30 @@ internal sealed class BypassPlannerTests
             link == "fast" ? Plans.FastLink : Plans.SlowLink);
 
         Assert.That(planning.Choice?.Name, Is.EqualTo(expected), PlanReport.Print(planning));
+    }
+
+    [TestCase("replicated", 64, 512, 512, "fast", "F(1,1)", Description = "copies on every rank: no communication")]
+    [TestCase("replicated", 2048, 16384, 16384, "fast", "F(3,3)", Description = "wide and busy: tokens are divided")]
+    [TestCase("replicated", 2048, 16384, 16384, "slow", "F(1,1)", Description = "slow link: every rank does everything")]
+    [TestCase("split-hidden", 64, 512, 512, "fast", "H(2,4)", Description = "only the narrow middle is sent")]
+    public void Plan_SerialAdapter_InnerWidthTokensAndLink_FlipTheChoice(
+        string tap, int inner, int perBatch, int perStep, string link, string expected)
+    {
+        Planning planning = BypassPlanner.Plan(
+            Plans.Tap(tap), Bypass.SerialAdapter(4096, inner), new PlanTokens(perBatch, perStep), ranks: 4,
+            link == "fast" ? Plans.FastLink : Plans.SlowLink);
+
+        Assert.That(planning.Choice?.Name, Is.EqualTo(expected), PlanReport.Print(planning));
+    }
+
+    [Test]
+    public void Plan_Scale_StaysWhereItIs()
+    {
+        Planning copies = Plans.Of(BypassTap.Replicated, Bypass.Scale(4096), 4);
+        Planning split = Plans.Of(BypassTap.SplitHidden, Bypass.Scale(4096), 4);
+
+        Assert.That((copies.Choice?.Name, split.Choice?.Name), Is.EqualTo(("F(6)", "H(8)")));
+        Assert.That(Plans.Undominated(split), Is.EqualTo(new[] { "H(8)" }));
     }
 
     [Test]
@@ -118,12 +143,22 @@ internal sealed class BypassPlannerTests
         Assert.That(() => Plans.Of(BypassTap.RowParallel, bypass, ranks: 1), Throws.InstanceOf<ArgumentException>());
         Assert.That(() => Plans.Of(BypassTap.RowParallel, bypass, ranks: 3), Throws.InstanceOf<ArgumentException>());
         Assert.That(
+            () => Plans.Of(BypassTap.Replicated, Bypass.Lora(64, 128, 4), ranks: 2),
+            Throws.InstanceOf<ArgumentException>(),
+            "X + f(X) of different widths");
+        Assert.That(
             () => BypassPlanner.Plan(BypassTap.RowParallel, bypass, default, 4, Plans.FastLink),
             Throws.InstanceOf<ArgumentException>());
         Assert.That(
             () => BypassPlanner.Plan(BypassTap.RowParallel, bypass, tokens, 4, Plans.FastLink with { LinkBytesPerSecond = 0 }),
             Throws.InstanceOf<ArgumentException>());
     }
+
+    private static Bypass AnyParallel(int input, int output, int inner, ref SeededRandom random) =>
+        random.Next(2) == 0 ? Bypass.Lora(input, output, inner) : Bypass.Adapter(input, output, inner);
+
+    private static Bypass AnySerial(int width, int inner, ref SeededRandom random) =>
+        random.Next(2) == 0 ? Bypass.SerialAdapter(width, inner) : Bypass.Scale(width);
 
     private static MachineModel AnyMachine(ref SeededRandom random) => new()
     {

@@ -81,6 +81,101 @@ internal sealed class PlanEnumeratorTests
     }
 
     [Test]
+    public void Demand_SerialAdapterAndScale_FollowsFromTheirSteps()
+    {
+        var random = new SeededRandom(3);
+        for (int i = 0; i < 50; i++)
+        {
+            int p = random.Next(2, 9);
+            int n = p * random.Next(1, 200);
+            int inner = p * random.Next(1, 20);
+            double ring = (p - 1.0) / p;
+            double linear = (double)n * inner;
+            double whole = (2 * linear) + inner + n;
+            Dictionary<string, PlanDemand> demands = new[]
+            {
+                Plans.Of(BypassTap.Replicated, Bypass.SerialAdapter(n, inner), p),
+                Plans.Of(BypassTap.SplitHidden, Bypass.SerialAdapter(n, inner), p),
+                Plans.Of(BypassTap.Replicated, Bypass.Scale(n), p),
+                Plans.Of(BypassTap.SplitHidden, Bypass.Scale(n), p),
+            }.SelectMany(planning => planning.Plans).ToDictionary(entry => entry.Name, entry => entry.Demand);
+
+            // Name, weights, flops forward and backward, sent forward, sent backward, reduced a step.
+            Expect("F(1,1)", whole, (4 * linear) + inner + n, (8 * linear) + inner + n, 0, 0, 0);
+            Expect("F(1,4)", ((linear + n) / p) + linear + inner, (2 * linear) + inner + (((2 * linear) + n) / p),
+                (4 * linear) + inner + (((4 * linear) + n) / p), ring * n, 2 * ring * n, linear + inner);
+            Expect("F(2,1)", (linear / p) + inner + linear + n, (2 * linear / p) + inner + (2 * linear) + n,
+                (4 * linear / p) + inner + (4 * linear) + n, 2 * ring * inner, ring * n, 0);
+            Expect("F(3,3)", whole, ((4 * linear) + inner + n) / p, ((8 * linear) + inner + n) / p, ring * n, ring * n, whole);
+            Expect("F(4,2)", (((2 * linear) + inner) / p) + n, (((4 * linear) + inner) / p) + n,
+                (((8 * linear) + inner) / p) + n, 2 * ring * n, 2 * ring * n, 0);
+            Expect("H(2,4)", (((2 * linear) + n) / p) + inner, (((4 * linear) + n) / p) + inner,
+                (((8 * linear) + n) / p) + inner, 2 * ring * inner, 2 * ring * inner, 0);
+            Expect("F(6)", n, n, 3 * n, 0, 0, 0);
+            Expect("F(7)", n, n / p, 3 * n / p, ring * n, ring * n, n);
+            Expect("H(8)", n / p, n / p, 3 * n / p, 0, 0, 0);
+            Expect("H(7)", n, n / p, 3 * n / p, 2 * ring * n / p, 2 * ring * n / p, n);
+
+            void Expect(
+                string name, double weights, double forward, double backward, double sent, double sentBack, double step)
+            {
+                PlanDemand demand = demands[name];
+                double[] found =
+                [
+                    demand.Weights, demand.ForwardFlops, demand.BackwardFlops, demand.ForwardSent, demand.BackwardSent,
+                    demand.StepReduced,
+                ];
+                double[] expected = [weights, forward, backward, sent, sentBack, step];
+                Assert.That(found, Is.EqualTo(expected).Within(1e-9).Percent, name);
+            }
+        }
+    }
+
+    [Test]
+    public void Parameters_OfAllRanks_CoverEachTensorOnceOrAreCopies(
+        [ValueSource(typeof(Plans), nameof(Plans.BypassNames))] string bypass, [Values(2, 4)] int ranks)
+    {
+        foreach (BypassPlan plan in BypassTap.All.SelectMany(tap =>
+            PlanEnumerator.Enumerate(Plans.Small(bypass), tap, ranks, SearchRules.Full)))
+        {
+            foreach (PlanParameter parameter in plan.Parameters)
+            {
+                int elements = 0;
+                for (int rank = 0; rank < ranks; rank++)
+                {
+                    int mine = parameter.RowsOn(rank, ranks).Count * parameter.ColumnsOn(rank, ranks).Count;
+                    Assert.That(mine, Is.EqualTo(parameter.ElementsOnRank(ranks)));
+                    elements += mine;
+                }
+
+                int copies = parameter.Layout.IsSplit ? 1 : ranks;
+                Assert.That(elements, Is.EqualTo(copies * parameter.Rows * parameter.Columns), $"{parameter.Name} of {plan}");
+                Assert.That(!parameter.GradientIsPartial || copies == ranks, "what is summed is a copy everywhere");
+                Assert.That(!parameter.OnRankZeroOnly || copies == ranks, "what rank 0 adds all keep up to date");
+            }
+
+            IEnumerable<string> names = plan.Forward.OfType<ComputeStep>().Where(step => step.Case.Weight is not null)
+                .SelectMany(step => step.Operator.HasBias
+                    ? new[] { $"{step.Operator.Name}.weight", $"{step.Operator.Name}.bias" }
+                    : [$"{step.Operator.Name}.weight"]);
+            Assert.That(plan.Parameters.Select(parameter => parameter.Name), Is.EqualTo(names));
+        }
+    }
+
+    [Test]
+    public void Enumerate_SerialAdapterOnCopies_ReducesAtTheTapWhatTheBackboneWantsWhole()
+    {
+        Assert.That(AtTap("F(1,1)"), Is.Null);
+        Assert.That(AtTap("F(4,2)"), Is.EqualTo("all-reduce"));
+        Assert.That(AtTap("F(2,1)"), Is.EqualTo("all-gather(hidden)"));
+        Assert.That(AtTap("F(3,3)"), Is.EqualTo("all-gather(tokens)"));
+
+        static string? AtTap(string name) => Plans
+            .Find(Bypass.SerialAdapter(64, 8), BypassTap.Replicated, 4, name)
+            .Backward.SingleOrDefault(step => step.Of is null)?.Move?.Label;
+    }
+
+    [Test]
     public void Enumerate_FullRules_FindsOneMorePlanThatMattersAndSomeThatDoNot()
     {
         Planning column = Plans.Of(BypassTap.ColumnParallel, Bypass.Lora(4096, 14336, 16), 4, SearchRules.Full);
@@ -123,14 +218,37 @@ internal sealed class PlanEnumeratorTests
     }
 
     [Test]
-    public void Enumerate_AllRules_YieldsNoPlanTwice([Values] bool adapter)
+    public void Enumerate_AllRules_YieldsNoPlanTwice([ValueSource(typeof(Plans), nameof(Plans.BypassNames))] string bypass)
     {
-        Bypass bypass = adapter ? Bypass.Adapter(64, 64, 8) : Bypass.Lora(64, 64, 8);
-        foreach (BypassTap tap in new[] { BypassTap.ColumnParallel, BypassTap.RowParallel })
+        foreach (BypassTap tap in BypassTap.All)
         {
-            IReadOnlyList<BypassPlan> plans = PlanEnumerator.Enumerate(bypass, tap, 4, SearchRules.Full);
+            IReadOnlyList<BypassPlan> plans = PlanEnumerator.Enumerate(Plans.Small(bypass), tap, 4, SearchRules.Full);
             Assert.That(plans.Select(plan => plan.ToString()), Is.Unique);
             Assert.That(PlanNames.Of(plans), Is.Unique);
+        }
+    }
+
+    [Test]
+    public void Enumerate_AllRules_NeedsNoMoreThanCollectivesBetweenEqualRanks(
+        [ValueSource(typeof(Plans), nameof(Plans.BypassNames))] string bypass)
+    {
+        ParallelOperatorKind[] collectives =
+        [
+            ParallelOperatorKind.AllReduce, ParallelOperatorKind.AllGather, ParallelOperatorKind.ReduceScatter,
+            ParallelOperatorKind.AllToAll,
+        ];
+        foreach (BypassPlan plan in BypassTap.All.SelectMany(tap =>
+            PlanEnumerator.Enumerate(Plans.Small(bypass), tap, 4, SearchRules.Full)))
+        {
+            IEnumerable<ParallelOperatorKind> forward = plan.Forward
+                .OfType<MoveStep>().Where(move => move.Communicates(4)).Select(move => move.Operator.Kind);
+            IEnumerable<ParallelOperatorKind> backward = plan.Backward
+                .Where(step => step.Move is not null).Select(step => step.Move!.Value.Kind);
+            Assert.That(forward.Concat(backward).Distinct(), Is.SubsetOf(collectives), plan.ToString());
+
+            // Whoever has no operator to run either passes on what it has, computes, or cuts out its share.
+            Assert.That(plan.Backward.Where(step => step.Move is null && step.Of is MoveStep && step.From != step.To)
+                .All(step => step.KeepsShare), plan.ToString());
         }
     }
 

@@ -20,6 +20,33 @@ internal static class Plans
     /// <summary>The same with a network instead of a switch.</summary>
     public static readonly MachineModel SlowLink = FastLink with { LinkBytesPerSecond = 1e10, LinkLatencySeconds = 3e-5 };
 
+    /// <summary>
+    /// One of each PEFT method, and every kind of operator in every place: biases on partials, vectors on partials, on tokens and
+    /// on slices. Input and output are equally wide, so that each fits each tap.
+    /// </summary>
+    private static readonly Dictionary<string, Bypass> SmallBypasses = new()
+    {
+        ["lora"] = Bypass.Lora(16, 16, 8),
+        ["adapter"] = Bypass.Adapter(16, 16, 8),
+        ["serial adapter"] = Bypass.SerialAdapter(16, 8),
+        ["scale"] = Bypass.Scale(16),
+        ["everything"] = new(
+        [
+            new("A", BypassOperatorKind.Linear, 16, 8, HasBias: true),
+            new("s", BypassOperatorKind.ElementwiseLinear, 8, 8),
+            new("B", BypassOperatorKind.Linear, 8, 16, HasBias: true),
+            new("t", BypassOperatorKind.ElementwiseLinear, 16, 16),
+        ]),
+    };
+
+    public static IEnumerable<string> BypassNames => SmallBypasses.Keys;
+
+    public static IEnumerable<string> TapNames => BypassTap.All.Select(tap => tap.Name);
+
+    public static Bypass Small(string name) => SmallBypasses[name];
+
+    public static BypassTap Tap(string name) => BypassTap.All.Single(tap => tap.Name == name);
+
     public static BypassPlan Find(Bypass bypass, BypassTap tap, int ranks, string name) =>
         Of(tap, bypass, ranks, SearchRules.Full).Plans.Single(entry => entry.Name == name).Plan;
 

@@ -83,7 +83,7 @@ internal static class SimulatedRanks
         return full;
     }
 
-    public static double[,] Sum(double[][,] parts) => parts.Aggregate((a, b) => Dense.Map(a, b, (x, y) => x + y));
+    public static double[,] Sum(double[][,] parts) => parts.Aggregate(Dense.Plus);
 
     public static double[][,] PerRank(int ranks, Func<int, double[,]> build) => [.. Enumerable.Range(0, ranks).Select(build)];
 }
@@ -121,6 +121,8 @@ internal static class Dense
         Check.That(a.GetLength(0) == b.GetLength(0) && a.GetLength(1) == b.GetLength(1));
         return Build(a.GetLength(0), a.GetLength(1), (i, j) => function(a[i, j], b[i, j]));
     }
+
+    public static double[,] Plus(double[,] a, double[,] b) => Map(a, b, (x, y) => x + y);
 
     public static double[,] Transpose(double[,] a) => Build(a.GetLength(1), a.GetLength(0), (i, j) => a[j, i]);
 

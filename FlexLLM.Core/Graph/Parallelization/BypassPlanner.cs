@@ -18,7 +18,7 @@ internal static class BypassPlanner
 
     /// <summary>
     /// Enumerates, prices and picks. The widths of X and of the sum must be multiples of <paramref name="ranks"/> (the backbone
-    /// splits them already); an inner width that is not merely has fewer plans.
+    /// splits them already) and equal on a serial tap; an inner width that is no multiple merely has fewer plans.
     /// </summary>
     public static Planning Plan(
         BypassTap tap, Bypass bypass, PlanTokens tokens, int ranks, MachineModel machine, SearchRules? rules = null)
@@ -29,6 +29,11 @@ internal static class BypassPlanner
         ArgumentOutOfRangeException.ThrowIfGreaterThan(bypass.Operators.Count, OperatorsMax);
         ArgumentOutOfRangeException.ThrowIfNotEqual(bypass.InputWidth % ranks, 0);
         ArgumentOutOfRangeException.ThrowIfNotEqual(bypass.OutputWidth % ranks, 0);
+        if (tap.IsSerial)
+        {
+            ArgumentOutOfRangeException.ThrowIfNotEqual(bypass.InputWidth, bypass.OutputWidth);
+        }
+
         machine.Validate();
 
         IReadOnlyList<BypassPlan> found = PlanEnumerator.Enumerate(bypass, tap, ranks, rules ?? SearchRules.Paper);

@@ -31,28 +31,21 @@ internal sealed record PlanDemand
     {
         int ranks = plan.Ranks;
         ComputeStep[] operators = [.. plan.Forward.OfType<ComputeStep>()];
-        ComputeStep[] linears = [.. operators.Where(step => step.Operator.Kind == BypassOperatorKind.Linear)];
         MoveStep[] forward = [.. plan.Forward.OfType<MoveStep>().Where(move => move.Communicates(ranks))];
-        MoveStep[] backward = [.. plan.Backward
-            .Where(step => step.Move is not null)
-            .Select(step => new MoveStep(step.Move!.Value, ((MoveStep)step.Of).Width, false, false))];
-
-        double flops = linears.Sum(step => 2 * Elements(step) / (step.Case.IsShared ? ranks : 1));
+        GradientStep[] backward = [.. plan.Backward.Where(step => step.Move is not null)];
         return new PlanDemand
         {
-            ForwardFlops = flops,
-            ForwardSent = Sent(forward, ranks),
+            ForwardFlops = operators.Sum(step => ForwardFlopsOf(step, ranks)),
+            ForwardSent = forward.Sum(move => move.Operator.ElementsSent(move.Width, ranks, move.SourceEverywhere)),
             ForwardCollectives = forward.Length,
-            BackwardFlops = 2 * flops, // dX and dW.
-            BackwardSent = Sent(backward, ranks),
+            BackwardFlops = operators.Sum(step => BackwardFlopsOf(step, ranks)),
+            BackwardSent = backward.Sum(step => step.Move!.Value.ElementsSent(step.Width, ranks, sourceEverywhere: false)),
             BackwardCollectives = backward.Length,
-            Weights = linears.Sum(step => LocalWeights(step, ranks)),
-            Inputs = operators
-                .Where(step => step.Operator.Kind != BypassOperatorKind.ElementwiseLinear)
-                .Sum(step => step.Operator.InputWidth / (step.Case.Input.IsSplit ? (double)ranks : 1)),
-            StepReduced = plan.Backward
-                .Where(step => step.WeightGradientIsPartial)
-                .Sum(step => LocalWeights((ComputeStep)step.Of, ranks)),
+            Weights = plan.Parameters.Sum(parameter => parameter.ElementsOnRank(ranks)),
+            Inputs = operators.Sum(step => step.InputWidth / (step.Case.Input.IsSplit ? (double)ranks : 1)),
+            StepReduced = plan.Parameters
+                .Where(parameter => parameter.GradientIsPartial)
+                .Sum(parameter => parameter.ElementsOnRank(ranks)),
         };
     }
 
@@ -64,13 +57,30 @@ internal sealed record PlanDemand
         return mine.Zip(theirs).All(pair => pair.First <= pair.Second) && mine.Zip(theirs).Any(pair => pair.First < pair.Second);
     }
 
-    private static double Sent(IEnumerable<MoveStep> moves, int ranks) =>
-        moves.Sum(move => move.Operator.ElementsSent(move.Width, ranks, move.SourceEverywhere));
+    /// <summary>Of the rank that has most to do, which is rank 0 where it alone adds a bias. Activations count nothing.</summary>
+    private static double ForwardFlopsOf(ComputeStep step, int ranks) => step.Operator.Kind switch
+    {
+        BypassOperatorKind.Linear => (2 * Products(step, ranks)) + Biases(step, ranks),
+        BypassOperatorKind.ElementwiseLinear => Products(step, ranks),
+        _ => 0,
+    };
 
-    private static double Elements(ComputeStep step) => (double)step.Operator.InputWidth * step.Operator.OutputWidth;
+    /// <summary>A linear's dX, dW and db; a vector's dX, and the products and sums of its ds.</summary>
+    private static double BackwardFlopsOf(ComputeStep step, int ranks) => step.Operator.Kind switch
+    {
+        BypassOperatorKind.Linear => (4 * Products(step, ranks)) + Biases(step, ranks),
+        BypassOperatorKind.ElementwiseLinear => 3 * Products(step, ranks),
+        _ => 0,
+    };
 
-    private static double LocalWeights(ComputeStep step, int ranks) =>
-        Elements(step) / (step.Case.Weight is { IsSplit: true } ? ranks : 1);
+    private static double Products(ComputeStep step, int ranks)
+    {
+        double all = step.Operator.Kind == BypassOperatorKind.Linear ? (double)step.InputWidth * step.OutputWidth : step.InputWidth;
+        return all / (step.Case.IsShared ? ranks : 1);
+    }
+
+    private static double Biases(ComputeStep step, int ranks) =>
+        step.Operator.HasBias ? step.OutputWidth / (step.Case.Output.IsSplit ? (double)ranks : 1) : 0;
 
     private double[] Coordinates(bool training) => training
         ? [ForwardFlops, ForwardSent, ForwardCollectives, Weights, Inputs,

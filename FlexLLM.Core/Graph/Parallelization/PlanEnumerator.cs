@@ -2,7 +2,8 @@ namespace FlexLLM.Graph.Parallelization;
 
 /// <summary>
 /// The search of paper.md b.6: every assignment of legal cases to the operators of a bypass, with the shortest legal chain of
-/// parallel operators on each edge whose two layouts differ.
+/// parallel operators on each edge whose two layouts differ. No operator runs on a whole tensor: inside of a plan one rank alone
+/// would have it, and two operators would lead there and back where one collective does.
 /// </summary>
 internal sealed class PlanEnumerator
 {
@@ -56,7 +57,9 @@ internal sealed class PlanEnumerator
         BypassOperator op = _bypass.Operators[index];
         foreach (OperatorCase candidate in op.Cases)
         {
-            bool isPossible = Divides(candidate.Input, op.InputWidth) && Divides(candidate.Output, op.OutputWidth);
+            bool isPossible = candidate.Input != TensorLayout.Whole
+                && Divides(candidate.Input, op.InputWidth)
+                && Divides(candidate.Output, op.OutputWidth);
             if (isPossible && Moves(at, candidate.Input, op.InputWidth, isTap: index == 0, isAdd: false) is { } moves)
             {
                 Extend(index + 1, [.. steps, .. moves, new ComputeStep(op, candidate)]);

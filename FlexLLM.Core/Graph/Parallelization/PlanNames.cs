@@ -22,7 +22,7 @@ internal static class PlanNames
     };
 
     /// <summary>
-    /// The paper's name, else tap and linear cases as in "C(2,3)". Plans that differ only in where an elementwise operator
+    /// The paper's name, else tap and cases as in "C(2,3)". Plans that differ only in where an elementwise operator
     /// stands share a name and are numbered.
     /// </summary>
     public static string[] Of(IReadOnlyList<BypassPlan> plans)
@@ -44,6 +44,6 @@ internal static class PlanNames
             .Select(step => step is MoveStep move ? move.Operator.Label : $"({((ComputeStep)step).Case.Number})");
         return Known.TryGetValue(string.Join(' ', steps), out string? name)
             ? name
-            : $"{char.ToUpperInvariant(plan.Tap.Name[0])}({string.Join(',', cases)})";
+            : $"{plan.Tap.Symbol}({string.Join(',', cases)})";
     }
 }

@@ -23,7 +23,7 @@ internal sealed record PlanRow(
 internal static class PlanReport
 {
     private const string Header =
-        "plan    weights    flops/tok  sent/tok  back/tok     step  forward us  backward us   step us   total us  verdict";
+        "  weights    flops/tok  sent/tok  back/tok     step  forward us  backward us   step us   total us  verdict";
 
     public static IReadOnlyList<PlanRow> Rows(Planning planning) => [.. planning.Plans.Select(entry => new PlanRow(
         entry.Name,
@@ -42,27 +42,34 @@ internal static class PlanReport
 
     public static string Print(Planning planning)
     {
-        IEnumerable<string> widths = planning.Bypass.Operators.Select(op => $"{op.Name} {op.InputWidth}x{op.OutputWidth}");
+        IEnumerable<string> widths = planning.Bypass.Operators.Select(Shape);
         string work = planning.Tokens.Training ? $"{planning.Tokens.PerStep} a step" : "serving only";
         StringBuilder text = new();
         text.Append(CultureInfo.InvariantCulture,
             $"{planning.Tap.Name} {string.Join(", ", widths)}; {planning.Ranks} ranks; ");
         text.Append(CultureInfo.InvariantCulture, $"{planning.Tokens.PerBatch} tokens a batch, {work}\n");
-        text.Append(Header).Append('\n');
-        foreach (PlanRow row in Rows(planning))
+        IReadOnlyList<PlanRow> rows = Rows(planning);
+        int nameWidth = Math.Max(6, rows.Max(row => row.Name.Length));
+        int verdictWidth = Math.Max(19, rows.Max(row => row.Verdict.Length));
+        text.Append("plan".PadRight(nameWidth)).Append(Header).Append('\n');
+        foreach (PlanRow row in rows)
         {
-            text.Append(CultureInfo.InvariantCulture,
-                $"{row.Name,-6} {row.WeightsPerRank,8:0} {row.ForwardFlops,12:0} {row.ForwardElementsSent,9:0.##}");
+            text.Append(row.Name.PadRight(nameWidth)).Append(CultureInfo.InvariantCulture,
+                $" {row.WeightsPerRank,8:0} {row.ForwardFlops,12:0} {row.ForwardElementsSent,9:0.##}");
             text.Append(CultureInfo.InvariantCulture,
                 $" {row.BackwardElementsSent,9:0.##} {row.StepElementsReduced,8:0}");
             text.Append(CultureInfo.InvariantCulture,
                 $" {row.ForwardMicroseconds,11:0.00} {row.BackwardMicroseconds,12:0.00} {row.StepMicroseconds,9:0.00}");
             text.Append(CultureInfo.InvariantCulture,
-                $" {row.TotalMicroseconds,10:0.00}  {row.Verdict,-19}  {row.Steps}\n");
+                $" {row.TotalMicroseconds,10:0.00}  {row.Verdict.PadRight(verdictWidth)}  {row.Steps}\n");
         }
 
         return text.ToString();
     }
+
+    private static string Shape(BypassOperator op) => op.Kind == BypassOperatorKind.Linear
+        ? $"{op.Name} {op.InputWidth}x{op.OutputWidth}{(op.HasBias ? "+bias" : "")}"
+        : $"{op.Name} {op.OutputWidth}";
 
     private static string Verdict(PlanEntry entry, PlanEntry? choice) => entry switch
     {

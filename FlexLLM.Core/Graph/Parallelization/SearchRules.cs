@@ -24,8 +24,8 @@ internal sealed record SearchRules
     public bool MovesOnBothEdges { get; init; }
 
     /// <summary>
-    /// May a linear run on partials (case 5) when the bypass then reduces the wide result itself? Deferring a sum pays where it
-    /// rides on a reduction of the backbone.
+    /// May an operator with weights run on partials (cases 5 and 9) when the bypass then reduces the wide result itself? Deferring
+    /// a sum pays where it rides on a reduction of the backbone.
     /// </summary>
     public bool ReducesDeferredSums { get; init; }
 
@@ -40,7 +40,7 @@ internal sealed record SearchRules
         MoveStep[] moves = [.. plan.Forward.OfType<MoveStep>().Where(move => move.Communicates(plan.Ranks))];
         bool onBothEdges = moves.Any(move => move.OnWideEdge) && moves.Any(move => !move.OnWideEdge);
         bool reducesDeferredSum = plan.Forward
-            .SkipWhile(step => step is not ComputeStep { Case.Number: 5 })
+            .SkipWhile(step => step is not ComputeStep { Case.Number: 5 or 9 })
             .Any(step => step.To != TensorLayout.PreReduce);
         bool gathersRank = moves.Any(move =>
             !move.OnWideEdge

@@ -1,3 +1,5 @@
+using FlexLLM.Primitives;
+
 namespace FlexLLM.Graph.Parallelization;
 
 /// <summary>What the ranks of a tensor-parallel group hold along one dimension of a tensor.</summary>
@@ -47,6 +49,14 @@ internal readonly record struct TensorLayout(ShardState Replica, ShardState Rows
         && ParallelDimensions <= 1;
 
     public bool IsSplit => Rows == ShardState.Partitioned || Columns == ShardState.Partitioned;
+
+    /// <summary>Which of the rows a rank holds: of tokens, slices may be ragged.</summary>
+    public Shard RowsOn(int rank, int ranks, int rows) =>
+        Rows == ShardState.Partitioned ? Shard.Of(rows, rank, ranks) : Shard.All(rows);
+
+    /// <summary>Which of the columns a rank holds.</summary>
+    public Shard ColumnsOn(int rank, int ranks, int columns) =>
+        Columns == ShardState.Partitioned ? Shard.Of(columns, rank, ranks) : Shard.All(columns);
 
     private int ParallelDimensions =>
         (Replica == ShardState.NonParallel ? 0 : 1)
