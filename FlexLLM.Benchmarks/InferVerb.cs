@@ -31,7 +31,7 @@ internal sealed class InferVerb : IDisposable
         _settings = settings;
         int sequences = settings.Batches.Max();
         int rowsMax = Math.Max(Math.Min(settings.Chunk, settings.Positions), sequences);
-        _pass = new ForwardPass(bench.Model, rowsMax);
+        _pass = new ForwardPass(bench.Model, rowsMax, sampledMax: sequences);
         _batch = new TokenBatch(rowsMax);
         _runners = [.. Enumerable.Range(0, sequences).Select(_ => new SequenceRunner(bench.Model, settings.Positions))];
         _logits = new float[sequences * bench.Model.Config.VocabularySize];

@@ -26,6 +26,7 @@ internal sealed class TrainVerb : IDisposable
     private readonly ForwardPass _forward;
     private readonly BackwardPass _backward;
     private readonly TrainingRun _run;
+    private readonly MemoryPlan _plan;
     private readonly long _allocatedBefore;
     private readonly long _residentBefore;
     private readonly List<StepTime> _times = [];
@@ -38,8 +39,18 @@ internal sealed class TrainVerb : IDisposable
         _window = window;
         _allocatedBefore = bench.Backend.AllocatedBytes;
         _residentBefore = Environment.WorkingSet;
+        _plan = new MemoryPlan(bench.Model.Config, bench.Model.Program, bench.Backend, new ExecutionLimits
+        {
+            Rows = window,
+            Sequences = 0,
+            Windows = 1,
+            Positions = tokens,
+            RankMax = lora.Rank,
+            InnerMax = lora.Rank,
+        });
+        bench.Backend.ReserveScratch(_plan.Scratch(trains: true));
         _batch = new TokenBatch(window);
-        _forward = new ForwardPass(bench.Model, window);
+        _forward = new ForwardPass(bench.Model, window, sampledMax: 0);
         _backward = new BackwardPass(bench.Model, window);
         PeftAdapter adapter = PeftAdapter.CreateRandom(bench.Backend, bench.Model.Config, lora, seed: 1);
         int[] ids = bench.RandomIds(tokens, seed: 1);
@@ -96,7 +107,7 @@ internal sealed class TrainVerb : IDisposable
         ("optimizer", Spread.Of(_times.Select(t => _tokens / t.Optimizer))),
     ];
 
-    // One step more than asked for: the first lets the runtime compile and the backend size its scratch memory.
+    // One step more than asked for: the first lets the runtime compile.
     private void Measure(int steps)
     {
         for (int step = 0; step <= steps; step++)
@@ -141,27 +152,31 @@ internal sealed class TrainVerb : IDisposable
 
     private void SampleResident() => _residentPeak = Math.Max(_residentPeak, Environment.WorkingSet);
 
-    /// <summary>Bytes by category; no prediction where the backend decides alone.</summary>
-    private List<MemoryRow> Memory()
-    {
-        TrainingMemory predicted = TrainingMemory.Of(_bench.Model, _run.Program, _run.Adapter, moments: 2, _tokens, _window);
-        List<MemoryRow> rows =
-        [
-            .. _run.MemoryByCategory().Select(row => Row(row.Category, row.Bytes)),
-            Row(TrainingMemory.ForwardWorkspace, _forward.WorkspaceBytes),
-            Row(TrainingMemory.BackwardWorkspace, _backward.WorkspaceBytes),
-        ];
-        long allocated = _bench.Backend.AllocatedBytes - _allocatedBefore;
-        rows.Add(new MemoryRow("scratch of the backend", null, allocated - rows.Sum(row => row.Real)));
-        rows.Add(new MemoryRow("together", rows.Sum(row => row.Predicted), allocated));
-        return rows;
+    /// <summary>What the plan says before anything is allocated.</summary>
+    private MemoryTable Predicted() => _plan.OfForwardPass() +
+        _plan.OfJob(_run.Program, _run.Adapter.Config, moments: 2, _tokens) +
+        new MemoryTable([new(MemoryUse.Scratch, "finetuning", 1, _plan.ScratchBytes(trains: true))]);
 
-        MemoryRow Row(string category, long real) => new(category, predicted.Of(category), real);
+    /// <summary>What is held. Scratch is what the backend counts beside all tensors.</summary>
+    private MemoryTable Real()
+    {
+        MemoryTable tensors = _forward.Memory() + _run.Memory() + _backward.Memory(_run.Program);
+        long scratch = _bench.Backend.AllocatedBytes - _allocatedBefore - tensors.Bytes;
+        return tensors + new MemoryTable([new(MemoryUse.Scratch, "finetuning", 1, scratch)]);
+    }
+
+    private List<MemoryLine> Memory()
+    {
+        MemoryTable predicted = Predicted();
+        MemoryTable real = Real();
+        List<MemoryLine> rows = [.. predicted.Uses.Select(use => new MemoryLine(use, predicted.Of(use), real.Of(use)))];
+        rows.Add(new MemoryLine("together", predicted.Bytes, real.Bytes));
+        return rows;
     }
 
     /// <summary>Saved values by their place in a layer, with the bytes of one token and the layers that save them.</summary>
     private IEnumerable<(string Value, long BytesPerToken, int Layers)> Saved => _run.Program.Saved
-        .GroupBy(s => s.Name[(s.Name.LastIndexOf('.') + 1)..])
+        .GroupBy(s => s.Role)
         .Select(g => (g.Key, (long)sizeof(float) * g.First().Columns, g.Count()));
 
     private double SavedPerTokenAndLayer =>
@@ -182,7 +197,7 @@ internal sealed class TrainVerb : IDisposable
         }
 
         output.WriteLine($"{"memory, MiB",-32}{"predicted",14}{"real",10}");
-        foreach (MemoryRow row in Memory())
+        foreach (MemoryLine row in Memory())
         {
             output.WriteLine(string.Create(
                 culture, $"{row.Category,-32}{row.Predicted / 1048576.0,14:0.00}{row.Real / 1048576.0,10:0.00}"));
@@ -214,15 +229,11 @@ internal sealed class TrainVerb : IDisposable
 
         json.WriteEndObject();
         json.WriteStartArray("memory");
-        foreach (MemoryRow row in Memory())
+        foreach (MemoryLine row in Memory())
         {
             json.WriteStartObject();
             json.WriteString("category", row.Category);
-            if (row.Predicted is long predicted)
-            {
-                json.WriteNumber("predicted_bytes", predicted);
-            }
-
+            json.WriteNumber("predicted_bytes", row.Predicted);
             json.WriteNumber("real_bytes", row.Real);
             json.WriteEndObject();
         }
@@ -239,5 +250,5 @@ internal sealed class TrainVerb : IDisposable
         public double Together => Forward + Backward + Optimizer;
     }
 
-    private readonly record struct MemoryRow(string Category, long? Predicted, long Real);
+    private readonly record struct MemoryLine(string Category, long Predicted, long Real);
 }

@@ -15,7 +15,7 @@ internal sealed class VerifyInference(VerifyVerb report, GoldenModel golden, Loa
     // some models less than a hundredth of an ulp. Half an ulp of the sum is as much as one rounding of the final norm makes.
     private const double HalfUlp = 1.0 / (1 << 24);
 
-    private readonly ForwardPass _pass = new(model, rowsMax: 256);
+    private readonly ForwardPass _pass = new(model, rowsMax: 256, sampledMax: 256);
     private readonly TokenBatch _batch = new(256);
 
     public void Run()

@@ -22,7 +22,7 @@ internal sealed class VerifyTraining(VerifyVerb report, GoldenModel golden, Load
     // Multiple of the float32-against-float64 error for logits (max) and for AdamW weights (rms).
     private const double Slack = 4;
 
-    private readonly ForwardPass _forward = new(model, RowsMax);
+    private readonly ForwardPass _forward = new(model, RowsMax, sampledMax: RowsMax);
     private readonly BackwardPass _backward = new(model, RowsMax);
     private readonly TokenBatch _batch = new(RowsMax);
 

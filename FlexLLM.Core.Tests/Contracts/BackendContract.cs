@@ -7,7 +7,7 @@ namespace FlexLLM.Tests.Contracts;
 /// What every backend must do, against plain loops in double. Ragged sizes are the point; guard rows, unread rows and
 /// unwritten KV slots hold NaN.
 /// </summary>
-internal abstract class BackendContract
+internal abstract partial class BackendContract
 {
     protected static readonly int[] RowCounts = [0, 1, 5, 7, 33, 130];
 
@@ -34,6 +34,19 @@ internal abstract class BackendContract
 
     [Test]
     public void AllocatedBytes_CreateAndDispose_AddsUp() => MemoryChecks.Accounting(Backend);
+
+    [Test]
+    public void ToldBytes_AnyShape_AreReal([ValueSource(nameof(RowCounts))] int rows, [Values(1, 5, 16, 37)] int columns) =>
+        MemoryChecks.ToldBytes(Backend, rows, columns);
+
+    [TestCase(20, 16, 48)]
+    [TestCase(32, 16, 35, 16, 16)]
+    [TestCase(3, 3)]
+    public void ResizeKvCache_ToWholeExtents_KeepsWhatStays(int blocks, params int[] sizes) =>
+        MemoryChecks.Resize(Backend, blocks, sizes);
+
+    [Test]
+    public void ResizeKvCache_WithinAnExtent_IsABrokenInvariant() => MemoryChecks.ResizeWithinAnExtent(Backend);
 
     [Test]
     public void Resources_Created_DescribeThemselves() => MemoryChecks.Description(Backend);

@@ -12,6 +12,20 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     protected IComputeBackend Inner => inner;
 
+    public virtual long TensorBytes(int rows, int columns) => inner.TensorBytes(rows, columns);
+
+    public virtual long WeightBytes(int outFeatures, int inFeatures, DType type) =>
+        inner.WeightBytes(outFeatures, inFeatures, type);
+
+    public virtual long FactorBytes(int inner, int wide) => Inner.FactorBytes(inner, wide);
+
+    public virtual long KvCacheBytes(int layers, int blocks, int kvHeads, int headDim) =>
+        inner.KvCacheBytes(layers, blocks, kvHeads, headDim);
+
+    public virtual long ScratchBytes(in ScratchLimits limits) => inner.ScratchBytes(limits);
+
+    public virtual void ReserveScratch(in ScratchLimits limits) => inner.ReserveScratch(limits);
+
     public virtual DeviceTensor Allocate(int rows, int columns) => inner.Allocate(rows, columns);
 
     public virtual DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
@@ -21,6 +35,8 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     public virtual DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
         inner.CreateKvCache(layers, blocks, kvHeads, headDim);
+
+    public virtual void ResizeKvCache(DeviceKvCache cache, int blocks) => inner.ResizeKvCache(cache, blocks);
 
     public virtual DeviceFactor CreateFactor(int innerSide, int wide) => inner.CreateFactor(innerSide, wide);
 

@@ -130,17 +130,76 @@ internal static class DenseChecks
         bench.Verify();
     }
 
+    public static void Relu(IComputeBackend backend, int rows, int columns, bool inPlace = false)
+    {
+        using var bench = new Workbench(backend);
+        Matrix x = WithZeros(bench.Random(rows, columns));
+        Operand y = inPlace ? bench.Target(x) : bench.Output(rows, columns);
+        backend.Relu(inPlace ? y : bench.Source(x), y);
+        Expect.SameBits("relu", y.Read(), Reference.Relu(x));
+        bench.Verify();
+    }
+
+    /// <summary>dx is a fresh tensor (0), y (1) or dy (2).</summary>
+    public static void ReluBackward(IComputeBackend backend, int rows, int columns, int destination = 0)
+    {
+        using var bench = new Workbench(backend);
+        (Matrix y, Matrix dy) = (WithZeros(bench.Random(rows, columns)), bench.Random(rows, columns));
+        Operand dx = bench.Target(destination == 0 ? Nan(rows, columns) : destination == 1 ? y : dy);
+        backend.ReluBackward(destination == 1 ? dx : bench.Source(y), destination == 2 ? dx : bench.Source(dy), dx);
+        Expect.SameBits("relu dx", dx.Read(), Reference.ReluBackward(y, dy));
+        bench.Verify();
+    }
+
+    public static void Silu(IComputeBackend backend, int rows, int columns, bool inPlace = false, double scale = 3)
+    {
+        using var bench = new Workbench(backend);
+        Matrix x = bench.Random(rows, columns, scale);
+        Operand y = inPlace ? bench.Target(x) : bench.Output(rows, columns);
+        backend.Silu(inPlace ? y : bench.Source(x), y);
+        Matrix magnitude = SiluMagnitude(x, Matrix.Filled(rows, columns, 1)).Plus(x.Map(Vanished));
+        Expect.Close("silu", y.Read(), Reference.Silu(x), magnitude, Expect.Roundings());
+        bench.Verify();
+    }
+
+    /// <summary>dx is a fresh tensor (0), x (1) or dy (2).</summary>
+    public static void SiluBackward(IComputeBackend backend, int rows, int columns, int destination = 0, double scale = 3)
+    {
+        using var bench = new Workbench(backend);
+        (Matrix x, Matrix dy) = (bench.Random(rows, columns, scale), bench.Random(rows, columns));
+        Operand dx = bench.Target(destination == 0 ? Nan(rows, columns) : destination == 1 ? x : dy);
+        backend.SiluBackward(destination == 1 ? dx : bench.Source(x), destination == 2 ? dx : bench.Source(dy), dx);
+        Matrix magnitude = Combine(dy, x, x, (d, v, _) => Math.Abs(d) * (1 + Math.Abs(v)) / (1 + Math.Exp(-v)));
+        Expect.Close(
+            "silu dx", dx.Read(), Reference.SiluBackward(x, dy), magnitude.Plus(x.Map(Vanished)), Expect.Roundings());
+        bench.Verify();
+    }
+
     private static void Close(
         string what, Operand actual, Matrix expected, Matrix magnitude, Matrix? before, double roundings) =>
         Expect.Close(
             what, actual.Read(), before is null ? expected : before.Plus(expected),
             before is null ? magnitude : before.Abs().Plus(magnitude), roundings);
 
+    // Every fifth is a zero, of either sign.
+    private static Matrix WithZeros(Matrix values)
+    {
+        for (int i = 0; i < values.Values.Length; i += 5)
+        {
+            values.Values[i] = i % 2 == 0 ? 0 : -0.0;
+        }
+
+        return values;
+    }
+
     private static Matrix Nan(int rows, int columns) => Matrix.Filled(rows, columns, double.NaN);
 
     // exp(-g) carries a relative error that grows with |g|.
     private static Matrix SiluMagnitude(Matrix gate, Matrix factor) =>
         Combine(Reference.SiluGate(gate, factor), gate, gate, (y, g, _) => Math.Abs(y) * (1 + Math.Abs(g)));
+
+    // Below -88 exp(-x) is more than an F32 holds, so that a result of less than 4e-37 may be zero.
+    private static double Vanished(double x) => x < -88 ? 1e-30 : 0;
 
     private static Matrix Combine(Matrix a, Matrix b, Matrix c, Func<double, double, double, double> f)
     {

@@ -4,8 +4,27 @@ using FlexLLM.Primitives;
 namespace FlexLLM.Tests.Contracts;
 
 /// <summary>One planted fault: takes a correct backend and the name of the fault, spoils one operation.</summary>
-internal sealed class FaultyBackend(IComputeBackend inner, string fault) : DelegatingBackend(inner)
+internal sealed partial class FaultyBackend(IComputeBackend inner, string fault) : DelegatingBackend(inner)
 {
+    public override long TensorBytes(int rows, int columns) =>
+        Inner.TensorBytes(fault == "tensors told a row short" ? Math.Max(0, rows - 1) : rows, columns);
+
+    public override long FactorBytes(int inner, int wide) =>
+        Inner.FactorBytes(inner, wide) - (fault == "factors told without a column" ? sizeof(float) : 0);
+
+    public override long KvCacheBytes(int layers, int blocks, int kvHeads, int headDim) =>
+        Inner.KvCacheBytes(fault == "one layer told for all" ? 1 : layers, blocks, kvHeads, headDim);
+
+    public override void ResizeKvCache(DeviceKvCache cache, int blocks)
+    {
+        if (fault == "resize forgets the keys")
+        {
+            Inner.ResizeKvCache(cache, 0);
+        }
+
+        Inner.ResizeKvCache(cache, blocks);
+    }
+
     public override unsafe DeviceWeight CreateWeight(in HostMatrix source, DType type)
     {
         if (fault != "BF16 truncated" || type != DType.BF16)
@@ -40,7 +59,7 @@ internal sealed class FaultyBackend(IComputeBackend inner, string fault) : Deleg
     public override void RefreshFactor(DeviceFactor factor)
     {
         Inner.RefreshFactor(factor);
-        if (fault == "refresh takes stale values")
+        if (fault is "refresh takes stale values" or "refresh forgets a row")
         {
             Inner.Zero(factor.Values.Slice(0, 1));
         }
@@ -68,6 +87,7 @@ internal sealed class FaultyBackend(IComputeBackend inner, string fault) : Deleg
     {
         bool drop = fault == "copy drops the last row" && source.Rows > 0;
         Inner.Copy(drop ? source.Slice(0, source.Rows - 1) : source, drop ? destination.Slice(0, source.Rows - 1) : destination);
+        Quiet("copy changes a NaN", destination);
     }
 
     public override void Zero(TensorSlice destination)

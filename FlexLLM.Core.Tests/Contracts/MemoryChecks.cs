@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using FlexLLM.Backends;
 using FlexLLM.Primitives;
 using NUnit.Framework;
@@ -46,6 +47,98 @@ internal static class MemoryChecks
                 return backend.CreateWeight(new HostMatrix((byte*)data, DType.F32, 9, 5), type);
             }
         }
+    }
+
+    /// <summary>Bytes that the backend tells beforehand are those that the resource holds.</summary>
+    public static void ToldBytes(IComputeBackend backend, int rows, int columns)
+    {
+        using (DeviceTensor tensor = backend.Allocate(rows, columns))
+        {
+            Assert.That(tensor.Bytes, Is.EqualTo(backend.TensorBytes(rows, columns)));
+        }
+
+        using var bench = new Workbench(backend);
+        foreach (DType type in new[] { DType.F32, DType.BF16 })
+        {
+            (DeviceWeight weight, _) = bench.RandomWeight(columns, rows + 1, type);
+            Assert.That(weight.Bytes, Is.EqualTo(backend.WeightBytes(columns, rows + 1, type)));
+        }
+
+        DeviceFactor factor = bench.Own(backend.CreateFactor(rows + 1, columns));
+        Assert.That(factor.Bytes, Is.EqualTo(backend.FactorBytes(rows + 1, columns)));
+        DeviceKvCache cache = bench.Own(backend.CreateKvCache(3, rows, 2, 2 * columns));
+        Assert.That(cache.Bytes, Is.EqualTo(backend.KvCacheBytes(3, rows, 2, 2 * columns)));
+    }
+
+    /// <summary>
+    /// Keys and values of the blocks that stay are seen by attention as before, bytes are those of a cache made so large, and
+    /// blocks that came serve like any.
+    /// </summary>
+    public static void Resize(IComputeBackend backend, int blocks, params int[] sizes)
+    {
+        HeadShape shape = new(KvHeads: 2, Group: 3, HeadDim: 6);
+        using var bench = new Workbench(backend);
+        DeviceKvCache cache = bench.Own(backend.CreateKvCache(2, blocks, shape.KvHeads, shape.HeadDim));
+        int kept = sizes.Append(blocks).Min();
+        foreach (int layer in new[] { 0, 1 })
+        {
+            Append(kept, layer, seed: 20 + layer);
+        }
+
+        foreach (int size in sizes)
+        {
+            long others = backend.AllocatedBytes - cache.Bytes;
+            backend.ResizeKvCache(cache, size);
+            Assert.That(cache.Blocks, Is.EqualTo(size));
+            Assert.That(cache.Bytes, Is.EqualTo(backend.KvCacheBytes(2, size, shape.KvHeads, shape.HeadDim)));
+            Assert.That(backend.AllocatedBytes, Is.EqualTo(others + cache.Bytes));
+            foreach (int layer in new[] { 0, 1 })
+            {
+                Attend(kept, layer, Random(kept, 20 + layer));
+                Append(size, layer, seed: 30);
+                Attend(size, layer, Random(size, 30));
+                Append(kept, layer, seed: 20 + layer);
+            }
+        }
+
+        Matrix Random(int count, int seed)
+        {
+            var random = new SeededRandom((ulong)seed);
+            return Matrix.Random(ref random, count * DeviceKvCache.TokensPerBlock, shape.KvColumns, 1);
+        }
+
+        void Append(int count, int layer, int seed)
+        {
+            using var own = new Workbench(backend);
+            Operand rows = own.Source(Random(count, seed));
+            backend.AppendKv(rows, rows, layer, [Segment(count) with { RowCount = rows.All.Rows }]);
+        }
+
+        void Attend(int count, int layer, Matrix keys)
+        {
+            using var own = new Workbench(backend);
+            Matrix q = own.Random(1, shape.QueryColumns);
+            Operand o = own.Output(1, shape.QueryColumns);
+            int last = keys.Rows - 1;
+            backend.Attention(own.Source(q), o, layer, [Segment(count) with { PositionStart = last, RowCount = 1 }]);
+            Matrix expected = Reference.Attention(q, keys, keys, last, shape).O;
+            Expect.Close("attention", o.Read(), expected, expected.Map(_ => 10), 100);
+        }
+
+        AttentionSegment Segment(int count) => new(0, 0, 0, cache, [.. Enumerable.Range(0, count)]);
+    }
+
+    /// <summary>Extents come and go whole.</summary>
+    public static void ResizeWithinAnExtent(IComputeBackend backend)
+    {
+        using var bench = new Workbench(backend);
+        DeviceKvCache cache = bench.Own(backend.CreateKvCache(1, 20, 1, 4));
+        Assert.Throws<UnreachableException>(() => backend.ResizeKvCache(cache, 17));
+        Assert.Throws<UnreachableException>(() => backend.ResizeKvCache(cache, 32));
+        Assert.Throws<UnreachableException>(() => backend.ResizeKvCache(cache, -16));
+        backend.ResizeKvCache(cache, 20);
+        backend.ResizeKvCache(cache, 0);
+        Assert.That(cache.Bytes, Is.Zero);
     }
 
     public static void Description(IComputeBackend backend)

@@ -13,6 +13,22 @@ internal sealed partial class ReferenceBackend : IComputeBackend
 
     public long AllocatedBytes { get; private set; }
 
+    public long TensorBytes(int rows, int columns) => sizeof(float) * (long)rows * columns;
+
+    public long WeightBytes(int outFeatures, int inFeatures, DType type) => sizeof(double) * (long)outFeatures * inFeatures;
+
+    public long FactorBytes(int inner, int wide) => TensorBytes(inner, wide);
+
+    public long KvCacheBytes(int layers, int blocks, int kvHeads, int headDim) =>
+        2L * sizeof(double) * layers * blocks * DeviceKvCache.TokensPerBlock * kvHeads * headDim;
+
+    public long ScratchBytes(in ScratchLimits limits) => 0;
+
+    public void ReserveScratch(in ScratchLimits limits)
+    {
+        // Every result is an object of its own.
+    }
+
     public DeviceTensor Allocate(int rows, int columns) => new HostTensor(this, rows, columns);
 
     public DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
@@ -35,7 +51,13 @@ internal sealed partial class ReferenceBackend : IComputeBackend
     public DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
         new HostKvCache(this, layers, blocks, kvHeads, headDim);
 
-    public DeviceFactor CreateFactor(int inner, int wide) => new HostFactor(this, inner, wide);
+    public void ResizeKvCache(DeviceKvCache cache, int blocks) => ((HostKvCache)cache).Resize(blocks);
+
+    public DeviceFactor CreateFactor(int inner, int wide)
+    {
+        Check.That(inner > 0 && wide > 0);
+        return new HostFactor(this, inner, wide);
+    }
 
     public void RefreshFactor(DeviceFactor factor)
     {
@@ -340,9 +362,9 @@ internal sealed partial class ReferenceBackend : IComputeBackend
             owner.AllocatedBytes += Bytes;
         }
 
-        public Matrix Keys { get; }
+        public Matrix Keys { get; private set; }
 
-        public Matrix Values { get; }
+        public Matrix Values { get; private set; }
 
         public override long Bytes => 2L * sizeof(double) * Keys.Values.Length;
 
@@ -352,6 +374,16 @@ internal sealed partial class ReferenceBackend : IComputeBackend
             int block = table[position / TokensPerBlock];
             Check.That(block >= 0 && block < Blocks);
             return (((layer * Blocks) + block) * TokensPerBlock) + (position % TokensPerBlock);
+        }
+
+        public void Resize(int blocks)
+        {
+            CheckResize(blocks);
+            _owner.AllocatedBytes -= Bytes;
+            Keys = Resized(Keys, blocks);
+            Values = Resized(Values, blocks);
+            Blocks = blocks;
+            _owner.AllocatedBytes += Bytes;
         }
 
         public HeadShape ShapeFor(int queryColumns)
@@ -367,5 +399,17 @@ internal sealed partial class ReferenceBackend : IComputeBackend
         }
 
         public override void Dispose() => _owner.AllocatedBytes -= Bytes;
+
+        private Matrix Resized(Matrix from, int blocks)
+        {
+            int kept = Math.Min(Blocks, blocks) * TokensPerBlock;
+            var to = new Matrix(Layers * blocks * TokensPerBlock, from.Columns);
+            for (int layer = 0; layer < Layers; layer++)
+            {
+                to.SetRows(layer * blocks * TokensPerBlock, from.Slice(layer * Blocks * TokensPerBlock, kept));
+            }
+
+            return to;
+        }
     }
 }

@@ -9,7 +9,7 @@ namespace FlexLLM.Tests.Contracts;
 /// identities that are derived otherwise.
 /// </summary>
 [TestFixture]
-internal sealed class ReferenceTests
+internal sealed partial class ReferenceTests
 {
     private const double Epsilon = 1e-5;
 
@@ -184,7 +184,8 @@ internal sealed class ReferenceTests
         return table;
     }
 
-    private static void AssertGradient(Func<double> loss, Matrix input, Matrix gradient)
+    /// <summary>Central differences of a loss in each element of one of its inputs.</summary>
+    internal static Matrix NumericGradient(Func<double> loss, Matrix input)
     {
         const double step = 1e-5;
         Matrix numeric = new(input.Rows, input.Columns);
@@ -199,8 +200,11 @@ internal sealed class ReferenceTests
             numeric.Values[i] = (above - below) / (2 * step);
         }
 
-        Assert.That(gradient.Values, Is.EqualTo(numeric.Values).Within(1e-7));
+        return numeric;
     }
+
+    private static void AssertGradient(Func<double> loss, Matrix input, Matrix gradient) =>
+        Assert.That(gradient.Values, Is.EqualTo(NumericGradient(loss, input).Values).Within(1e-7));
 
     private Matrix Random(int rows, int columns, double scale = 1) => Matrix.Random(ref _random, rows, columns, scale);
 }

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using FlexLLM.Backends;
+using FlexLLM.Primitives;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Contracts;
@@ -52,6 +53,50 @@ internal static class ShapeChecks
             b.Backend.LoraBypassBackward(T(b, 2, 4), T(b, 2, 3), F(b, 2, 4), F(b, 2, 3), 1, T(b, 2, 4), T(b, 2, 4), null),
         ["LoraBypassBackward_Dx"] = b =>
             b.Backend.LoraBypassBackward(T(b, 2, 4), T(b, 2, 3), F(b, 2, 4), F(b, 2, 3), 1, T(b, 2, 4), T(b, 2, 3), T(b, 1, 4)),
+        ["CreateFactor_Inner"] = b => F(b, 0, 4),
+        ["CreateFactor_Wide"] = b => F(b, 2, 0),
+        ["Narrow_Wide"] = b => b.Backend.Narrow(T(b, 2, 5), F(b, 3, 4), 1, T(b, 2, 3), accumulate: false),
+        ["Narrow_Inner"] = b => b.Backend.Narrow(T(b, 2, 4), F(b, 3, 4), 1, T(b, 2, 4), accumulate: false),
+        ["Narrow_Rows"] = b => b.Backend.Narrow(T(b, 2, 4), F(b, 3, 4), 1, T(b, 3, 3), accumulate: true),
+        ["Widen_Inner"] = b => b.Backend.Widen(T(b, 2, 4), F(b, 3, 4), 1, T(b, 2, 4), accumulate: false),
+        ["Widen_Wide"] = b => b.Backend.Widen(T(b, 2, 3), F(b, 3, 4), 1, T(b, 2, 3), accumulate: false),
+        ["Widen_Rows"] = b => b.Backend.Widen(T(b, 2, 3), F(b, 3, 4), 1, T(b, 1, 4), accumulate: true),
+        ["AddOuter_Rows"] = b => b.Backend.AddOuter(T(b, 2, 3), T(b, 1, 4), 1, T(b, 3, 4)),
+        ["AddOuter_Inner"] = b => b.Backend.AddOuter(T(b, 2, 3), T(b, 2, 4), 1, T(b, 2, 4)),
+        ["AddOuter_Wide"] = b => b.Backend.AddOuter(T(b, 2, 3), T(b, 2, 4), 1, T(b, 3, 5)),
+        ["AddBias_Columns"] = b => b.Backend.AddBias(T(b, 2, 4), T(b, 1, 5)),
+        ["AddBias_Rows"] = b => b.Backend.AddBias(T(b, 2, 4), T(b, 2, 4)),
+        ["AddColumnSums_Columns"] = b => b.Backend.AddColumnSums(T(b, 2, 4), T(b, 1, 3)),
+        ["AddColumnSums_Rows"] = b => b.Backend.AddColumnSums(T(b, 2, 4), T(b, 2, 4)),
+        ["ScaleColumns_Gain"] = b => b.Backend.ScaleColumns(T(b, 2, 4), T(b, 1, 2), T(b, 2, 4), accumulate: false),
+        ["ScaleColumns_GainRows"] = b => b.Backend.ScaleColumns(T(b, 2, 4), T(b, 2, 4), T(b, 2, 4), accumulate: false),
+        ["ScaleColumns_Rows"] = b => b.Backend.ScaleColumns(T(b, 2, 4), T(b, 1, 4), T(b, 3, 4), accumulate: true),
+        ["ScaleColumnsBackward_Dy"] = b =>
+            b.Backend.ScaleColumnsBackward(T(b, 2, 4), T(b, 2, 5), T(b, 1, 4), T(b, 1, 4), null, accumulate: false),
+        ["ScaleColumnsBackward_GradGain"] = b =>
+            b.Backend.ScaleColumnsBackward(T(b, 2, 4), T(b, 2, 4), T(b, 1, 4), T(b, 1, 5), null, accumulate: false),
+        ["ScaleColumnsBackward_Gain"] = b =>
+            b.Backend.ScaleColumnsBackward(T(b, 2, 4), T(b, 2, 4), T(b, 2, 4), T(b, 1, 4), T(b, 2, 4), accumulate: false),
+        ["ScaleColumnsBackward_Dx"] = b =>
+            b.Backend.ScaleColumnsBackward(T(b, 2, 4), T(b, 2, 4), T(b, 1, 4), T(b, 1, 4), T(b, 1, 4), accumulate: true),
+        ["CopyColumns_Rows"] = b => b.Backend.CopyColumns(T(b, 2, 4), 0, T(b, 3, 4), 0, 2),
+        ["CopyColumns_SourceEnd"] = b => b.Backend.CopyColumns(T(b, 2, 4), 2, T(b, 2, 9), 0, 3),
+        ["CopyColumns_DestinationEnd"] = b => b.Backend.CopyColumns(T(b, 2, 9), 0, T(b, 2, 4), 2, 3),
+        ["CopyColumns_SourceStart"] = b => b.Backend.CopyColumns(T(b, 2, 4), -1, T(b, 2, 4), 0, 2),
+        ["CopyColumns_DestinationStart"] = b => b.Backend.CopyColumns(T(b, 2, 4), 0, T(b, 2, 4), -1, 2),
+        ["CopyColumns_Count"] = b => b.Backend.CopyColumns(T(b, 2, 4), 1, T(b, 2, 4), 1, -1),
+        ["Relu_Rows"] = b => b.Backend.Relu(T(b, 2, 4), T(b, 1, 4)),
+        ["ReluBackward_Dy"] = b => b.Backend.ReluBackward(T(b, 2, 4), T(b, 2, 5), T(b, 2, 4)),
+        ["ReluBackward_Dx"] = b => b.Backend.ReluBackward(T(b, 2, 4), T(b, 2, 4), T(b, 3, 4)),
+        ["Silu_Columns"] = b => b.Backend.Silu(T(b, 2, 4), T(b, 2, 5)),
+        ["SiluBackward_Dy"] = b => b.Backend.SiluBackward(T(b, 2, 4), T(b, 1, 4), T(b, 2, 4)),
+        ["SiluBackward_Dx"] = b => b.Backend.SiluBackward(T(b, 2, 4), T(b, 2, 4), T(b, 2, 3)),
+        ["Pack_Rows"] = b => b.Backend.Pack(T(b, 2, 33), PackedFormat.BF16, T(b, 3, 17)),
+        ["Pack_BF16Columns"] = b => b.Backend.Pack(T(b, 2, 33), PackedFormat.BF16, T(b, 2, 16)),
+        ["Pack_SignColumns"] = b => b.Backend.Pack(T(b, 2, 33), PackedFormat.SignBits, T(b, 2, 1)),
+        ["Unpack_Rows"] = b => b.Backend.Unpack(T(b, 2, 2), PackedFormat.SignBits, T(b, 1, 33)),
+        ["Unpack_BF16Columns"] = b => b.Backend.Unpack(T(b, 2, 18), PackedFormat.BF16, T(b, 2, 34)),
+        ["Unpack_SignColumns"] = b => b.Backend.Unpack(T(b, 2, 17), PackedFormat.SignBits, T(b, 2, 33)),
         ["Rope_Positions"] = b => b.Backend.Rope(T(b, 2, 8), [0], T(b, 5, 4), inverse: false),
         ["Rope_PositionTooLarge"] = b => b.Backend.Rope(T(b, 2, 8), [0, 5], T(b, 5, 4), inverse: false),
         ["Rope_Columns"] = b => b.Backend.Rope(T(b, 2, 7), [0, 1], T(b, 5, 4), inverse: false),

@@ -1,4 +1,5 @@
 using FlexLLM.Backends;
+using FlexLLM.Primitives;
 
 namespace FlexLLM.Tests.Contracts;
 
@@ -6,11 +7,15 @@ namespace FlexLLM.Tests.Contracts;
 internal delegate Matrix[] SplitRun(IReadOnlyList<Part> parts);
 
 /// <summary>Every operation in a form that can be cut: what its outputs hold must not depend on the cuts.</summary>
-internal static class SplitOperations
+internal static partial class SplitOperations
 {
     /// <summary>Operations so cheap that only very many rows keep several threads busy.</summary>
     public static readonly string[] Light =
-        ["Gather", "RmsNorm", "RmsNorm of heads", "RmsNormBackward", "Rope", "SiluGate", "SiluGateBackward", "Add", "SgdStep"];
+    [
+        "Gather", "RmsNorm", "RmsNorm of heads", "RmsNormBackward", "Rope", "SiluGate", "SiluGateBackward", "Add", "SgdStep",
+        "AddBias", "AddColumnSums", "ScaleColumns", "ScaleColumnsBackward", "CopyColumns", "Relu", "ReluBackward", "Silu",
+        "SiluBackward", "Pack BF16", "Pack SignBits",
+    ];
 
     private const int Wide = 67;
     private const int Narrow = 37;
@@ -47,6 +52,17 @@ internal static class SplitOperations
         ["LinearBackwardInput F32"] = (bench, rows) => LinearBackwardInput(bench, rows, 41, 600, DType.F32, accumulate: true),
         ["LinearBackwardInput BF16"] = (bench, rows) => LinearBackwardInput(bench, rows, 300, 67, DType.BF16, accumulate: false),
         ["LoraBypass"] = LoraBypass,
+        ["Narrow"] = NarrowFactor,
+        ["Widen"] = WidenFactor,
+        ["AddBias"] = AddBias,
+        ["ScaleColumns"] = ScaleColumns,
+        ["CopyColumns"] = CopyColumns,
+        ["Relu"] = Relu,
+        ["ReluBackward"] = ReluBackward,
+        ["Silu"] = Silu,
+        ["SiluBackward"] = SiluBackward,
+        ["Pack BF16"] = (bench, rows) => PackAndUnpack(bench, rows, PackedFormat.BF16),
+        ["Pack SignBits"] = (bench, rows) => PackAndUnpack(bench, rows, PackedFormat.SignBits),
         ["Rope"] = (bench, rows) =>
         {
             DeviceTensor table = bench.Constant(ReferenceTests.RotationTable(rows, 10));
@@ -108,6 +124,9 @@ internal static class SplitOperations
     public static readonly Dictionary<string, Func<Workbench, int, SplitRun>> FromTheEnd = new()
     {
         ["LoraBypassBackward"] = LoraBypassBackward,
+        ["AddOuter"] = AddOuter,
+        ["AddColumnSums"] = AddColumnSums,
+        ["ScaleColumnsBackward"] = ScaleColumnsBackward,
         ["AttentionBackward"] = AttentionBackward,
     };
 

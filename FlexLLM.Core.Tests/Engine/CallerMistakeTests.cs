@@ -135,7 +135,7 @@ internal sealed class CallerMistakeTests
     [Test]
     public void Engine_ThatDoesNotFit_IsRefused() => Assert.That(
         async () => await CoServingEngine.LoadAsync(_model.Folder, new CoServingOptions { DeviceBytesMax = 1000 }),
-        Throws.InstanceOf<RequestRejectedException>().With.Message.Contains("KvCacheTokens"));
+        Throws.InstanceOf<RequestRejectedException>().With.Message.Contains("KV cache").And.Message.Contains("together"));
 
     [Test]
     public async Task Checkpoint_OfTwoSteps_IsRefused()

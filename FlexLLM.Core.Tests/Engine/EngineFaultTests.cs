@@ -64,6 +64,7 @@ internal sealed class EngineFaultTests
     [TestCase("Download", 5)]
     [TestCase("Allocate", 30)]
     [TestCase("CreateKvCache", 1)]
+    [TestCase("ReserveScratch", 1)]
     [TestCase("CreateFactor", 1)]
     [TestCase("CreateFactor", 16)]
     [TestCase("CreateFactor", 27)]
@@ -107,8 +108,9 @@ internal sealed class EngineFaultTests
     }
 
     [TestCase("Allocate", 3)]
-    [TestCase("Allocate", 16)]
+    [TestCase("Allocate", 12)]
     [TestCase("CreateKvCache", 1)]
+    [TestCase("ReserveScratch", 1)]
     [TestCase("Upload", 2)]
     [TestCase("Linear", 1)]
     public async Task Device_FailsWhileLoading_ThrowsTheCause(string operation, int call)
@@ -131,6 +133,7 @@ internal sealed class EngineFaultTests
     [TestCase("Allocate", 20)]
     [TestCase("Allocate", 44)]
     [TestCase("CreateKvCache", 1)]
+    [TestCase("ReserveScratch", 1)]
     [TestCase("CreateFactor", 7)]
     [TestCase("CreateFactor", 20)]
     public async Task Memory_RunsOutWhileAJobStarts_RejectsTheJobAlone(string operation, int call)
@@ -149,7 +152,7 @@ internal sealed class EngineFaultTests
         Task<string> beside = Answers.OfAsync(engine, request);
         Volatile.Write(ref left, call);
         Exception? fault = await engine.StartFinetuningAsync(Jobs.Request("j")).FaultAsync();
-        Assert.That(left, Is.Zero, "fewer calls than this case needs");
+        Assert.That(left, Is.LessThanOrEqualTo(0), "fewer calls than this case needs");
         Assert.That(fault, Is.TypeOf<RequestRejectedException>().With.Message.Contains("memory"));
         Assert.That(await beside.Soon(), Is.EqualTo(expected));
         Assert.That((await engine.GetStatisticsAsync().Soon()).DeviceBytes, Is.EqualTo(before));

@@ -20,6 +20,8 @@ internal sealed class OptionsTests
         yield return Case(new CoServingOptions { ContextTokensMax = 1 }, "ContextTokensMax");
         yield return Case(new CoServingOptions { ContextTokensMax = 257 }, "ContextTokensMax above the checkpoint");
         yield return Case(new CoServingOptions { KvCacheTokens = 15 }, "KvCacheTokens");
+        yield return Case(new CoServingOptions { KvCacheTokensMin = 15 }, "KvCacheTokensMin");
+        yield return Case(new CoServingOptions { KvCacheTokens = 256, KvCacheTokensMin = 257 }, "KvCacheTokensMin above KvCacheTokens");
         yield return Case(new CoServingOptions { DeviceBytesMax = 0 }, "DeviceBytesMax");
         yield return Case(new CoServingOptions { TokensPerStepMax = 0 }, "TokensPerStepMax");
         yield return Case(new CoServingOptions { TokensPerStepMax = 8, SequencesMax = 9 }, "SequencesMax");

@@ -46,7 +46,7 @@ internal sealed class AdapterConfigTests
     }
 
     [TestCase("peft_type", null, "is missing")]
-    [TestCase("peft_type", "\"IA3\"", "'IA3' is not supported; only 'LORA' is")]
+    [TestCase("peft_type", "\"LOHA\"", "'LOHA' is not supported; LORA, IA3, BOTTLENECK are")]
     [TestCase("task_type", "\"SEQ_CLS\"", "'SEQ_CLS' is not supported")]
     [TestCase("bias", "\"all\"", "'all' is not supported; only 'none' is")]
     [TestCase("r", null, "is missing")]

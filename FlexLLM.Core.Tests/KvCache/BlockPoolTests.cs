@@ -19,7 +19,7 @@ internal sealed class BlockPoolTests
     }
 
     [Test]
-    public void Allocate_AfterFree_ReturnsTheBlockFreedLast()
+    public void Allocate_AfterFree_ReturnsTheLowestFreeBlock()
     {
         var pool = new BlockPool(4);
         for (int i = 0; i < 4; i++)
@@ -30,8 +30,8 @@ internal sealed class BlockPoolTests
         pool.Free(1);
         pool.Free(3);
 
-        Assert.That(pool.Allocate(), Is.EqualTo(3));
         Assert.That(pool.Allocate(), Is.EqualTo(1));
+        Assert.That(pool.Allocate(), Is.EqualTo(3));
     }
 
     [Test]

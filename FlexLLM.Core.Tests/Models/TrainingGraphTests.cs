@@ -93,7 +93,7 @@ internal sealed class TrainingGraphTests(ModelArchitecture architecture)
             Optimizer = new SgdOptions(),
         };
         using var run = new TrainingRun(_model, adapter, plan);
-        using var forward = new ForwardPass(_model, 16);
+        using var forward = new ForwardPass(_model, 16, sampledMax: 0);
         using var backward = new BackwardPass(_model, 16);
         var batch = new TokenBatch(16);
         run.AddForwardWindow(batch, ids.Length);

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using FlexLLM.Primitives;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Simulation;
@@ -64,6 +65,31 @@ internal sealed class EngineLawTests
         Assert.That(() => EngineSimulation.CheckBlocks(run.Loop, all), Throws.Nothing);
         Assert.That(
             () => EngineSimulation.CheckBlocks(run.Loop, all.Where(r => r != holder)), Throws.TypeOf<UnreachableException>());
+    }
+
+    // Jobs come and go on a device that has no room for them beside the cache, under more requests than it can answer.
+    [Test]
+    public void Budget_TooSmallForJobsBesideTheCache_LendsBlocksAndLosesNone([Range(1, 3)] int seed)
+    {
+        Scenario tight = Overload with { KvTokens = 56 * 1024 };
+        using (var engine = new EngineSimulation(tight with { Jobs = 0 }, (ulong)seed))
+        {
+            tight = tight with { DeviceBytesMax = engine.Backend.AllocatedBytes };
+        }
+
+        var sizes = new SortedSet<int>();
+        using EngineSimulation run = new EngineSimulation(tight, (ulong)seed).Run(s =>
+        {
+            Check.That(s.Backend.AllocatedBytes <= tight.DeviceBytesMax, "the budget");
+            sizes.Add(s.Loop.BlocksTotal); // Checks the blocks after every step.
+            return false;
+        });
+
+        TestContext.Out.WriteLine($"{string.Join(' ', sizes)} blocks, {run.Loop.Counters.Preemptions} preemptions");
+        Assert.That(sizes.Max, Is.EqualTo(run.Loop.BlocksMax));
+        Assert.That(sizes, Has.Count.GreaterThan(1));
+        Assert.That(run.Requests.All(r => r.IsDone && r.Sequence.Generated == r.Arrival.AnswerTokens), Is.True);
+        Assert.That(run.Jobs.Select(j => j.Result.Latest.Status), Is.All.EqualTo(FinetuningStatus.Completed));
     }
 
     [Test]

@@ -4,6 +4,7 @@ using FlexLLM.Backends.Null;
 using FlexLLM.Engine;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
+using FlexLLM.KvCache;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
@@ -57,9 +58,10 @@ internal sealed class EngineSimulation : IDisposable
             TokensPerStepMax = 512,
             SequencesMax = 64,
             Seed = seed,
+            DeviceBytesMax = scenario.DeviceBytesMax,
         };
         options.Validate();
-        Loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], scenario.KvTokens);
+        Loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], BlockTable.BlocksFor(scenario.KvTokens));
         Loop.Calibrate(TimeSpan.FromSeconds(1));
         Start = Loop.Now;
         Jobs = [.. Enumerable.Range(0, scenario.Jobs).Select(i => Call(StartJob(i, scenario)))];

@@ -3,6 +3,7 @@ using FlexLLM.Backends;
 using FlexLLM.Backends.Null;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
+using FlexLLM.Tests.Contracts;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Simulation;
@@ -141,6 +142,74 @@ internal sealed class NullBackendTests
         Assert.That(() => _backend.Linear(x, weight, null, y, accumulate: false), Throws.TypeOf<UnreachableException>());
         Assert.That(() => _backend.Linear(x, weight, null, gone, accumulate: false), Throws.TypeOf<UnreachableException>());
         Assert.That(() => _backend.Add(x, x, y), Throws.TypeOf<UnreachableException>());
+    }
+
+    [TestCaseSource(typeof(ShapeChecks), nameof(ShapeChecks.Names))]
+    public void WrongShape_IsABrokenInvariant(string mistake) => ShapeChecks.Throws(_backend, mistake);
+
+    // Bytes and operations of one call on 8 rows of 512 columns, 16 of them inside the bypass.
+    [TestCase("Narrow", 4 * ((Rows * In) + (16 * In) + (Rows * 16)), 2 * Rows * In * 16)]
+    [TestCase("Widen", 4 * ((Rows * 16) + (16 * In) + (2 * Rows * In)), 2 * Rows * In * 16)]
+    [TestCase("AddOuter", 4 * ((Rows * 16) + (Rows * In) + (2 * 16 * In)), 2 * Rows * In * 16)]
+    [TestCase("AddBias", 4 * ((2 * Rows * In) + In), Rows * In)]
+    [TestCase("AddColumnSums", 4 * ((Rows * In) + (2 * In)), Rows * In)]
+    [TestCase("ScaleColumns", 4 * ((3 * Rows * In) + In), 2 * Rows * In)]
+    [TestCase("ScaleColumnsBackward", 4 * ((3 * Rows * In) + (3 * In)), 4 * Rows * In)]
+    [TestCase("CopyColumns", 4 * 2 * Rows * 100, 0)]
+    [TestCase("ReluBackward", 4 * 3 * Rows * In, Rows * In)]
+    [TestCase("Pack", (4 * Rows * In) + (2 * Rows * In), Rows * In)]
+    public void BypassOperation_TakesItsBytesOrItsArithmetic(string operation, int bytes, int flops)
+    {
+        Assert.That(Seconds(Machine), Is.EqualTo(1e-3 + (bytes / 1e9)).Within(1e-6), "memory");
+        Assert.That(
+            Seconds(Machine with { BytesPerSecond = 1e18, FlopsPerSecond = 1e9 }), Is.EqualTo(1e-3 + (flops / 1e9)).Within(1e-6),
+            "arithmetic");
+
+        double Seconds(NullMachine machine)
+        {
+            using var backend = new NullBackend(machine, _clock, seed: 1);
+            using DeviceFactor m = backend.CreateFactor(16, In);
+            using DeviceTensor x = backend.Allocate(Rows, In);
+            using DeviceTensor u = backend.Allocate(Rows, 16);
+            using DeviceTensor row = backend.Allocate(1, In);
+            using DeviceTensor packed = backend.Allocate(Rows, In / 2);
+            long begun = _clock.GetTimestamp();
+            switch (operation)
+            {
+                case "Narrow":
+                    backend.Narrow(x, m, 1f, u, accumulate: false);
+                    break;
+                case "Widen":
+                    backend.Widen(u, m, 1f, x, accumulate: true);
+                    break;
+                case "AddOuter":
+                    backend.AddOuter(u, x, 1f, m.Values);
+                    break;
+                case "AddBias":
+                    backend.AddBias(x, row);
+                    break;
+                case "AddColumnSums":
+                    backend.AddColumnSums(x, row);
+                    break;
+                case "ScaleColumns":
+                    backend.ScaleColumns(x, row, x, accumulate: true);
+                    break;
+                case "ScaleColumnsBackward":
+                    backend.ScaleColumnsBackward(x, x, row, row, x, accumulate: false);
+                    break;
+                case "CopyColumns":
+                    backend.CopyColumns(x, 0, x, 200, 100);
+                    break;
+                case "ReluBackward":
+                    backend.ReluBackward(x, x, x);
+                    break;
+                default:
+                    backend.Pack(x, PackedFormat.BF16, packed);
+                    break;
+            }
+
+            return _clock.GetElapsedTime(begun).TotalSeconds;
+        }
     }
 
     [Test]

@@ -45,4 +45,7 @@ internal sealed record Scenario
     public int Epochs { get; init; } = 10_000;
 
     public int KvTokens { get; init; } = 64 * 1024;
+
+    /// <summary>Of a device that has nothing to do with the machine that simulates it.</summary>
+    public long DeviceBytesMax { get; init; } = 80L << 30;
 }

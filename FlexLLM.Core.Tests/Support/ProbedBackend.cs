@@ -19,6 +19,18 @@ internal sealed class ProbedBackend(IComputeBackend inner, Action<string> probe)
         return Inner.CreateKvCache(layers, blocks, kvHeads, headDim);
     }
 
+    public override void ResizeKvCache(DeviceKvCache cache, int blocks)
+    {
+        probe(nameof(ResizeKvCache));
+        Inner.ResizeKvCache(cache, blocks);
+    }
+
+    public override void ReserveScratch(in ScratchLimits limits)
+    {
+        probe(nameof(ReserveScratch));
+        Inner.ReserveScratch(limits);
+    }
+
     public override DeviceFactor CreateFactor(int innerSide, int wide)
     {
         probe(nameof(CreateFactor));

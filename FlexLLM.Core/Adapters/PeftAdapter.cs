@@ -1,30 +1,51 @@
 using System.Numerics.Tensors;
 using FlexLLM.Backends;
 using FlexLLM.Graph;
+using FlexLLM.Graph.Parallelization;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
 
 namespace FlexLLM.Adapters;
 
-/// <summary>One trainable tensor on the device: a matrix with the copies that its backend keeps, or a vector [1, n].</summary>
+/// <summary>
+/// One trainable tensor on the device: a matrix with the copies that its backend keeps, or a vector [1, n]; on a rank of a group
+/// the part of it that the rank's plan gives it.
+/// </summary>
 internal sealed class AdapterTensor : IDisposable
 {
     private readonly DeviceTensor? _vector;
 
-    public AdapterTensor(IComputeBackend backend, BypassWeight spec)
+    /// <param name="backend">The device.</param>
+    /// <param name="whole">The undivided tensor.</param>
+    /// <param name="inner">The rank's part of its inner side; of a vector, anything.</param>
+    /// <param name="wide">The rank's part of its wide side.</param>
+    /// <param name="gradientIsPartial">The gradients of all ranks must be summed before an optimizer step.</param>
+    public AdapterTensor(IComputeBackend backend, BypassWeight whole, Shard inner, Shard wide, bool gradientIsPartial)
     {
-        Spec = spec;
-        if (spec.IsVector)
+        Whole = whole;
+        (Inner, Wide, GradientIsPartial) = (inner, wide, gradientIsPartial);
+        Spec = whole with { Inner = whole.IsVector ? 0 : inner.Count, Wide = wide.Count };
+        if (whole.IsVector)
         {
-            _vector = backend.Allocate(1, spec.Wide);
+            _vector = backend.Allocate(1, Spec.Wide);
         }
         else
         {
-            Factor = backend.CreateFactor(spec.Inner, spec.Wide);
+            Factor = backend.CreateFactor(Spec.Inner, Spec.Wide);
         }
     }
 
+    /// <summary>Shape of what is here.</summary>
     public BypassWeight Spec { get; }
+
+    /// <summary>Shape of the undivided tensor.</summary>
+    public BypassWeight Whole { get; }
+
+    public Shard Inner { get; }
+
+    public Shard Wide { get; }
+
+    public bool GradientIsPartial { get; }
 
     /// <summary>The matrix; null for a vector.</summary>
     public DeviceFactor? Factor { get; }
@@ -32,6 +53,26 @@ internal sealed class AdapterTensor : IDisposable
     public DeviceTensor Values => Factor?.Values ?? _vector!;
 
     public long Bytes => Factor?.Bytes ?? _vector!.Bytes;
+
+    /// <summary>Writes this part of the undivided tensor's values, and its derived copies.</summary>
+    public void Upload(IComputeBackend backend, float[] whole)
+    {
+        Check.That(whole.Length == Whole.Count);
+        float[] part = Spec == Whole ? whole : new float[Spec.Count];
+        int rows = Whole.IsVector ? 1 : Inner.Count;
+        for (int row = 0; part != whole && row < rows; row++)
+        {
+            int source = ((Whole.IsVector ? 0 : Inner.Start + row) * Whole.Wide) + Wide.Start;
+            whole.AsSpan(source, Wide.Count).CopyTo(part.AsSpan(row * Wide.Count));
+        }
+
+        backend.Upload(part, Values);
+        Refresh(backend);
+    }
+
+    /// <summary>What such a tensor will hold.</summary>
+    public static long BytesOf(IComputeBackend backend, BypassWeight spec) =>
+        spec.IsVector ? backend.TensorBytes(1, spec.Wide) : backend.FactorBytes(spec.Inner, spec.Wide);
 
     /// <summary>Brings derived copies up to date after the values were written.</summary>
     public void Refresh(IComputeBackend backend)
@@ -49,8 +90,12 @@ internal sealed class AdapterTensor : IDisposable
     }
 }
 
-/// <summary>An adapter's network at one site: how it runs and its tensors, in the network's order.</summary>
-internal sealed record AdapterSite(BypassNetwork Network, BypassProgram Program, IReadOnlyList<AdapterTensor> Tensors);
+/// <summary>
+/// An adapter's network at one site: where it stands, how it runs, and its tensors in the network's order. LoRA runs in one call
+/// for many adapters, unless ranks must talk inside it.
+/// </summary>
+internal sealed record AdapterSite(
+    BypassNetwork Network, BypassAttachment Attachment, BypassProgram Program, bool IsLora, IReadOnlyList<AdapterTensor> Tensors);
 
 /// <summary>
 /// The weights of one adapter on the device, a network a site. A published version never changes; the copy that a finetuning job
@@ -62,7 +107,11 @@ internal sealed class PeftAdapter : IDisposable
     private readonly ResourceSet _tensors = new();
 
     /// <summary>An adapter of zeros. The config must have passed <see cref="Validate"/>.</summary>
-    public PeftAdapter(IComputeBackend backend, ModelConfig model, PeftConfig config)
+    /// <param name="backend">The device.</param>
+    /// <param name="model">Shape of the whole model.</param>
+    /// <param name="config">Method and modules.</param>
+    /// <param name="shard">The device's part in a group; null where it has all.</param>
+    public PeftAdapter(IComputeBackend backend, ModelConfig model, PeftConfig config, ModelShard? shard = null)
     {
         // The caller may go on changing its list.
         Config = config with { TargetModules = [.. config.TargetModules] };
@@ -70,20 +119,26 @@ internal sealed class PeftAdapter : IDisposable
         Networks = NetworksOf(Config, model);
         SiteIndices = new SortedSet<int>(Networks.Keys);
         _sites = new AdapterSite?[model.LayerCount * AdapterSites.PerLayer];
-        var programs = new Dictionary<(BypassNetwork, int, int), BypassProgram>();
+        var programs = new Dictionary<(BypassNetwork, BypassPlan?, int, int), BypassProgram>();
         try
         {
             foreach (int site in SiteIndices)
             {
                 BypassNetwork network = Networks[site];
                 (int tap, int add) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(site), network.Attachment, model);
-                if (!programs.TryGetValue((network, tap, add), out BypassProgram? program))
+                BypassPlan? plan = shard?.PlanOf(site, network, model);
+                if (!programs.TryGetValue((network, plan, tap, add), out BypassProgram? program))
                 {
-                    programs.Add((network, tap, add), program = BypassLowering.Lower(network, tap, add));
+                    programs.Add((network, plan, tap, add), program = BypassLowering.Lower(network, tap, add, plan));
                 }
 
+                bool isReduced = plan is not null && plan.Tap == BypassTap.RowParallel && plan.Add.Layout == TensorLayout.Replicated;
                 _sites[site] = new AdapterSite(
-                    network, program, [.. network.Weights(tap, add).Select(w => _tensors.Add(new AdapterTensor(backend, w)))]);
+                    network,
+                    isReduced ? BypassAttachment.AroundReduced : network.Attachment,
+                    program,
+                    network.IsLora && program.Steps.All(s => s.Op is OpKind.Narrow or OpKind.Widen or OpKind.Add),
+                    [.. network.Weights(tap, add).Select((w, i) => _tensors.Add(Create(backend, w, plan?.Parameters[i], shard)))]);
             }
         }
         catch
@@ -119,10 +174,19 @@ internal sealed class PeftAdapter : IDisposable
         AdapterSites.Of(model.LayerCount, Validate(config, model))
             .ToDictionary(site => site, site => config.NetworkOf(AdapterSites.ModuleOf(site)));
 
+    /// <summary>Every tensor that an adapter of a valid config has.</summary>
+    public static IEnumerable<BypassWeight> WeightsOf(PeftConfig config, ModelConfig model) =>
+        NetworksOf(config, model).OrderBy(n => n.Key).SelectMany(n =>
+        {
+            (int tap, int add) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(n.Key), n.Value.Attachment, model);
+            return n.Value.Weights(tap, add);
+        });
+
     /// <summary>A new adapter, initialised as PEFT does. It answers like the bare model.</summary>
-    public static PeftAdapter CreateRandom(IComputeBackend backend, ModelConfig model, PeftConfig config, ulong seed)
+    public static PeftAdapter CreateRandom(
+        IComputeBackend backend, ModelConfig model, PeftConfig config, ulong seed, ModelShard? shard = null)
     {
-        var adapter = new PeftAdapter(backend, model, config);
+        var adapter = new PeftAdapter(backend, model, config, shard);
         try
         {
             adapter.InitializeRandom(backend, seed);
@@ -159,8 +223,7 @@ internal sealed class PeftAdapter : IDisposable
             var random = new SeededRandom(seed ^ ((ulong)(site + 1) * 0x9E3779B97F4A7C15));
             foreach (AdapterTensor tensor in _sites[site]!.Tensors)
             {
-                backend.Upload(InitialValues(tensor.Spec, ref random), tensor.Values);
-                tensor.Refresh(backend);
+                tensor.Upload(backend, InitialValues(tensor.Whole, ref random));
             }
         }
     }
@@ -222,6 +285,20 @@ internal sealed class PeftAdapter : IDisposable
         }
 
         return modules;
+    }
+
+    private static AdapterTensor Create(IComputeBackend backend, BypassWeight whole, PlanParameter? parameter, ModelShard? shard)
+    {
+        if (parameter is null || shard is null)
+        {
+            return new AdapterTensor(backend, whole, Shard.All(whole.Inner), Shard.All(whole.Wide), gradientIsPartial: false);
+        }
+
+        // A plan counts a matrix as [OUT, IN].
+        Shard rows = parameter.RowsOn(shard.Rank, shard.Ranks);
+        Shard columns = parameter.ColumnsOn(shard.Rank, shard.Ranks);
+        (Shard inner, Shard wide) = whole.Widens ? (columns, rows) : (rows, columns);
+        return new AdapterTensor(backend, whole, inner, wide, parameter.GradientIsPartial);
     }
 
     private static float[] InitialValues(BypassWeight spec, ref SeededRandom random)

@@ -72,11 +72,19 @@ public sealed record LoraConfig : PeftConfig
 
     internal override void ValidateAt(AdapterModule module, ModelConfig model)
     {
-        (int inFeatures, int outFeatures) = AdapterSites.WidthsOf(module, model);
-        int widest = Math.Min(RankMax, Math.Min(inFeatures, outFeatures));
+        int widest = RankMaxAt(module, model);
         string name = AdapterSites.ModuleNames[(int)module];
         Require(Rank >= 1 && Rank <= widest, nameof(Rank), $"is {Rank}; for {name} of this model it must be 1 to {widest}");
         Require(float.IsFinite(Alpha) && Alpha > 0, nameof(Alpha), $"is {Alpha}; it must be a positive number");
+    }
+
+    /// <summary>Greatest rank that any module of a model takes.</summary>
+    internal static int RankMaxOf(ModelConfig model) => Enum.GetValues<AdapterModule>().Max(m => RankMaxAt(m, model));
+
+    private static int RankMaxAt(AdapterModule module, ModelConfig model)
+    {
+        (int inFeatures, int outFeatures) = AdapterSites.WidthsOf(module, model);
+        return Math.Min(RankMax, Math.Min(inFeatures, outFeatures));
     }
 
     internal override string Describe() => $"LoRA rank {Rank}, scale {Scale}, modules {string.Join(", ", TargetModules)}";
@@ -116,11 +124,17 @@ public sealed record SerialAdapterConfig : PeftConfig
 
     internal override void ValidateAt(AdapterModule module, ModelConfig model)
     {
-        int widest = Math.Min(SizeMax, AdapterSites.WidthsOf(module, model).OutFeatures);
+        int widest = SizeMaxAt(module, model);
         string name = AdapterSites.ModuleNames[(int)module];
         Require(Size >= 1 && Size <= widest, nameof(Size), $"is {Size}; for {name} of this model it must be 1 to {widest}");
         Require(Enum.IsDefined(Activation), nameof(Activation), $"is {Activation}; it must be Relu or Silu");
     }
+
+    /// <summary>Greatest size that any module of a model takes.</summary>
+    internal static int SizeMaxOf(ModelConfig model) => Enum.GetValues<AdapterModule>().Max(m => SizeMaxAt(m, model));
+
+    private static int SizeMaxAt(AdapterModule module, ModelConfig model) =>
+        Math.Min(SizeMax, AdapterSites.WidthsOf(module, model).OutFeatures);
 
     internal override string Describe() =>
         $"serial Adapter size {Size}, {Activation}, modules {string.Join(", ", TargetModules)}";

@@ -29,12 +29,27 @@ internal static class PeftFolder
         return $"base_model.model.{AdapterSites.NameOf(site)}.{suffix}";
     }
 
+    /// <summary>Reads what kind of adapter a folder holds, without touching the device.</summary>
+    /// <exception cref="InvalidFileException">A malformed file, or an adapter that does not fit the model.</exception>
+    public static PeftConfig ReadConfig(string folder, ModelConfig model)
+    {
+        PeftConfig config = ConfigOf(AdapterConfig.Load(folder));
+        try
+        {
+            PeftAdapter.Validate(config, model);
+            return config;
+        }
+        catch (RequestRejectedException e)
+        {
+            throw new InvalidFileException(Path.Combine(folder, AdapterConfig.FileName), "r, target_modules", e.Message, e);
+        }
+    }
+
     /// <summary>Reads an adapter for this model.</summary>
     /// <exception cref="InvalidFileException">A malformed file, or an adapter of another model, rank or module set.</exception>
     public static PeftAdapter Load(string folder, LoadedModel model)
     {
-        string configPath = Path.Combine(folder, AdapterConfig.FileName);
-        PeftConfig config = ConfigOf(AdapterConfig.Load(folder));
+        PeftConfig config = ReadConfig(folder, model.Config);
         string weightsPath = Path.Combine(folder, WeightsFileName);
         if (!File.Exists(weightsPath))
         {
@@ -42,26 +57,16 @@ internal static class PeftFolder
         }
 
         using SafetensorsFile weights = SafetensorsFile.Open(weightsPath);
-        PeftAdapter adapter;
-        try
-        {
-            adapter = new PeftAdapter(model.Backend, model.Config, config);
-        }
-        catch (RequestRejectedException e)
-        {
-            throw new InvalidFileException(configPath, "r, target_modules", e.Message, e);
-        }
-
+        var adapter = new PeftAdapter(model.Backend, model.Whole, config, model.Shard);
         try
         {
             CheckNames(weights, adapter);
             foreach ((int site, AdapterTensor tensor) in adapter.Tensors())
             {
-                Layout layout = Layout.Of(adapter[site]!.Network, tensor.Spec);
-                float[] values = Read(weights, TensorName(site, tensor.Spec.Name), layout.Shape);
-                model.Backend.Upload(
-                    layout.IsTransposed ? Transpose(values, tensor.Spec.Wide, tensor.Spec.Inner) : values, tensor.Values);
-                tensor.Refresh(model.Backend);
+                BypassWeight whole = tensor.Whole;
+                Layout layout = Layout.Of(adapter[site]!.Network, whole);
+                float[] values = Read(weights, TensorName(site, whole.Name), layout.Shape);
+                tensor.Upload(model.Backend, layout.IsTransposed ? Transpose(values, whole.Wide, whole.Inner) : values);
             }
 
             return adapter;
@@ -192,7 +197,7 @@ internal static class PeftFolder
             { IsVector: true } when network is ScaleNetwork => new Layout(
                 network.Attachment == BypassAttachment.Input ? [1, spec.Wide] : [spec.Wide, 1], false),
             { IsVector: true } => new Layout([spec.Wide], false),
-            { Name: "lora_B" or "adapter_up" } => new Layout([spec.Wide, spec.Inner], true),
+            { Widens: true } => new Layout([spec.Wide, spec.Inner], true),
             _ => new Layout([spec.Inner, spec.Wide], false),
         };
     }

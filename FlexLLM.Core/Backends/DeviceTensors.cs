@@ -91,9 +91,15 @@ internal abstract class DeviceKvCache(int layers, int blocks, int kvHeads, int h
     /// <summary>Positions per KV block, on every backend.</summary>
     public const int TokensPerBlock = 16;
 
+    /// <summary>
+    /// Blocks whose memory comes and goes together, on every backend; the last extent of a cache may have fewer.
+    /// </summary>
+    public const int BlocksPerExtent = 16;
+
     public int Layers { get; } = layers;
 
-    public int Blocks { get; } = blocks;
+    /// <summary>Blocks now; <see cref="IComputeBackend.ResizeKvCache"/> changes it.</summary>
+    public int Blocks { get; protected set; } = blocks;
 
     public int KvHeads { get; } = kvHeads;
 
@@ -102,6 +108,13 @@ internal abstract class DeviceKvCache(int layers, int blocks, int kvHeads, int h
     public abstract long Bytes { get; }
 
     public abstract void Dispose();
+
+    /// <summary>Whole extents come and go: see <see cref="IComputeBackend.ResizeKvCache"/>.</summary>
+    protected void CheckResize(int blocks)
+    {
+        Check.That(blocks >= 0);
+        Check.That((blocks < Blocks ? blocks : Blocks) % BlocksPerExtent == 0 || blocks == Blocks);
+    }
 }
 
 /// <summary>

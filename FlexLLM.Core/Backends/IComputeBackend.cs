@@ -21,8 +21,32 @@ internal interface IComputeBackend : IDisposable
     /// <summary>What the user reads in logs and reports, for example "cpu (2 threads)".</summary>
     string Name { get; }
 
-    /// <summary>Device bytes now held by tensors, weights, caches and workspace of this backend.</summary>
+    /// <summary>Device bytes now held by tensors, weights, caches and scratch memory of this backend.</summary>
     long AllocatedBytes { get; }
+
+    /// <summary>What a tensor of that shape holds, in bytes. Like all told sizes it is exact and allocates nothing.</summary>
+    long TensorBytes(int rows, int columns);
+
+    /// <summary>What a weight of that shape and stored type holds, in bytes.</summary>
+    long WeightBytes(int outFeatures, int inFeatures, DType type);
+
+    /// <summary>
+    /// What one matrix [inner, wide] of a bypass holds, derived copies included; a LoRA pair is FactorBytes(rank, in) +
+    /// FactorBytes(rank, out).
+    /// </summary>
+    long FactorBytes(int inner, int wide);
+
+    /// <summary>What a KV cache of that shape holds, in bytes: blocks times a constant.</summary>
+    long KvCacheBytes(int layers, int blocks, int kvHeads, int headDim);
+
+    /// <summary>Scratch memory that <see cref="ReserveScratch"/> holds for these limits, in bytes.</summary>
+    long ScratchBytes(in ScratchLimits limits);
+
+    /// <summary>
+    /// Sizes scratch memory for calls within these limits, growing or shrinking it to exactly <see cref="ScratchBytes"/>. From
+    /// then on it stays so: a call beyond the limits is a broken invariant. A backend without a reservation grows on demand.
+    /// </summary>
+    void ReserveScratch(in ScratchLimits limits);
 
     /// <summary>A tensor of zeros.</summary>
     DeviceTensor Allocate(int rows, int columns);
@@ -40,6 +64,12 @@ internal interface IComputeBackend : IDisposable
 
     /// <summary>A KV cache; contents are undefined until appended.</summary>
     DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim);
+
+    /// <summary>
+    /// Takes the blocks behind the given number away, or adds such; the others keep their contents. A cache shrinks to a
+    /// multiple of <see cref="DeviceKvCache.BlocksPerExtent"/> and grows from one. Where memory runs out, it has the blocks it had.
+    /// </summary>
+    void ResizeKvCache(DeviceKvCache cache, int blocks);
 
     /// <summary>A bypass matrix of zeros.</summary>
     DeviceFactor CreateFactor(int inner, int wide);

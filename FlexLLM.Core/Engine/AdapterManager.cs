@@ -19,7 +19,7 @@ public sealed class AdapterManager
     internal AdapterManager(CoServingEngine engine) => _engine = engine;
 
     /// <summary>Makes a new adapter that answers like the bare model (B is zero) until it is trained.</summary>
-    /// <exception cref="RequestRejectedException">The config does not fit the model, or the name is taken.</exception>
+    /// <exception cref="RequestRejectedException">The config does not fit the model or the device, or the name is taken.</exception>
     public Task<AdapterInfo> CreateAsync(string name, PeftConfig config, ulong seed = 0, CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(name);
@@ -34,6 +34,7 @@ public sealed class AdapterManager
                     throw new RequestRejectedException($"Adapter '{name}' exists already.");
                 }
 
+                loop.RequireRoom(name, config);
                 PeftAdapter adapter = PeftAdapter.CreateRandom(loop.Model.Backend, loop.Model.Config, config, seed);
                 return InfoOf(name, loop.Adapters.Publish(name, adapter));
             },
@@ -45,6 +46,7 @@ public sealed class AdapterManager
     /// refused.
     /// </summary>
     /// <exception cref="InvalidFileException">Malformed files, or an adapter that does not fit the model.</exception>
+    /// <exception cref="RequestRejectedException">The device has no room for it, or the name is in training.</exception>
     public Task<AdapterInfo> LoadAsync(string name, string folder, CancellationToken cancellationToken = default)
     {
         ArgumentException.ThrowIfNullOrWhiteSpace(name);
@@ -53,6 +55,7 @@ public sealed class AdapterManager
             loop =>
             {
                 loop.Jobs.RequireNotTrained(name);
+                loop.RequireRoom(name, PeftFolder.ReadConfig(folder, loop.Model.Config));
                 return InfoOf(name, loop.Adapters.Publish(name, PeftFolder.Load(folder, loop.Model)));
             },
             cancellationToken);

@@ -6,56 +6,11 @@ using FlexLLM.Engine;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
 using FlexLLM.Formats;
+using FlexLLM.Graph;
 using FlexLLM.Models;
 using Microsoft.Extensions.Logging;
 
 namespace FlexLLM;
-
-/// <summary>What an engine has done and holds at one moment.</summary>
-public sealed record EngineStatistics
-{
-    /// <summary>Steps done.</summary>
-    public required long Steps { get; init; }
-
-    /// <summary>Steps with finetuning that took longer than the budget that the requests left.</summary>
-    public required long StepsOverBudget { get; init; }
-
-    /// <summary>Requests taken in.</summary>
-    public required long Requests { get; init; }
-
-    /// <summary>Requests that ended, cancelled ones not counted.</summary>
-    public required long RequestsFinished { get; init; }
-
-    /// <summary>Requests that ended within both latency targets.</summary>
-    public required long RequestsAttained { get; init; }
-
-    /// <summary>Requests in the engine now.</summary>
-    public required int RequestsActive { get; init; }
-
-    /// <summary>Requests that lost their KV blocks to others and were computed again.</summary>
-    public required long Preemptions { get; init; }
-
-    /// <summary>Tokens generated.</summary>
-    public required long TokensGenerated { get; init; }
-
-    /// <summary>Finetuning tokens whose forward pass is done.</summary>
-    public required long TokensTrained { get; init; }
-
-    /// <summary>Mean time to first token, waiting included.</summary>
-    public required TimeSpan MeanTimeToFirstToken { get; init; }
-
-    /// <summary>Mean time between the tokens of an answer.</summary>
-    public required TimeSpan MeanTimePerOutputToken { get; init; }
-
-    /// <summary>KV blocks that requests hold.</summary>
-    public required int KvBlocksHeld { get; init; }
-
-    /// <summary>KV blocks there are.</summary>
-    public required int KvBlocksTotal { get; init; }
-
-    /// <summary>Bytes on the device: weights, caches, activations, adapters, jobs.</summary>
-    public required long DeviceBytes { get; init; }
-}
 
 /// <summary>
 /// Serves a model and finetunes adapters on the same weights at the same time, in the caller's process. All members may be
@@ -66,7 +21,6 @@ public sealed class CoServingEngine : IAsyncDisposable
 {
     private static readonly TimeSpan CalibrationTimeMax = TimeSpan.FromSeconds(1);
     private const int ContextTokensDefault = 4096;
-    private const int ContextsCached = 4;
 
     private readonly CoServingOptions _options;
     private readonly GuardedLogger _logger;
@@ -83,7 +37,8 @@ public sealed class CoServingEngine : IAsyncDisposable
     private volatile Exception? _fault;
     private int _disposed;
 
-    private CoServingEngine(string folder, CoServingOptions options, IComputeBackend backend, LoadedModel model, CheckpointFiles files)
+    private CoServingEngine(
+        string folder, CoServingOptions options, IComputeBackend backend, LoadedModel model, CheckpointFiles files, int kvBlocks)
     {
         ModelFolder = folder;
         _options = options;
@@ -96,7 +51,7 @@ public sealed class CoServingEngine : IAsyncDisposable
         _samplingDefaults = files.SamplingDefaults;
         _inbox = new EngineInbox(options.InboxCapacity);
         _places = new SemaphoreSlim(options.RequestsMax, options.RequestsMax);
-        _loop = new EngineLoop(model, Tokenizer, options, _inbox, files.EosTokens, KvTokens(options, model.PositionsMax));
+        _loop = new EngineLoop(model, Tokenizer, options, _inbox, files.EosTokens, kvBlocks);
         Adapters = new AdapterManager(this);
     }
 
@@ -126,7 +81,7 @@ public sealed class CoServingEngine : IAsyncDisposable
     /// <exception cref="InvalidFileException">A file is missing or malformed; the error names file, field and fault.</exception>
     /// <exception cref="ArgumentException">An option is out of its range.</exception>
     /// <exception cref="RequestRejectedException">
-    /// Weights and KV cache would not fit into <see cref="CoServingOptions.DeviceBytesMax"/>.
+    /// Weights, workspace and the smallest KV cache would not fit into <see cref="CoServingOptions.DeviceBytesMax"/>.
     /// </exception>
     public static async Task<CoServingEngine> LoadAsync(
         string folder, CoServingOptions? options = null, CancellationToken cancellationToken = default)
@@ -213,7 +168,9 @@ public sealed class CoServingEngine : IAsyncDisposable
     }
 
     /// <summary>Tokenises the dataset and starts a job, which takes the time that requests leave.</summary>
-    /// <exception cref="RequestRejectedException">The job does not fit the model, or nothing is left to train on.</exception>
+    /// <exception cref="RequestRejectedException">
+    /// The job does not fit the model or the device, or nothing is left to train on.
+    /// </exception>
     /// <exception cref="InvalidFileException">A malformed dataset line or checkpoint.</exception>
     public async Task<FinetuningJob> StartFinetuningAsync(FinetuningRequest request, CancellationToken cancellationToken = default)
     {
@@ -249,7 +206,10 @@ public sealed class CoServingEngine : IAsyncDisposable
                 MeanTimePerOutputToken = TimeSpan.FromSeconds(loop.Counters.MeanTpot),
                 KvBlocksHeld = loop.BlocksHeld,
                 KvBlocksTotal = loop.BlocksTotal,
+                KvBlocksMax = loop.BlocksMax,
                 DeviceBytes = _backend.AllocatedBytes,
+                DeviceBytesMax = loop.Budget.BytesMax,
+                JobBytes = loop.Jobs.Bytes,
             },
             cancellationToken);
 
@@ -290,15 +250,18 @@ public sealed class CoServingEngine : IAsyncDisposable
             throw new ArgumentOutOfRangeException(nameof(options), positions, "ContextTokensMax is too long for a rotary table.");
         }
 
-        CheckFits(config, options, positions);
         IComputeBackend backend = options.Device.CreateBackend();
         LoadedModel? model = null;
         CoServingEngine? engine = null;
         try
         {
             using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(folder);
-            model = LoadedModel.Load(checkpoint, config, backend, options.WeightType, positions, cancellationToken);
-            engine = new CoServingEngine(folder, options, backend, model, files);
+            GraphCompiler compiler = LoadedModel.Compile(config);
+            int kvBlocks = EngineMemory.KvBlocksWithin(
+                options.DeviceBytesLimit, n => EngineMemory.PlanOf(config, compiler.Forward, backend, options, n),
+                weight => LoadedModel.HeldType(checkpoint.Get(weight.Name), options.WeightType), options, positions);
+            model = LoadedModel.Load(checkpoint, config, backend, options.WeightType, positions, compiler, shard: null, cancellationToken);
+            engine = new CoServingEngine(folder, options, backend, model, files, kvBlocks);
             engine._loop.Calibrate(CalibrationTimeMax);
             return engine;
         }
@@ -308,25 +271,6 @@ public sealed class CoServingEngine : IAsyncDisposable
             model?.Dispose();
             backend.Dispose();
             throw;
-        }
-    }
-
-    private static int KvTokens(CoServingOptions options, int positions) =>
-        options.KvCacheTokens ?? (int)Math.Min((long)ContextsCached * positions, int.MaxValue / 2);
-
-    // Refused before anything is allocated, with what would need how much.
-    private static void CheckFits(ModelConfig config, CoServingOptions options, int positions)
-    {
-        int bytesPerWeight = DTypes.BytesOf(options.WeightType ?? (config.TorchDtype == DType.BF16 ? DType.BF16 : DType.F32));
-        long weights = DecoderWeights.Of(config).Sum(w => w.Count * (w.IsVector ? sizeof(float) : bytesPerWeight));
-        long cache = 2L * config.LayerCount * config.KeyValueHeads * config.HeadDim * KvTokens(options, positions) * sizeof(float);
-        long limit = options.DeviceBytesLimit;
-        if (weights + cache > limit)
-        {
-            throw new RequestRejectedException(
-                $"The engine does not fit into {limit / 1048576} MiB (CoServingOptions.DeviceBytesMax): weights need " +
-                $"{weights / 1048576} MiB, the KV cache of {KvTokens(options, positions)} tokens {cache / 1048576} MiB. " +
-                "Fewer KvCacheTokens or WeightType BF16 need less.");
         }
     }
 

@@ -73,14 +73,23 @@ public sealed record CoServingOptions
     public int? ContextTokensMax { get; init; }
 
     /// <summary>
-    /// Size of the paged KV cache that all requests share, in tokens; rounded up to blocks of 16. Null: 4 full contexts.
+    /// Size of the paged KV cache that all requests share, in tokens; rounded up to blocks of 16. Null: 4 full contexts. Where
+    /// <see cref="DeviceBytesMax"/> leaves less, the cache is as large as fits, at least a full context.
     /// </summary>
     public int? KvCacheTokens { get; init; }
 
     /// <summary>
-    /// Most bytes on the device. An engine whose weights and KV cache would not fit, and a job whose activations, gradients and optimizer
-    /// state would not fit beside what is held, are refused before they allocate. Null: nine tenths of the memory that this process
-    /// may use.
+    /// Part of the KV cache that finetuning and adapters never take, in tokens; at least a full context, which is also what null
+    /// stands for, or all of a smaller cache.
+    /// </summary>
+    public int? KvCacheTokensMin { get; init; }
+
+    /// <summary>
+    /// Most bytes on the device, for weights, workspace, KV cache, adapters and jobs together. A job or an adapter that needs more than
+    /// is free takes it from the KV cache, which shrinks down to <see cref="KvCacheTokensMin"/> (or to what the longest request in the
+    /// engine was promised) and grows back when it is free again; requests whose blocks are taken are computed again, with the
+    /// same answers. What still does not fit is refused before anything is allocated, with a table of what it needs. Null: nine
+    /// tenths of the memory that this process may use.
     /// </summary>
     public long? DeviceBytesMax { get; init; }
 
@@ -138,6 +147,8 @@ public sealed record CoServingOptions
         ArgumentOutOfRangeException.ThrowIfLessThan(ContextTokensMax ?? 2, 2, nameof(ContextTokensMax));
         ArgumentOutOfRangeException.ThrowIfLessThan(KvCacheTokens ?? 16, 16, nameof(KvCacheTokens));
         ArgumentOutOfRangeException.ThrowIfGreaterThan(KvCacheTokens ?? 16, 1 << 30, nameof(KvCacheTokens));
+        ArgumentOutOfRangeException.ThrowIfLessThan(KvCacheTokensMin ?? 16, 16, nameof(KvCacheTokensMin));
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(KvCacheTokensMin ?? 16, KvCacheTokens ?? 1 << 30, nameof(KvCacheTokensMin));
         ArgumentOutOfRangeException.ThrowIfLessThan(DeviceBytesMax ?? 1, 1, nameof(DeviceBytesMax));
         ArgumentOutOfRangeException.ThrowIfLessThan(TokensPerStepMax, 1, nameof(TokensPerStepMax));
         ArgumentOutOfRangeException.ThrowIfGreaterThan(TokensPerStepMax, 8192, nameof(TokensPerStepMax));

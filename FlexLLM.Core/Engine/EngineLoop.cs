@@ -25,10 +25,10 @@ internal sealed class EngineLoop : IDisposable
     private readonly TimeProvider _clock;
     private readonly long _start;
     private readonly StepLimits _limits;
-    private readonly DeviceKvCache _cache;
+    private readonly MemoryPlan _memory;
+    private readonly KvPool _pool;
     private readonly BlockPool _blocks;
     private readonly ForwardPass _forward;
-    private readonly BackwardPass _backward;
     private readonly TokenBatch _batch;
     private readonly Sampler _sampler;
     private readonly float[] _logits;
@@ -40,7 +40,7 @@ internal sealed class EngineLoop : IDisposable
     private long _nextId = 1;
 
     public EngineLoop(
-        LoadedModel model, Tokenizer? tokenizer, CoServingOptions options, EngineInbox inbox, IEnumerable<int> eosTokens, int kvTokens)
+        LoadedModel model, Tokenizer? tokenizer, CoServingOptions options, EngineInbox inbox, IEnumerable<int> eosTokens, int kvBlocks)
     {
         _model = model;
         _tokenizer = tokenizer;
@@ -57,12 +57,12 @@ internal sealed class EngineLoop : IDisposable
         };
         _limits.Validate();
         ModelConfig config = model.Config;
-        _blocks = new BlockPool(BlockTable.BlocksFor(kvTokens));
+        _memory = EngineMemory.PlanOf(config, model.Program, model.Backend, options, model.PositionsMax);
         try
         {
-            _cache = _owned.Add(
-                model.Backend.CreateKvCache(config.LayerCount, _blocks.BlocksTotal, config.KeyValueHeads, config.HeadDim));
-            _forward = _owned.Add(new ForwardPass(model, options.TokensPerStepMax));
+            model.Backend.ReserveScratch(_memory.Scratch(trains: false));
+            _pool = _owned.Add(new KvPool(model.Backend, config, kvBlocks));
+            _forward = _owned.Add(new ForwardPass(model, options.TokensPerStepMax, options.SequencesMax));
         }
         catch
         {
@@ -70,13 +70,16 @@ internal sealed class EngineLoop : IDisposable
             throw;
         }
 
-        _backward = _owned.Add(new BackwardPass(model, options.TokensPerStepMax));
+        BackwardPass backward = _owned.Add(new BackwardPass(model, options.TokensPerStepMax));
+        _blocks = _pool.Blocks;
         _batch = new TokenBatch(options.TokensPerStepMax);
         _sampler = new Sampler(config.VocabularySize);
         _logits = new float[config.VocabularySize];
         _eos = [.. eosTokens];
         Adapters = new AdapterStore(options.AdaptersMax);
-        Jobs = new JobTable(model, Adapters, _backward, options, new GuardedLogger(options.Logger));
+        int blocksMin = Math.Min(kvBlocks, EngineMemory.KvBlocksMin(options, model.PositionsMax));
+        Budget = new DeviceBudget(model.Backend, _pool, options.DeviceBytesLimit, blocksMin, BlocksPromised, Vacate);
+        Jobs = new JobTable(model, Adapters, backward, _memory, Budget, options, new GuardedLogger(options.Logger));
     }
 
     public LoadedModel Model => _model;
@@ -84,6 +87,9 @@ internal sealed class EngineLoop : IDisposable
     public AdapterStore Adapters { get; }
 
     public JobTable Jobs { get; }
+
+    /// <summary>Who holds which part of the device.</summary>
+    public DeviceBudget Budget { get; }
 
     /// <summary>What plans believe about this machine; learns from every step.</summary>
     public LatencyModel Latency { get; set; } = LatencyModel.Default;
@@ -103,6 +109,8 @@ internal sealed class EngineLoop : IDisposable
 
     public int BlocksTotal => _blocks.BlocksTotal;
 
+    public int BlocksMax => _pool.BlocksMax;
+
     public int SequenceCount => _sequences.Count;
 
     public int RunningCount => _sequences.Values.Count(s => s.Phase == SequencePhase.Running);
@@ -117,6 +125,7 @@ internal sealed class EngineLoop : IDisposable
         }
 
         DropCancelled();
+        Budget.GiveBack();
         if (_sequences.Count == 0 && !Jobs.HasWork)
         {
             return _inbox.HasItems;
@@ -176,7 +185,7 @@ internal sealed class EngineLoop : IDisposable
             var table = new BlockTable();
             Check.That(table.EnsureCapacity(start + rows, _blocks));
             _batch.Clear();
-            _batch.AddInference(ids.AsSpan(0, rows), start, _cache, table.Blocks, adapter: null, sampled: 1);
+            _batch.AddInference(ids.AsSpan(0, rows), start, _pool.Cache, table.Blocks, adapter: null, sampled: 1);
             long stepBegun = _clock.GetTimestamp();
             _forward.Run(_batch);
             last = _clock.GetElapsedTime(stepBegun);
@@ -230,6 +239,14 @@ internal sealed class EngineLoop : IDisposable
         _sequences.Add(id.Value, sequence);
         Counters.Requests++;
         return sequence;
+    }
+
+    /// <summary>Makes room for the weights of an adapter.</summary>
+    /// <exception cref="RequestRejectedException">The device has none.</exception>
+    public void RequireRoom(string adapter, PeftConfig config)
+    {
+        MemoryTable needs = _memory.OfAdapter(config);
+        Budget.Require(needs.Bytes, $"Adapter '{adapter}'", needs, _ => "Unload others, or wait for jobs to end.");
     }
 
     /// <summary>
@@ -292,17 +309,32 @@ internal sealed class EngineLoop : IDisposable
     {
         foreach (SequenceId id in plan.Preemptions)
         {
-            InferenceSequence sequence = _sequences[id.Value];
-            sequence.Blocks.Release(_blocks);
-            sequence.Phase = SequencePhase.Waiting;
-            sequence.Computed = 0;
-            Counters.Preemptions++;
+            Preempt(_sequences[id.Value]);
         }
 
         foreach (SequenceId id in plan.Admissions)
         {
             Check.That(_sequences[id.Value].Phase == SequencePhase.Waiting);
             _sequences[id.Value].Phase = SequencePhase.Running;
+        }
+    }
+
+    // It computes its keys and values again when it is admitted next; what it generated stays.
+    private void Preempt(InferenceSequence sequence)
+    {
+        sequence.Blocks.Release(_blocks);
+        sequence.Phase = SequencePhase.Waiting;
+        sequence.Computed = 0;
+        Counters.Preemptions++;
+    }
+
+    private int BlocksPromised() => _sequences.Values.Select(s => BlockTable.BlocksFor(s.TokensMax)).DefaultIfEmpty().Max();
+
+    private void Vacate(int firstBlock)
+    {
+        foreach (InferenceSequence sequence in _sequences.Values.Where(s => s.Blocks.HoldsFrom(firstBlock)))
+        {
+            Preempt(sequence);
         }
     }
 
@@ -316,7 +348,7 @@ internal sealed class EngineLoop : IDisposable
             Check.That(sequence.Computed == work.ContextLength && end <= sequence.Tokens.Count);
             Check.That(sequence.Blocks.EnsureCapacity(end, _blocks), "the plan admits only what the pool holds");
             _batch.AddInference(
-                CollectionsMarshal.AsSpan(sequence.Tokens).Slice(work.ContextLength, work.Tokens), work.ContextLength, _cache,
+                CollectionsMarshal.AsSpan(sequence.Tokens).Slice(work.ContextLength, work.Tokens), work.ContextLength, _pool.Cache,
                 sequence.Blocks.Blocks, sequence.Adapter?.Weights, sampled: end == sequence.Tokens.Count ? 1 : 0);
         }
 

@@ -87,13 +87,18 @@ public sealed class FinetuningJob
         }
     }
 
-    /// <summary>Stops after the work in progress; everything is kept.</summary>
+    /// <summary>
+    /// Stops after the work in progress. In the forward phase of a sample the memory of its activations goes back to the KV cache;
+    /// that sample's forward phase starts over on resume. In the backward phase, whose work could not be done again without it, the
+    /// job keeps it. Either way the finished job has the bits of one that was never paused (on the CPU backend).
+    /// </summary>
     public Task PauseAsync(CancellationToken cancellationToken = default) =>
-        _inbox.CallAsync(loop => loop.Jobs.SetPaused(Id, paused: true), cancellationToken);
+        _inbox.CallAsync(loop => loop.Jobs.Pause(Id), cancellationToken);
 
-    /// <summary>Goes on where <see cref="PauseAsync"/> stopped.</summary>
+    /// <summary>Goes on where <see cref="PauseAsync"/> stopped, and takes again the memory that it gave back.</summary>
+    /// <exception cref="RequestRejectedException">That memory is not to be had now; the job stays paused.</exception>
     public Task ResumeAsync(CancellationToken cancellationToken = default) =>
-        _inbox.CallAsync(loop => loop.Jobs.SetPaused(Id, paused: false), cancellationToken);
+        _inbox.CallAsync(loop => loop.Jobs.Resume(Id), cancellationToken);
 
     /// <summary>Ends the job and frees what it holds. Versions that were published stay.</summary>
     public Task CancelAsync(CancellationToken cancellationToken = default) =>

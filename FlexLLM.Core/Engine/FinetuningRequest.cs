@@ -43,7 +43,8 @@ public sealed record FinetuningRequest
     public bool RefuseBadSamples { get; init; }
 
     /// <summary>
-    /// Publishes a new version of the adapter after every so many steps; null publishes at the end of the job alone.
+    /// Publishes a new version of the adapter after every so many steps, where the device has room for one; null publishes at the
+    /// end of the job alone.
     /// </summary>
     public int? PublishEverySteps { get; init; }
 
@@ -83,7 +84,7 @@ public enum FinetuningStatus
     /// <summary>Takes its share of every step's slack.</summary>
     Running,
 
-    /// <summary>Keeps everything and does nothing until it is resumed.</summary>
+    /// <summary>Does nothing until it is resumed; see <see cref="FinetuningJob.PauseAsync"/> for what it keeps.</summary>
     Paused,
 
     /// <summary>All steps done; the last version is published.</summary>

@@ -1,5 +1,4 @@
 using System.Collections.Immutable;
-using System.Globalization;
 using System.Runtime.ExceptionServices;
 using FlexLLM.Adapters;
 using FlexLLM.Execution;
@@ -13,10 +12,11 @@ using Microsoft.Extensions.Logging;
 namespace FlexLLM.Engine;
 
 /// <summary>The finetuning jobs of an engine: their order, their work in a step, their ends. Loop thread only.</summary>
-internal sealed class JobTable(LoadedModel model, AdapterStore adapters, BackwardPass backward, CoServingOptions options, ILogger logger)
-    : IDisposable
+internal sealed class JobTable(
+    LoadedModel model, AdapterStore adapters, BackwardPass backward, MemoryPlan memory, DeviceBudget budget, CoServingOptions options,
+    ILogger logger) : IDisposable
 {
-    private readonly SortedDictionary<long, Entry> _jobs = [];
+    private readonly SortedDictionary<long, JobEntry> _jobs = [];
     private long _nextId = 1;
 
     /// <summary>True when a job could work in the next step.</summary>
@@ -25,7 +25,12 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     /// <summary>Tokens that went through a forward pass of any job, each counted once a pass.</summary>
     public long TokensTrained { get; private set; }
 
-    /// <summary>Starts a job on samples that were tokenised before.</summary>
+    /// <summary>Device bytes of all jobs, adapters that they published not counted.</summary>
+    public long Bytes => _jobs.Values.Sum(j => j.Run.Memory().Bytes + backward.Memory(j.Run.Program).Bytes);
+
+    private bool HasArenas => _jobs.Values.Any(j => j.Run.HasArenas);
+
+    /// <summary>Starts a job on samples that were tokenised before. What it needs is made free, or the job is refused.</summary>
     public FinetuningJob Start(EngineInbox inbox, FinetuningRequest request, BuiltSamples samples, TimeSpan now)
     {
         if (_jobs.Count >= options.JobsMax)
@@ -45,29 +50,8 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
                 $"{samples.Samples.Count} samples in {request.Epochs} epochs are more than {int.MaxValue} in all.");
         }
 
-        string parameters = Parameters(request, samples);
-        PeftAdapter master = CreateMaster(request);
-        TrainingRun run;
-        try
-        {
-            TrainingProgram program = model.CompileTraining(master.Networks);
-            CheckFits(request, master, program, samples);
-            var plan = new TrainingPlan
-            {
-                Samples = samples.Samples,
-                Epochs = request.Epochs,
-                GradientAccumulation = request.GradientAccumulation,
-                ShuffleSeed = request.ShuffleSeed,
-                Optimizer = request.Optimizer,
-            };
-            run = new TrainingRun(model, master, plan, program);
-        }
-        catch
-        {
-            master.Dispose();
-            throw;
-        }
-
+        string parameters = JobEntry.ParametersOf(request, samples);
+        TrainingRun run = Allocate(request, samples);
         try
         {
             if (request.ResumeFrom is string folder)
@@ -76,28 +60,28 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
             }
 
             // A name that is served already keeps its version until this job has a better one.
-            if (!adapters.Contains(request.Adapter) || run.Cursor.Phase == TrainingPhase.Done)
+            if (!adapters.Contains(request.Adapter) && run.Cursor.Phase != TrainingPhase.Done)
             {
-                Publish(request.Adapter, run);
+                Publish(request.Adapter, run, CopyOf(run));
             }
         }
         catch
         {
-            run.Dispose();
+            Free(run);
             throw;
         }
 
         var id = new JobId(_nextId++);
-        var entry = new Entry(request, run, now, parameters) { Served = LeastServed(request.Weight) };
+        var entry = new JobEntry(request, run, now, parameters) { Served = LeastServed(request.Weight) };
         var job = new FinetuningJob(
-            inbox, id, request.Adapter, samples.Samples.Count, samples.Skipped, ProgressOf(entry, FinetuningStatus.Running, now));
+            inbox, id, request.Adapter, samples.Samples.Count, samples.Skipped, entry.ProgressAt(FinetuningStatus.Running, now));
         entry.Handle = job;
         _jobs.Add(id.Value, entry);
         logger.LogInformation(
             "Finetuning of '{Adapter}' started: {Samples} samples, {Steps} steps.", request.Adapter, job.Samples, run.Cursor.Steps);
         if (run.Cursor.Phase == TrainingPhase.Done)
         {
-            End(id.Value, entry, FinetuningStatus.Completed, now, error: null);
+            CompleteOrFail(id.Value, entry, now);
         }
 
         return job;
@@ -106,7 +90,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     public ImmutableArray<JobSnapshot> Snapshot()
     {
         var snapshots = ImmutableArray.CreateBuilder<JobSnapshot>(_jobs.Count);
-        foreach ((long id, Entry entry) in _jobs)
+        foreach ((long id, JobEntry entry) in _jobs)
         {
             TrainingCursor cursor = entry.Run.Cursor;
             bool forward = cursor.Phase == TrainingPhase.Forward;
@@ -131,7 +115,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
 
     public void CompleteWindow(ForwardWindow window)
     {
-        Entry entry = _jobs[window.Id.Value];
+        JobEntry entry = _jobs[window.Id.Value];
         entry.Run.CompleteForward(window.Tokens);
         entry.Served += window.Tokens;
         TokensTrained += window.Tokens;
@@ -140,7 +124,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     /// <summary>Runs one backward item, and the optimizer where it completes a group.</summary>
     public void RunBackward(BackwardWindow window, TimeSpan now)
     {
-        Entry entry = _jobs[window.Id.Value];
+        JobEntry entry = _jobs[window.Id.Value];
         TrainingRun run = entry.Run;
         Check.That(run.Cursor.Layer == window.Layer && run.Cursor.RowsLeft == window.RowStart + window.RowCount);
 
@@ -159,47 +143,86 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
             return;
         }
 
-        try
+        if (run.Cursor.Phase == TrainingPhase.Done)
         {
-            if (run.Cursor.Phase == TrainingPhase.Done)
-            {
-                Complete(window.Id.Value, entry, now);
-                return;
-            }
-
-            if (entry.Request.PublishEverySteps is int every && run.Cursor.Step % every == 0)
-            {
-                Publish(entry.Request.Adapter, run);
-            }
-        }
-        catch (Exception e) when (e is FlexLlmException or OutOfMemoryException)
-        {
-            // Weights that are no numbers, or no room for another version: the job's own bad luck, nobody else's.
-            End(window.Id.Value, entry, FinetuningStatus.Failed, now, e);
+            CompleteOrFail(window.Id.Value, entry, now);
             return;
         }
 
-        entry.Handle!.Report(ProgressOf(entry, FinetuningStatus.Running, now));
-    }
-
-    public bool SetPaused(JobId id, bool paused)
-    {
-        Entry entry = Find(id);
-        if (entry.Paused && !paused)
+        if (entry.Request.PublishEverySteps is int every && run.Cursor.Step % every == 0)
         {
-            // What it missed while it slept is not owed to it: it would shut the others out until it had caught up.
-            entry.Served = Math.Max(entry.Served, LeastServed(entry.Request.Weight));
+            try
+            {
+                PublishIfFits(entry);
+            }
+            catch (Exception e) when (e is FlexLlmException or OutOfMemoryException)
+            {
+                // Weights that are no numbers, or a device with less memory than its budget: the job's own bad luck, nobody else's.
+                End(window.Id.Value, entry, FinetuningStatus.Failed, now, e);
+                return;
+            }
         }
 
-        entry.Paused = paused;
-        entry.Handle!.Report(entry.Handle.Latest with { Status = paused ? FinetuningStatus.Paused : FinetuningStatus.Running });
+        entry.Handle!.Report(entry.ProgressAt(FinetuningStatus.Running, now));
+    }
+
+    /// <summary>Stops a job after the work in progress; what can be made again is given back to the device.</summary>
+    public bool Pause(JobId id)
+    {
+        JobEntry entry = Find(id);
+        if (entry.Run.Park() is int tokens)
+        {
+            TokensTrained -= tokens;
+            backward.Release(entry.Run.Program);
+            FitScratch();
+        }
+
+        entry.Paused = true;
+        entry.Handle!.Report(entry.Handle.Latest with { Status = FinetuningStatus.Paused });
+        return true;
+    }
+
+    /// <summary>Lets a paused job go on. Where its memory cannot be had, it is refused and stays paused.</summary>
+    public bool Resume(JobId id)
+    {
+        JobEntry entry = Find(id);
+        if (!entry.Paused)
+        {
+            return true;
+        }
+
+        if (!entry.Run.HasArenas)
+        {
+            TrainingRun run = entry.Run;
+            MemoryTable job = memory.OfJob(run.Program, run.Adapter.Config, entry.Request.Optimizer.Moments, run.TokensMax);
+            MemoryTable needs = new([.. job.Rows.Where(r => MemoryUse.Arenas.Contains(r.Use)), .. ScratchForTraining()]);
+            budget.Require(needs.Bytes, $"What the job on '{entry.Request.Adapter}' gave back when it was paused", needs, _ =>
+                "It stays paused; end other jobs or unload adapters, and resume it then.");
+            try
+            {
+                model.Backend.ReserveScratch(memory.Scratch(trains: true));
+                backward.Reserve(run.Program);
+                run.Unpark();
+            }
+            catch
+            {
+                backward.Release(run.Program);
+                FitScratch();
+                throw;
+            }
+        }
+
+        // What it missed while it slept is not owed to it: it would shut the others out until it had caught up.
+        entry.Served = Math.Max(entry.Served, LeastServed(entry.Request.Weight));
+        entry.Paused = false;
+        entry.Handle!.Report(entry.Handle.Latest with { Status = FinetuningStatus.Running });
         return true;
     }
 
     /// <summary>Ends a job; one that has ended already is left as it is.</summary>
     public bool Cancel(JobId id)
     {
-        if (_jobs.TryGetValue(id.Value, out Entry? entry))
+        if (_jobs.TryGetValue(id.Value, out JobEntry? entry))
         {
             End(id.Value, entry, FinetuningStatus.Cancelled, entry.Started, error: null);
         }
@@ -209,15 +232,19 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
 
     public bool PublishNow(JobId id)
     {
-        Entry entry = Find(id);
-        Publish(entry.Request.Adapter, entry.Run);
+        JobEntry entry = Find(id);
+        string name = entry.Request.Adapter;
+        MemoryTable needs = memory.OfAdapter(entry.Run.Adapter.Config);
+        budget.Require(needs.Bytes, $"A version of '{name}' beside the job's own weights", needs, _ =>
+            "It is published when the job ends, without a copy; unload adapters to publish it now.");
+        Publish(name, entry.Run, CopyOf(entry.Run));
         return true;
     }
 
     /// <summary>A checkpoint of the last step, on the host.</summary>
     public JobCheckpoint Capture(JobId id)
     {
-        Entry entry = Find(id);
+        JobEntry entry = Find(id);
         return JobCheckpoint.Capture(entry.Run, model.Backend, entry.Parameters);
     }
 
@@ -225,7 +252,7 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     public void EndAll(Exception? cause)
     {
         Exception? first = null;
-        foreach ((long id, Entry entry) in _jobs.ToArray())
+        foreach ((long id, JobEntry entry) in _jobs.ToArray())
         {
             try
             {
@@ -256,67 +283,117 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
 
     public void Dispose() => EndAll(cause: null);
 
-    private Entry Find(JobId id) => _jobs.TryGetValue(id.Value, out Entry? entry)
+    private JobEntry Find(JobId id) => _jobs.TryGetValue(id.Value, out JobEntry? entry)
         ? entry
         : throw new RequestRejectedException("The finetuning job has ended.");
 
-    // Resumed weights, else an existing adapter's, else fresh ones.
-    private PeftAdapter CreateMaster(FinetuningRequest request)
+    // Refused before anything is allocated: a machine that runs out of memory would take every request down with the job.
+    private TrainingRun Allocate(FinetuningRequest request, BuiltSamples samples)
+    {
+        PeftConfig method = ConfigOf(request);
+        TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(method, model.Config));
+        int tokensMax = samples.Samples.Max(s => s.Ids.Length);
+        budget.Require(NeedsAt(tokensMax).Bytes, $"The job on '{request.Adapter}'", NeedsAt(tokensMax), attainable =>
+        {
+            int fitting = Bisection.Largest(tokensMax, n => NeedsAt(n).Bytes <= attainable);
+            string samplesThatFit = fitting < 2 ? string.Empty
+                : $"Samples of at most {fitting} tokens (SampleTokensMax; the longest has {tokensMax}) would fit. ";
+            return samplesThatFit + "Fewer target modules or a smaller rank need less.";
+        });
+        PeftAdapter? master = null;
+        try
+        {
+            model.Backend.ReserveScratch(memory.Scratch(trains: true));
+            backward.Reserve(program);
+            master = CreateMaster(request, method);
+            return new TrainingRun(model, master, PlanOf(request, samples), program);
+        }
+        catch
+        {
+            master?.Dispose();
+            backward.Release(program);
+            FitScratch();
+            throw;
+        }
+
+        // Where the name is new, its first version is a copy beside the job's own weights.
+        MemoryTable NeedsAt(int tokens) => new(
+        [
+            .. memory.OfJob(program, method, request.Optimizer.Moments, tokens).Rows,
+            .. adapters.Contains(request.Adapter) ? [] : memory.OfAdapter(method).Rows.Select(r => r with { Item = "first version" }),
+            .. ScratchForTraining(),
+        ]);
+    }
+
+    // What scratch memory grows by when there was no job in work.
+    private MemoryRow[] ScratchForTraining() => HasArenas ? []
+        : [new(MemoryUse.Scratch, "finetuning", 1, memory.ScratchBytes(trains: true) - memory.ScratchBytes(trains: false))];
+
+    private void FitScratch() => model.Backend.ReserveScratch(memory.Scratch(trains: HasArenas));
+
+    private void Free(TrainingRun run)
+    {
+        backward.Release(run.Program);
+        run.Dispose();
+        FitScratch();
+    }
+
+    // A resumed adapter's shape, else an existing one's, else a new one's. It must be what the request asks for, where it does.
+    private PeftConfig ConfigOf(FinetuningRequest request)
     {
         if (request.ResumeFrom is string folder)
         {
-            PeftAdapter resumed = PeftFolder.Load(folder, model);
-            if (Fits(request.Method, resumed))
-            {
-                return resumed;
-            }
-
-            string shape = ShapeOf(resumed);
-            resumed.Dispose();
-            throw new RequestRejectedException(
-                $"The checkpoint in {folder} holds an adapter of {shape}; FinetuningRequest.Method asks for another.");
+            PeftConfig resumed = PeftFolder.ReadConfig(folder, model.Config);
+            return Fits(request.Method, resumed) ? resumed : throw new RequestRejectedException(
+                $"The checkpoint in {folder} holds an adapter of {resumed.Describe()}; FinetuningRequest.Method asks for another.");
         }
 
         if (!adapters.Contains(request.Adapter))
         {
-            PeftConfig method = request.Method ?? new LoraConfig();
-            return PeftAdapter.CreateRandom(model.Backend, model.Config, method, request.InitializationSeed);
+            return request.Method ?? new LoraConfig();
         }
 
-        PeftAdapter existing = adapters.Get(request.Adapter).Weights;
-        if (!Fits(request.Method, existing))
-        {
-            throw new RequestRejectedException(
-                $"Adapter '{request.Adapter}' exists with {ShapeOf(existing)}; leave FinetuningRequest.Method null to train it further, " +
-                "or choose another name.");
-        }
-
-        return existing.Copy(model.Backend, model.Config);
+        PeftConfig existing = adapters.Get(request.Adapter).Weights.Config;
+        return Fits(request.Method, existing) ? existing : throw new RequestRejectedException(
+            $"Adapter '{request.Adapter}' exists with {existing.Describe()}; leave FinetuningRequest.Method null to train it further, " +
+            "or choose another name.");
     }
 
-    // Refused before anything is allocated: a machine that runs out of memory would take every request down with the job.
-    private void CheckFits(FinetuningRequest request, PeftAdapter master, TrainingProgram program, BuiltSamples samples)
+    private PeftAdapter CreateMaster(FinetuningRequest request, PeftConfig method) =>
+        request.ResumeFrom is string folder ? PeftFolder.Load(folder, model)
+        : adapters.Contains(request.Adapter) ? adapters.Get(request.Adapter).Weights.Copy(model.Backend, model.Config)
+        : PeftAdapter.CreateRandom(model.Backend, model.Config, method, request.InitializationSeed);
+
+    private static TrainingPlan PlanOf(FinetuningRequest request, BuiltSamples samples) => new()
     {
-        int tokensMax = samples.Samples.Max(s => s.Ids.Length);
-        TrainingMemory needs = TrainingMemory.Of(
-            model, program, master, request.Optimizer.Moments, tokensMax, options.TokensPerStepMax);
-        long left = options.DeviceBytesLimit - model.Backend.AllocatedBytes;
-        if (needs.JobBytes > left)
+        Samples = samples.Samples,
+        Epochs = request.Epochs,
+        GradientAccumulation = request.GradientAccumulation,
+        ShuffleSeed = request.ShuffleSeed,
+        Optimizer = request.Optimizer,
+    };
+
+    private bool Fits(PeftConfig? wanted, PeftConfig config) => wanted is null || (wanted.Scale == config.Scale &&
+        PeftAdapter.NetworksOf(wanted, model.Config).ToHashSet().SetEquals(PeftAdapter.NetworksOf(config, model.Config)));
+
+    // A version that finds no room now is left out: the next one, at the latest the last, takes its place.
+    private void PublishIfFits(JobEntry entry)
+    {
+        TrainingRun run = entry.Run;
+        if (budget.TryFree(memory.OfAdapter(run.Adapter.Config).Bytes))
         {
-            throw new RequestRejectedException(string.Create(
-                CultureInfo.InvariantCulture,
-                $"The job on '{request.Adapter}' does not fit: {left / 1048576.0:F1} MiB are left of CoServingOptions.DeviceBytesMax. " +
-                $"It needs{needs}\nShorter samples (SampleTokensMax; the longest has {tokensMax} tokens), " +
-                $"fewer target modules or a smaller rank need less."));
+            Publish(entry.Request.Adapter, run, CopyOf(run));
+            return;
         }
+
+        logger.LogWarning(
+            "No room for a version of adapter '{Adapter}' at step {Step}: it is not published.", entry.Request.Adapter, run.Cursor.Step);
     }
 
-    private bool Fits(PeftConfig? wanted, PeftAdapter adapter) => wanted is null || (wanted.Scale == adapter.Scale &&
-        PeftAdapter.NetworksOf(wanted, model.Config).ToHashSet().SetEquals(adapter.Networks));
+    private Func<PeftAdapter> CopyOf(TrainingRun run) => () => run.Adapter.Copy(model.Backend, model.Config);
 
-    private static string ShapeOf(PeftAdapter adapter) => adapter.Config.Describe();
-
-    private void Publish(string name, TrainingRun run)
+    // The weights are the run's own or a copy of them; they are asked for once they are known to be good.
+    private void Publish(string name, TrainingRun run, Func<PeftAdapter> weights)
     {
         if (!run.Adapter.IsFinite(model.Backend))
         {
@@ -325,24 +402,34 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
                 "or the data overflow the model.");
         }
 
-        AdapterVersion version = adapters.Publish(name, run.Adapter.Copy(model.Backend, model.Config));
+        AdapterVersion version = adapters.Publish(name, weights());
         logger.LogInformation("Adapter '{Adapter}' version {Version} is live (step {Step}).", name, version.Number, run.Cursor.Step);
     }
 
-    private void Complete(long id, Entry entry, TimeSpan now)
+    // The job's own weights become the last version: nothing is copied, so nothing can be missing for it.
+    private void CompleteOrFail(long id, JobEntry entry, TimeSpan now)
     {
-        Publish(entry.Request.Adapter, entry.Run);
+        try
+        {
+            Publish(entry.Request.Adapter, entry.Run, entry.Run.Detach);
+        }
+        catch (FlexLlmException e)
+        {
+            // Weights that are no numbers, or as many adapters as there may be.
+            End(id, entry, FinetuningStatus.Failed, now, e);
+            return;
+        }
+
         End(id, entry, FinetuningStatus.Completed, now, error: null);
     }
 
-    private void End(long id, Entry entry, FinetuningStatus status, TimeSpan now, Exception? error)
+    private void End(long id, JobEntry entry, FinetuningStatus status, TimeSpan now, Exception? error)
     {
         _jobs.Remove(id);
-        FinetuningProgress last = now > entry.Started ? ProgressOf(entry, status, now) : entry.Handle!.Latest with { Status = status };
+        FinetuningProgress last = now > entry.Started ? entry.ProgressAt(status, now) : entry.Handle!.Latest with { Status = status };
         try
         {
-            backward.Release(entry.Run.Program);
-            entry.Run.Dispose();
+            Free(entry.Run);
         }
         finally
         {
@@ -355,54 +442,4 @@ internal sealed class JobTable(LoadedModel model, AdapterStore adapters, Backwar
     // The least work per weight that a job in progress had, as work of a job of this weight.
     private double LeastServed(double weight) =>
         _jobs.Values.Where(j => !j.Paused).Select(j => j.Served / j.Request.Weight).DefaultIfEmpty(0).Min() * weight;
-
-    private static FinetuningProgress ProgressOf(Entry entry, FinetuningStatus status, TimeSpan now)
-    {
-        TrainingRun run = entry.Run;
-        double seconds = (now - entry.Started).TotalSeconds;
-        double speed = seconds > 0 ? run.TokensDone / seconds : 0;
-        long done = entry.TokensBefore + run.TokensDone;
-        TimeSpan? remaining = speed > 0 ? TimeSpan.FromSeconds(Math.Max(0, run.Cursor.TokensTotal - done) / speed) : null;
-        return new FinetuningProgress(
-            status, run.Cursor.Step, run.Cursor.Steps, run.Cursor.EpochOfLastStep, run.LastLoss, done, speed, remaining);
-    }
-
-    // What must be equal for a resumed job to end with the same bits: the tokens and targets in their order, and how they are used.
-    private static string Parameters(FinetuningRequest request, BuiltSamples samples)
-    {
-        var hash = new StableHash();
-        foreach (TrainingSample sample in samples.Samples)
-        {
-            hash.Add(sample.Ids);
-            hash.Add(sample.Targets);
-        }
-
-        return string.Create(
-            CultureInfo.InvariantCulture,
-            $"samples={samples.Samples.Count} data={hash.Value:x16} epochs={request.Epochs} accumulation={request.GradientAccumulation} " +
-            $"shuffle={request.ShuffleSeed} {request.Optimizer.Describe()}");
-    }
-
-    /// <summary>One job.</summary>
-    private sealed class Entry(FinetuningRequest request, TrainingRun run, TimeSpan started, string parameters)
-    {
-        public FinetuningRequest Request { get; } = request;
-
-        public TrainingRun Run { get; } = run;
-
-        public TimeSpan Started { get; } = started;
-
-        /// <summary>What a checkpoint must share with the request that resumes it.</summary>
-        public string Parameters { get; } = parameters;
-
-        /// <summary>Tokens that an earlier run, before a resume, had done.</summary>
-        public long TokensBefore { get; } = run.Cursor.TokensTotal * run.Cursor.Step / Math.Max(1, run.Cursor.Steps);
-
-        public FinetuningJob? Handle { get; set; }
-
-        public bool Paused { get; set; }
-
-        /// <summary>Tokens of work it had, or was taken to have had when it joined the others.</summary>
-        public double Served { get; set; }
-    }
 }

@@ -64,14 +64,14 @@ internal sealed class ActivationStore : IDisposable
 
     public DeviceTensor ValueGradient { get; }
 
-    /// <summary>Bytes of the saved values alone.</summary>
-    public long SavedBytes => _saved.Sum(s => s.Bytes);
-
-    /// <summary>Bytes of keys and values.</summary>
-    public long KvBytes => KvCache.Bytes;
-
-    /// <summary>Bytes of the gradient between layers and of the key and value gradients.</summary>
-    public long GradientBytes => Boundary.Bytes + KeyGradient.Bytes + ValueGradient.Bytes;
+    /// <summary>What the store holds, in the rows of <see cref="MemoryPlan.OfJob"/>.</summary>
+    public IEnumerable<MemoryRow> Memory() =>
+    [
+        .. MemoryPlan.SavedRows(Program, i => _saved[i].Bytes),
+        new(MemoryUse.SampleKv, "blocks", KvCache.Blocks, KvCache.Bytes),
+        new(MemoryUse.LayerGradient, "rows", TokensMax, Boundary.Bytes),
+        new(MemoryUse.KvGradients, "accumulators", 2, KeyGradient.Bytes + ValueGradient.Bytes),
+    ];
 
     public DeviceTensor Saved(int index) => _saved[index];
 

@@ -1,5 +1,6 @@
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
+using FlexLLM.Backends.Group;
 using FlexLLM.Graph;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
@@ -13,15 +14,29 @@ namespace FlexLLM.Execution;
 /// </summary>
 internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
 {
-    // Programs of different jobs need different slots: one workspace a program, made at first use, dropped with its job.
+    // Programs of different jobs need different slots: one workspace a program, dropped with its job.
     private readonly Dictionary<TrainingProgram, Workspace> _workspaces = [];
 
+    private readonly Dictionary<int, DeviceTensor> _frozen = [];
     private float[] _poison = [];
 
     /// <summary>Fills what nobody may read any more with NaN after each instruction: a check of the memory plan.</summary>
     public bool PoisonsFreed { get; init; }
 
-    public long WorkspaceBytes => _workspaces.Values.Sum(w => w.Bytes);
+    /// <summary>What the pass holds for a program, in the rows of <see cref="MemoryPlan.OfJob"/>.</summary>
+    public MemoryTable Memory(TrainingProgram program) => new(
+        _workspaces.TryGetValue(program, out Workspace? workspace)
+            ? [new(MemoryUse.BackwardWorkspace, "slots", program.Arena.Slots.Count, workspace.Bytes)]
+            : []);
+
+    /// <summary>Makes the workspace of a program before its first run needs it.</summary>
+    public void Reserve(TrainingProgram program)
+    {
+        if (!_workspaces.ContainsKey(program))
+        {
+            _workspaces.Add(program, new Workspace(model.Backend, program.Arena, rowsMax));
+        }
+    }
 
     /// <summary>
     /// Takes the gradient of rows [start, start + count) through a layer: adds to the gradients of the adapter's sites there and
@@ -33,18 +48,17 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         Check.That(count > 0 && count <= rowsMax && start >= 0 && start + count <= sampleTokens && sampleTokens <= store.TokensMax);
         TrainingProgram program = store.Program;
         Check.That(layer >= program.LowestLayer);
-        if (!_workspaces.TryGetValue(program, out Workspace? workspace))
-        {
-            _workspaces.Add(program, workspace = new Workspace(model.Backend, program.Arena, rowsMax));
-        }
-
+        Reserve(program);
+        Workspace workspace = _workspaces[program];
         if (start + count == sampleTokens)
         {
             model.Backend.Zero(store.KeyGradient.Slice(0, sampleTokens));
             model.Backend.Zero(store.ValueGradient.Slice(0, sampleTokens));
         }
 
-        var window = new Window(store, workspace, layer, start, count);
+        Communicator? communicator = model.Shard?.Communicator;
+        int share = communicator is null ? count : Moves.RowsOf(communicator, count).Count;
+        var window = new Window(store, workspace, layer, start, count, share);
         foreach (Instruction instruction in program.Layers[layer])
         {
             Execute(instruction, window, adapter, gradients);
@@ -56,14 +70,15 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
 
         if (PoisonsFreed)
         {
-            foreach (int saved in program.Layers[layer].SelectMany(i => i.Inputs).Where(i => i.Kind == BufferKind.Saved).Select(i => i.Index))
+            foreach (int saved in program.Layers[layer].SelectMany(i => i.Inputs)
+                .Where(i => i.Kind == BufferKind.Saved).Select(i => i.Index))
             {
                 Workspace.Poison(model.Backend, store.Saved(saved).Slice(start, count), ref _poison);
             }
         }
     }
 
-    /// <summary>Frees the workspace of a program that no job uses any more.</summary>
+    /// <summary>Frees the workspace of a program that no job uses any more, or for a while.</summary>
     public void Release(TrainingProgram program)
     {
         if (_workspaces.Remove(program, out Workspace? workspace))
@@ -80,6 +95,10 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         }
 
         _workspaces.Clear();
+        foreach (DeviceTensor gradient in _frozen.Values)
+        {
+            gradient.Dispose();
+        }
     }
 
     private void Execute(Instruction instruction, Window window, PeftAdapter adapter, AdapterGradients gradients)
@@ -88,6 +107,12 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         float epsilon = (float)model.Config.RmsNormEpsilon;
         BufferRef[] inputs = instruction.Inputs;
         BufferRef output = instruction.Outputs[0];
+        if (instruction.Op == OpKind.Move)
+        {
+            Moves.Run(backend, model.Shard?.Communicator, instruction.Move, window.Rows(inputs[0]), window.Rows(output));
+            return;
+        }
+
         if (instruction.Site >= 0)
         {
             ExecuteBypass(instruction, window, adapter, gradients);
@@ -147,12 +172,29 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
             case OpKind.Add or OpKind.AddGradient:
                 backend.Add(window.Rows(inputs[0]), window.Rows(inputs[1]), window.Rows(output));
                 break;
+            case OpKind.LinearBackwardWeight:
+                backend.AddOuter(window.Rows(inputs[0]), window.Rows(inputs[1]), 1, FrozenGradient(instruction.Weight));
+                break;
+            case OpKind.RmsNormBackwardGain:
+                break; // Nobody reads it; that its input is saved is what an unpruned graph is about.
             case OpKind.Unpack:
                 backend.Unpack(window.Rows(inputs[0]), instruction.Packed!.Value, window.Rows(output));
                 break;
             default:
                 throw new ArgumentOutOfRangeException(nameof(instruction), instruction.Op, "Not a backward operation.");
         }
+    }
+
+    // An unpruned graph computes what nobody asked for; it exists to show that pruning changes nothing else.
+    private DeviceTensor FrozenGradient(int weight)
+    {
+        if (!_frozen.TryGetValue(weight, out DeviceTensor? gradient))
+        {
+            DeviceWeight matrix = model.Matrix(weight);
+            _frozen.Add(weight, gradient = model.Backend.Allocate(matrix.OutFeatures, matrix.InFeatures));
+        }
+
+        return gradient;
     }
 
     private void ExecuteBypass(Instruction instruction, Window window, PeftAdapter adapter, AdapterGradients gradients)
@@ -190,18 +232,23 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
                     window.Rows(instruction.Inputs[1]), first, tensors[0].Factor!, tensors[1].Factor!, adapter.Scale, gradient[0],
                     gradient[1], output);
                 break;
+            case OpKind.AddBias when instruction.OnRankZeroOnly && model.Shard is { Rank: > 0 }:
+                Moves.Run(backend, model.Shard.Communicator, MoveKind.Pass, first, output!.Value);
+                break;
             default:
                 BypassOps.Run(backend, instruction, tensors, adapter.Scale, first, output!.Value, instruction.Accumulate);
                 break;
         }
     }
 
-    /// <summary>Resolves buffers for rows [Start, Start + Count) of one layer.</summary>
-    private readonly record struct Window(ActivationStore Store, Workspace Workspace, int Layer, int Start, int Count)
+    /// <summary>
+    /// Resolves buffers for rows [Start, Start + Count) of one layer; of buffers split by rows for this rank's share of them.
+    /// </summary>
+    private readonly record struct Window(ActivationStore Store, Workspace Workspace, int Layer, int Start, int Count, int Share)
     {
         public TensorSlice Rows(BufferRef buffer) => buffer.Kind switch
         {
-            BufferKind.Slot => Workspace.Rows(buffer.Index, 0, Count),
+            BufferKind.Slot => Workspace.Rows(buffer.Index, 0, buffer.IsRowSplit ? Share : Count),
             BufferKind.Saved => Store.Saved(buffer.Index).Slice(Start, Count),
             BufferKind.Boundary => Store.Boundary.Slice(Start, Count),
             BufferKind.KeyGradient => Store.KeyGradient.Slice(Start, Count),

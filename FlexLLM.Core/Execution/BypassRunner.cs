@@ -2,6 +2,7 @@ using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
+using FlexLLM.Backends.Group;
 using FlexLLM.Graph;
 using FlexLLM.Primitives;
 
@@ -14,6 +15,7 @@ namespace FlexLLM.Execution;
 internal sealed class BypassRunner : IDisposable
 {
     private readonly IComputeBackend _backend;
+    private readonly Communicator? _communicator;
     private readonly int _rowsMax;
     private readonly DeviceTensor _arena;
     private readonly List<LoraSegment> _lora = [];
@@ -23,18 +25,24 @@ internal sealed class BypassRunner : IDisposable
 
     /// <param name="backend">The device.</param>
     /// <param name="rowsMax">Most rows of a batch.</param>
-    /// <param name="widest">Widest value that a bypass may be added to.</param>
-    public BypassRunner(IComputeBackend backend, int rowsMax, int widest)
+    /// <param name="config">The model whose values bypasses are added to.</param>
+    /// <param name="communicator">The other ranks, where there are any.</param>
+    public BypassRunner(IComputeBackend backend, int rowsMax, ModelConfig config, Communicator? communicator = null)
     {
         _backend = backend;
+        _communicator = communicator;
         _rowsMax = rowsMax;
-        _arena = backend.Allocate(rowsMax, ArenaColumns(widest));
+        _arena = backend.Allocate(rowsMax, ArenaColumns(config));
     }
 
     public long Bytes => _arena.Bytes;
 
     /// <summary>Room for two values inside a network and its result.</summary>
-    public static int ArenaColumns(int widest) => (2 * SerialAdapterConfig.SizeMax) + ArenaLayout.Padded(widest);
+    public static int ArenaColumns(ModelConfig config)
+    {
+        int widest = Math.Max(config.IntermediateSize, Math.Max(config.HiddenSize, config.AttentionHeads * config.HeadDim));
+        return (2 * SerialAdapterConfig.SizeMax) + ArenaLayout.Padded(widest);
+    }
 
     /// <summary>Adds to rows of <paramref name="sum"/> what each row's adapter makes of <paramref name="tap"/>.</summary>
     public void Run(int site, BypassAttachment attachment, IReadOnlyList<AdapterRows> adapters, TensorSlice tap, TensorSlice sum)
@@ -42,12 +50,12 @@ internal sealed class BypassRunner : IDisposable
         _lora.Clear();
         foreach (AdapterRows rows in adapters)
         {
-            if (rows.Adapter[site] is not AdapterSite own || own.Network.Attachment != attachment)
+            if (rows.Adapter[site] is not AdapterSite own || own.Attachment != attachment)
             {
                 continue;
             }
 
-            if (own.Network.IsLora)
+            if (own.IsLora)
             {
                 _lora.Add(new LoraSegment(
                     rows.RowStart, rows.RowCount, own.Tensors[0].Factor!, own.Tensors[1].Factor!, rows.Adapter.Scale));
@@ -83,6 +91,14 @@ internal sealed class BypassRunner : IDisposable
             {
                 _backend.Add(x, Rows(step.Inputs[1]), y);
             }
+            else if (step.Op == OpKind.Move)
+            {
+                Moves.Run(_backend, _communicator, step.Move, x, y);
+            }
+            else if (step.OnRankZeroOnly && _communicator is { Rank: > 0 })
+            {
+                Moves.Run(_backend, _communicator, MoveKind.Pass, x, y);
+            }
             else
             {
                 BypassOps.Run(_backend, step, site.Tensors, scale, x, y, accumulate: false);
@@ -93,7 +109,7 @@ internal sealed class BypassRunner : IDisposable
         {
             BufferKind.Tap => tap,
             BufferKind.Sum => sum,
-            _ => workspace.Rows(buffer.Index, 0, tap.Rows),
+            _ => workspace.Rows(buffer.Index, 0, buffer.IsRowSplit ? Moves.RowsOf(_communicator!, tap.Rows).Count : tap.Rows),
         };
     }
 }

@@ -16,18 +16,21 @@ internal sealed class ForwardPass : IDisposable
     private readonly Workspace _workspace;
     private readonly List<AttentionSegment> _segments = [];
     private readonly BypassRunner _bypasses;
+    private readonly DeviceTensor _logits;
     private readonly ResourceSet _owned = new();
-    private DeviceTensor? _logits;
 
-    public ForwardPass(LoadedModel model, int rowsMax)
+    /// <param name="model">The model.</param>
+    /// <param name="rowsMax">Most rows of a batch.</param>
+    /// <param name="sampledMax">Most rows of a batch whose logits are wanted.</param>
+    public ForwardPass(LoadedModel model, int rowsMax, int sampledMax)
     {
         _model = model;
         ModelConfig config = model.Config;
         try
         {
             _workspace = _owned.Add(new Workspace(model.Backend, model.Program.Arena, rowsMax));
-            int widest = Math.Max(config.IntermediateSize, Math.Max(config.HiddenSize, config.AttentionHeads * config.HeadDim));
-            _bypasses = _owned.Add(new BypassRunner(model.Backend, rowsMax, widest));
+            _bypasses = _owned.Add(new BypassRunner(model.Backend, rowsMax, config, model.Shard?.Communicator));
+            _logits = _owned.Add(model.Backend.Allocate(sampledMax, config.VocabularySize));
         }
         catch
         {
@@ -36,8 +39,13 @@ internal sealed class ForwardPass : IDisposable
         }
     }
 
-    /// <summary>Bytes of activations in flight and of logits.</summary>
-    public long WorkspaceBytes => _workspace.Bytes + _bypasses.Bytes + (_logits?.Bytes ?? 0);
+    /// <summary>What the pass holds, in the rows of <see cref="MemoryPlan.OfForwardPass"/>.</summary>
+    public MemoryTable Memory() => new(
+    [
+        new(MemoryUse.ForwardWorkspace, "slots", _model.Program.Arena.Slots.Count, _workspace.Bytes),
+        new(MemoryUse.ForwardWorkspace, "networks of adapters", 1, _bypasses.Bytes),
+        new(MemoryUse.Logits, "rows", _logits.Rows, _logits.Bytes),
+    ]);
 
     /// <summary>Fills what nobody may read any more with NaN after each instruction: a check of the memory plan.</summary>
     public bool PoisonsFreed { get; init; }
@@ -74,7 +82,6 @@ internal sealed class ForwardPass : IDisposable
     public void Dispose()
     {
         _owned.Dispose();
-        _logits?.Dispose();
     }
 
     private void Execute(Instruction instruction, TokenBatch batch)
@@ -97,6 +104,9 @@ internal sealed class ForwardPass : IDisposable
                 break;
             case OpKind.Bypass:
                 _bypasses.Run(instruction.Site, instruction.Attachment, batch.Adapters, Rows(instruction.Inputs[0], 0, rows), y);
+                break;
+            case OpKind.Move:
+                Moves.Run(backend, _model.Shard!.Communicator, instruction.Move, Rows(instruction.Inputs[0], 0, rows), y);
                 break;
             case OpKind.Rope:
                 backend.Rope(y, batch.Positions, _model.RopeTable, inverse: false);
@@ -164,12 +174,6 @@ internal sealed class ForwardPass : IDisposable
     private TensorSlice RunLogits(TokenBatch batch)
     {
         Instruction instruction = _model.Program.Logits;
-        if (_logits is null || _logits.Rows < batch.SampledRows.Count)
-        {
-            _logits?.Dispose();
-            _logits = _model.Backend.Allocate(Math.Max(1, batch.SampledRows.Count), _model.Config.VocabularySize);
-        }
-
         TensorSlice logits = _logits.Slice(0, batch.SampledRows.Count);
         if (batch.SampledRows.Count > 0)
         {

@@ -145,6 +145,15 @@ internal sealed class TrainingCursor
         return true;
     }
 
+    /// <summary>The sample's forward phase begins again. Returns the tokens of it that were done.</summary>
+    public int RestartForward()
+    {
+        Check.That(Phase == TrainingPhase.Forward);
+        int done = PositionsDone;
+        PositionsDone = 0;
+        return done;
+    }
+
     /// <summary>
     /// A backward window of that many rows is done. True when it completed the accumulation group: the caller updates the
     /// weights and calls <see cref="NextSample"/>; after a sample inside a group the next one starts by itself.

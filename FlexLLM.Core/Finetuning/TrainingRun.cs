@@ -28,10 +28,11 @@ internal sealed record TrainingPlan
 internal sealed class TrainingRun : IDisposable
 {
     private readonly LoadedModel _model;
-    private readonly ActivationStore _store;
     private readonly AdapterGradients _gradients;
     private readonly float[] _losses;
     private readonly ResourceSet _owned = new();
+    private ActivationStore? _store;
+    private bool _ownsAdapter;
     private double _groupLoss;
 
     /// <summary>
@@ -45,21 +46,20 @@ internal sealed class TrainingRun : IDisposable
         Program = program ?? model.CompileTraining(adapter.Networks);
         Cursor = new TrainingCursor(
             plan.Samples, plan.Epochs, plan.GradientAccumulation, plan.ShuffleSeed, model.Config.LayerCount, Program.LowestLayer);
-        int tokensMax = plan.Samples.Max(s => s.Ids.Length);
-        _losses = new float[tokensMax];
+        _losses = new float[plan.Samples.Max(s => s.Ids.Length)];
         try
         {
-            _store = _owned.Add(new ActivationStore(model, Program, tokensMax));
+            Unpark();
             _gradients = _owned.Add(new AdapterGradients(model.Backend, adapter));
             Optimizer = _owned.Add(new AdapterOptimizer(model.Backend, plan.Optimizer, adapter, _gradients));
         }
         catch
         {
-            _owned.Dispose();
+            Dispose();
             throw;
         }
 
-        _owned.Add(adapter);
+        _ownsAdapter = true;
     }
 
     public PeftAdapter Adapter { get; }
@@ -79,16 +79,47 @@ internal sealed class TrainingRun : IDisposable
     /// <summary>Tokens whose forward pass is done, each counted once.</summary>
     public long TokensDone { get; private set; }
 
-    /// <summary>Device bytes by category.</summary>
-    public IReadOnlyList<(string Category, long Bytes)> MemoryByCategory() =>
-    [
-        ("saved activations", _store.SavedBytes),
-        ("keys and values of the sample", _store.KvBytes),
-        ("activation gradients", _store.GradientBytes),
-        ("adapter weights", Adapter.Bytes),
-        ("adapter gradients", _gradients.Bytes),
-        ("optimizer state", Optimizer.Bytes),
-    ];
+    /// <summary>Longest sample.</summary>
+    public int TokensMax => _losses.Length;
+
+    /// <summary>False while the run is parked and holds nothing for a sample.</summary>
+    public bool HasArenas => _store is not null;
+
+    /// <summary>
+    /// What the run holds, in the rows of <see cref="MemoryPlan.OfJob"/>; the workspace of the backward pass is that pass's.
+    /// </summary>
+    public MemoryTable Memory()
+    {
+        int tensors = Adapter.Tensors().Count();
+        return new MemoryTable(
+        [
+            .. _store?.Memory() ?? [],
+            new(MemoryUse.AdapterWeights, "tensors", tensors, Adapter.Bytes),
+            new(MemoryUse.AdapterGradients, "tensors", tensors, _gradients.Bytes),
+            new(MemoryUse.OptimizerState, "tensors", Optimizer.State().Count(), Optimizer.Bytes),
+        ]);
+    }
+
+    /// <summary>
+    /// Gives back what a sample keeps between its windows, where that can be made again: in the forward phase, which then starts
+    /// over. Returns the tokens that will go through it a second time, or null where the run keeps everything.
+    /// </summary>
+    public int? Park()
+    {
+        if (_store is null || Cursor.Phase != TrainingPhase.Forward)
+        {
+            return null;
+        }
+
+        _store.Dispose();
+        _store = null;
+        int tokens = Cursor.RestartForward();
+        TokensDone -= tokens;
+        return tokens;
+    }
+
+    /// <summary>Takes what <see cref="Park"/> gave back.</summary>
+    public void Unpark() => _store ??= new ActivationStore(_model, Program, TokensMax);
 
     /// <summary>Appends the next forward window to a batch.</summary>
     public void AddForwardWindow(TokenBatch batch, int tokens)
@@ -96,6 +127,7 @@ internal sealed class TrainingRun : IDisposable
         TrainingSample sample = Cursor.Sample;
         int start = Cursor.PositionsDone;
         Check.That(Cursor.Phase == TrainingPhase.Forward && start + tokens <= sample.Ids.Length);
+        Check.That(_store is not null, "a parked run does nothing");
         batch.AddWindow(
             sample.Ids.AsSpan(start, tokens), sample.Targets.AsMemory(start, tokens), start, _store, Adapter,
             1f / Cursor.GroupTargets, _losses.AsMemory(start, tokens));
@@ -129,6 +161,7 @@ internal sealed class TrainingRun : IDisposable
     public bool RunBackward(BackwardPass pass, int rows)
     {
         Check.That(Cursor.Phase == TrainingPhase.Backward && rows <= Cursor.RowsLeft);
+        Check.That(_store is not null, "a parked run does nothing");
         pass.Run(_store, Cursor.Layer, Cursor.RowsLeft - rows, rows, Cursor.Sample.Ids.Length, Adapter, _gradients);
         return Cursor.AdvanceBackward(rows);
     }
@@ -136,6 +169,11 @@ internal sealed class TrainingRun : IDisposable
     /// <summary>Updates the adapter with the group's gradients and moves on.</summary>
     public void Step()
     {
+        foreach ((int site, int index) in PartialGradients())
+        {
+            _model.Shard!.Communicator.AllReduce(_gradients[site][index]);
+        }
+
         Optimizer.Step();
         _gradients.Zero(_model.Backend);
         LastLoss = _groupLoss;
@@ -152,5 +190,27 @@ internal sealed class TrainingRun : IDisposable
         _groupLoss = 0;
     }
 
-    public void Dispose() => _owned.Dispose();
+    /// <summary>The adapter becomes the caller's: this run's disposal leaves it alone.</summary>
+    public PeftAdapter Detach()
+    {
+        Check.That(_ownsAdapter);
+        _ownsAdapter = false;
+        return Adapter;
+    }
+
+    public void Dispose()
+    {
+        _store?.Dispose();
+        _store = null;
+        _owned.Dispose();
+        if (_ownsAdapter)
+        {
+            Adapter.Dispose();
+            _ownsAdapter = false;
+        }
+    }
+
+    // What a rank of a group has of these is its share of a sum, which is due once a step.
+    private IEnumerable<(int Site, int Index)> PartialGradients() => Adapter.SiteIndices.SelectMany(
+        site => Adapter[site]!.Tensors.Index().Where(t => t.Item.GradientIsPartial).Select(t => (site, t.Index)));
 }

@@ -13,6 +13,7 @@ internal sealed class BackwardLowering
     private readonly List<SavedValue> _saved = [];
     private readonly List<Capture> _captures = [];
     private readonly HashSet<GraphNode> _fused = [];
+    private readonly List<Instruction> _before = [];
 
     private BackwardLowering(ParallelGraph graph, ForwardProgram forward, WeightTable weights)
     {
@@ -38,7 +39,10 @@ internal sealed class BackwardLowering
             List<Instruction> layer = program[node.Layer];
             if (!lowering._fused.Contains(node))
             {
-                layer.Add(lowering.Lower(node, index));
+                Instruction instruction = lowering.Lower(node, index);
+                layer.AddRange(lowering._before);
+                lowering._before.Clear();
+                layer.Add(instruction);
             }
 
             IReadOnlyList<int> freed = lowering._slots.Release(node, index);
@@ -116,6 +120,9 @@ internal sealed class BackwardLowering
             case OpKind.OuterProduct or OpKind.AddBiasBackward:
                 outputs = [BufferRef.None]; // The adapter's gradients are found by site and weight.
                 break;
+            case OpKind.LinearBackwardWeight or OpKind.RmsNormBackwardGain:
+                outputs = [BufferRef.None]; // Only an unpruned graph asks for gradients of frozen weights.
+                break;
             case OpKind.Rope or OpKind.RopeBackward:
                 Check.That(_slots.TryInherit(node.Outputs[0], node.Inputs[0], index), "RoPE rotates in place");
                 outputs = [_slots[node.Outputs[0]]];
@@ -135,6 +142,12 @@ internal sealed class BackwardLowering
                 _slots.Place(node.Outputs[1], BufferRef.None); // Nobody reads the log-sum-exp that the forward pass saved already.
                 outputs = [Fresh(node.Outputs[0])];
                 break;
+            case OpKind.Move when node.Move == MoveKind.Pass:
+                outputs = [_slots.Place(node.Outputs[0], _slots[node.Inputs[0]])];
+                break;
+            case OpKind.Move when node.Move == MoveKind.AllReduce:
+                outputs = [InPlaceOf(node, 0, index)];
+                break;
             case OpKind.Lora:
                 Check.That(_slots.TryInherit(node.Outputs[0], node.Inputs[3], index), "the base of a bypass is added to in place");
                 outputs = [_slots[node.Outputs[0]]];
@@ -144,7 +157,7 @@ internal sealed class BackwardLowering
                 outputs = [InPlaceOf(node, 0, index)];
                 break;
             case OpKind.RmsNorm or OpKind.SiluGate or OpKind.Linear or OpKind.Narrow or OpKind.Widen or OpKind.ScaleColumns or
-                OpKind.Unpack:
+                OpKind.Unpack or OpKind.Move:
                 outputs = [Fresh(node.Outputs[0])];
                 break;
             default:
@@ -158,6 +171,8 @@ internal sealed class BackwardLowering
             Site = node.Site,
             Accumulate = accumulate,
             Scaled = node.Scaled,
+            Move = node.Move,
+            OnRankZeroOnly = node.OnRankZeroOnly,
             Packed = node.Op == OpKind.Unpack ? _graph.Values[node.Inputs[0]].Packed : null,
         };
     }
@@ -166,6 +181,8 @@ internal sealed class BackwardLowering
     {
         OpKind.LinearBackwardInput or OpKind.RmsNormBackward or OpKind.RmsNorm or OpKind.Linear =>
             _weights.IndexOf(_graph.Values[node.Inputs[1]].Name),
+        OpKind.LinearBackwardWeight or OpKind.RmsNormBackwardGain =>
+            _weights.IndexOf(_graph.Values[node.Outputs[0]].Name["d ".Length..]),
         _ => node.BypassWeight,
     };
 
@@ -176,7 +193,7 @@ internal sealed class BackwardLowering
         return !_slots.IsRead(output) ? BufferRef.None : accumulate ? _slots[output] : Fresh(output);
     }
 
-    // A contribution that the very next AddGradient sums into a gradient which nobody reads later is added in place.
+    // A contribution that the very next AddGradient sums into a gradient continues that sum.
     private bool TryAccumulate(GraphNode node, int contribution, int index)
     {
         int sum = index + 1;
@@ -185,21 +202,26 @@ internal sealed class BackwardLowering
             sum++;
         }
 
-        if (sum >= _nodes.Length || _nodes[sum].Op != OpKind.AddGradient || _nodes[sum].Inputs[1] != contribution ||
-            !_slots.DiesAt(_nodes[sum].Inputs[0], sum))
+        if (sum >= _nodes.Length || _nodes[sum].Op != OpKind.AddGradient || _nodes[sum].Inputs[1] != contribution)
         {
             return false;
         }
 
-        BufferRef place = _slots[_nodes[sum].Inputs[0]];
-        bool readsIt = node.Inputs.Any(i => !_graph.Values[i].IsWeight && _slots[i] == place);
-        if (readsIt || place.Kind == BufferKind.Saved)
+        // Continuing a sum has other bits than adding to it: what is read again later is copied, so that bits do not depend on it.
+        int left = _nodes[sum].Inputs[0];
+        BufferRef place = _slots[left];
+        if (!_slots.DiesAt(left, sum) || place.Kind == BufferKind.Saved)
         {
-            return false;
+            BufferRef copy = Fresh(_nodes[sum].Outputs[0]);
+            _before.Add(new Instruction(OpKind.Move, node.Layer, [place], [copy]) { Move = MoveKind.Pass });
+            place = copy;
+        }
+        else
+        {
+            _slots.Place(_nodes[sum].Outputs[0], place);
         }
 
         _slots.Place(contribution, place);
-        _slots.Place(_nodes[sum].Outputs[0], place);
         _fused.Add(_nodes[sum]);
         return true;
     }

@@ -1,3 +1,5 @@
+using FlexLLM.Graph.Parallelization;
+
 namespace FlexLLM.Graph;
 
 /// <summary>Lowers a network to the steps that run it over the rows of one adapter in a serving batch.</summary>
@@ -6,13 +8,20 @@ internal static class BypassLowering
     /// <param name="network">The network.</param>
     /// <param name="tapColumns">Width of the value that it reads.</param>
     /// <param name="addColumns">Width of the value that it is added to.</param>
-    public static BypassProgram Lower(BypassNetwork network, int tapColumns, int addColumns)
+    /// <param name="plan">How a group of ranks runs it; null on one device. Widths are those of the whole.</param>
+    public static BypassProgram Lower(BypassNetwork network, int tapColumns, int addColumns, BypassPlan? plan = null)
     {
         var builder = new GraphBuilder();
         int x = builder.Value("x", ValueKind.Activation, tapColumns);
-        int sum = network.Attachment == BypassAttachment.Around ? builder.Value("y", ValueKind.Activation, addColumns) : x;
+        bool isSerial = network.Attachment != BypassAttachment.Around;
         int f = new BypassBuilder(builder, site: 0, "f", "f", network, x, addColumns).Build();
-        builder.Activation(OpKind.Add, "sum", addColumns, sum, f);
+        if (plan is not null)
+        {
+            (builder, x, f) = NetworkParallelizer.OfNetwork(builder.Build(), plan);
+        }
+
+        int sum = isSerial ? x : builder.Value("y", ValueKind.Activation, builder[f].Columns);
+        builder.Activation(OpKind.Add, "sum", builder[f].Columns, sum, f);
         ParallelGraph graph = builder.Build();
 
         var slots = new SlotAllocator(graph, graph.Nodes);
@@ -24,21 +33,34 @@ internal static class BypassLowering
             GraphNode node = graph.Nodes[index];
             int output = node.Outputs[0];
             BufferRef[] inputs = [.. node.Inputs.Where(i => !graph.Values[i].IsWeight).Select(i => slots[i])];
+            if (node is { Op: OpKind.Move, Move: MoveKind.Pass })
+            {
+                slots.Place(output, slots[node.Inputs[0]]);
+                continue;
+            }
+
             if (node.Op == OpKind.Add)
             {
                 slots.Place(output, new BufferRef(BufferKind.Sum));
             }
-            else if (!IsInPlace(node.Op) || slots[node.Inputs[0]].Kind != BufferKind.Slot || !slots.TryInherit(output, node.Inputs[0], index))
+            else if (!IsInPlace(node) || slots[node.Inputs[0]].Kind != BufferKind.Slot || !slots.TryInherit(output, node.Inputs[0], index))
             {
                 slots.Take(output, graph.Values[output].Columns);
             }
 
-            steps.Add(new Instruction(node.Op, node.Layer, inputs, [slots[output]]) { Weight = node.BypassWeight, Scaled = node.Scaled });
+            steps.Add(new Instruction(node.Op, node.Layer, inputs, [slots[output]])
+            {
+                Weight = node.BypassWeight,
+                Scaled = node.Scaled,
+                Move = node.Move,
+                OnRankZeroOnly = node.OnRankZeroOnly,
+            });
             slots.Release(node, index);
         }
 
         return new BypassProgram { Steps = steps, Arena = slots.Layout };
     }
 
-    private static bool IsInPlace(OpKind op) => op is OpKind.AddBias or OpKind.Relu or OpKind.Silu;
+    private static bool IsInPlace(GraphNode node) =>
+        node.Op is OpKind.AddBias or OpKind.Relu or OpKind.Silu || node is { Op: OpKind.Move, Move: MoveKind.AllReduce };
 }

@@ -1,3 +1,5 @@
+using FlexLLM.Graph.Parallelization;
+
 namespace FlexLLM.Graph;
 
 /// <summary>Which value of a linear module a bypass reads, and to which it is added: one tap, one add.</summary>
@@ -11,6 +13,11 @@ internal enum BypassAttachment
 
     /// <summary>Reads the module's input and is added to it, before the module ((IA)^3 on the inner activation).</summary>
     Input,
+
+    /// <summary>
+    /// As <see cref="Around"/>, on a group of ranks, where the network's result is added after the sum over ranks instead of before.
+    /// </summary>
+    AroundReduced,
 }
 
 /// <summary>How a trainable tensor starts, so that a new adapter answers like the bare model.</summary>
@@ -26,6 +33,9 @@ internal enum BypassInitialization
 /// <summary>A trainable tensor of a bypass: a matrix [inner, wide], or a vector of Wide elements (Inner is 0).</summary>
 internal sealed record BypassWeight(string Name, int Inner, int Wide, BypassInitialization Initialization)
 {
+    /// <summary>The matrix leads from the inner side to the wide one (LoRA's B), not to it.</summary>
+    public bool Widens { get; init; }
+
     public bool IsVector => Inner == 0;
 
     public long Count => Math.Max(1L, Inner) * Wide;
@@ -51,6 +61,9 @@ internal abstract record BypassNetwork
 
     /// <summary>Appends the network's operations and returns its result, which the caller adds.</summary>
     public abstract int Build(BypassBuilder b);
+
+    /// <summary>The same chain of operators as the search over parallel plans sees it.</summary>
+    public abstract Bypass ToBypass(int tapColumns, int addColumns);
 }
 
 /// <summary>f = scale * (x A^T) B^T with A [rank, in] and B, held transposed, [rank, out].</summary>
@@ -65,10 +78,12 @@ internal sealed record LoraNetwork(int Rank) : BypassNetwork
     public override IReadOnlyList<BypassWeight> Weights(int tapColumns, int addColumns) =>
     [
         new("lora_A", Rank, tapColumns, BypassInitialization.KaimingUniform),
-        new("lora_B", Rank, addColumns, BypassInitialization.Zero),
+        new("lora_B", Rank, addColumns, BypassInitialization.Zero) { Widens = true },
     ];
 
     public override int Build(BypassBuilder b) => b.Widen(b.Narrow(b.X, 0, scaled: true), 1);
+
+    public override Bypass ToBypass(int tapColumns, int addColumns) => Bypass.Lora(tapColumns, addColumns, Rank);
 }
 
 /// <summary>f = act(x D^T + b1) U + b2 on a module's output, added to it (Houlsby et al. 2019): x is kept by the add itself.</summary>
@@ -82,7 +97,7 @@ internal sealed record SerialAdapterNetwork(int Size, bool UsesSilu) : BypassNet
     [
         new("adapter_down", Size, tapColumns, BypassInitialization.KaimingUniform),
         new("adapter_down_bias", 0, Size, BypassInitialization.Zero),
-        new("adapter_up", Size, addColumns, BypassInitialization.Zero),
+        new("adapter_up", Size, addColumns, BypassInitialization.Zero) { Widens = true },
         new("adapter_up_bias", 0, addColumns, BypassInitialization.Zero),
     ];
 
@@ -91,6 +106,8 @@ internal sealed record SerialAdapterNetwork(int Size, bool UsesSilu) : BypassNet
         int z = b.AddBias(b.Narrow(b.X, 0), 1);
         return b.AddBias(b.Widen(UsesSilu ? b.Silu(z) : b.Relu(z), 2), 3);
     }
+
+    public override Bypass ToBypass(int tapColumns, int addColumns) => Bypass.SerialAdapter(addColumns, Size);
 }
 
 /// <summary>f = x * (l - 1), so that the sum is x * l: (IA)^3 (Liu et al. 2022).</summary>
@@ -104,6 +121,8 @@ internal sealed record ScaleNetwork(BypassAttachment Place) : BypassNetwork
         [new("ia3_l", 0, tapColumns, BypassInitialization.One)];
 
     public override int Build(BypassBuilder b) => b.ScaleColumns(b.X, 0);
+
+    public override Bypass ToBypass(int tapColumns, int addColumns) => Bypass.Scale(addColumns);
 }
 
 /// <summary>The operations that networks are made of, at one site of a graph.</summary>

@@ -105,6 +105,13 @@ internal static class Differentiator
                 graph.Node(node, OpKind.ScaleColumnsBackward, [dy, x[0], x[1]], [dGain, d.Contribution(x[0])]);
                 d.Commit(x[0]);
                 break;
+            case OpKind.Move when node.GradientMove == MoveKind.Pass:
+                d.Add(x[0], dy);
+                break;
+            case OpKind.Move:
+                graph.Move(node.GradientMove, node.Site, dy, d.Contribution(x[0]));
+                d.Commit(x[0]);
+                break;
             case OpKind.Embed:
                 graph.Node(OpKind.EmbedBackward, [dy], [d.OfWeight(x[0])]);
                 break;
@@ -129,7 +136,7 @@ internal static class Differentiator
         {
             Check.That(_pending[value] == None);
             string suffix = Has(value) ? "+" : string.Empty;
-            _pending[value] = graph.Value($"d {graph[value].Name}{suffix}", ValueKind.Gradient, graph[value].Columns);
+            _pending[value] = Gradient(value, suffix);
             return _pending[value];
         }
 
@@ -147,13 +154,16 @@ internal static class Differentiator
                 return;
             }
 
-            int sum = graph.Value($"d {graph[value].Name}", ValueKind.Gradient, graph[value].Columns);
+            int sum = Gradient(value, string.Empty);
             graph.Node(OpKind.AddGradient, [_gradient[value], contribution], [sum]);
             _gradient[value] = sum;
         }
 
         public int OfWeight(int weight) =>
             graph.Value($"d {graph[weight].Name}", ValueKind.WeightGradient, graph[weight].Columns);
+
+        private int Gradient(int value, string suffix) => graph.Value(
+            $"d {graph[value].Name}{suffix}", ValueKind.Gradient, graph[value].Columns, graph[value].IsRowSplit);
 
         private static int[] Filled(int length)
         {

@@ -43,6 +43,14 @@ internal static class ForwardLowering
             else
             {
                 Instruction instruction = LowerPlain(node, index);
+                if (node is { Op: OpKind.Move, Move: MoveKind.Pass })
+                {
+                    // Another name for what stands there already.
+                    places[graph.Values[node.Outputs[0]].Name] = new ValuePlace(body.Count - 1, instruction.Outputs[0].Index);
+                    slots.Release(node, index);
+                    continue;
+                }
+
                 if (node.Op == OpKind.Logits)
                 {
                     logits = instruction;
@@ -86,6 +94,7 @@ internal static class ForwardLowering
             {
                 Weight = weightPlace < 0 ? -1 : weights.IndexOf(graph.Values[node.Inputs[weightPlace]].Name),
                 Bias = node.Op == OpKind.Linear && node.Inputs.Length == 3 ? weights.IndexOf(graph.Values[node.Inputs[2]].Name) : -1,
+                Move = node.Move,
             };
         }
 
@@ -95,6 +104,8 @@ internal static class ForwardLowering
             int columns = graph.Values[output].Columns;
             switch (node.Op)
             {
+                case OpKind.Move when node.Move == MoveKind.Pass:
+                    return [slots.Place(output, slots[node.Inputs[0]])];
                 case OpKind.Rope:
                     Check.That(slots.TryInherit(output, node.Inputs[0], index), "RoPE rotates in place");
                     return [slots[output]];
@@ -107,7 +118,7 @@ internal static class ForwardLowering
                     return [BufferRef.None, slots.Take(node.Outputs[1], graph.Values[node.Outputs[1]].Columns)];
                 case OpKind.RmsNormBackward:
                     return [slots.Place(output, new BufferRef(BufferKind.Boundary))];
-                case OpKind.SiluGate or OpKind.Add or OpKind.RmsNorm:
+                case OpKind.SiluGate or OpKind.Add or OpKind.RmsNorm or OpKind.Move:
                     foreach (int input in node.Inputs)
                     {
                         if (!graph.Values[input].IsWeight && slots.TryInherit(output, input, index))

@@ -25,16 +25,28 @@ internal sealed class GraphBuilder
     /// <summary>Whether the nodes added from now on belong to the backward pass.</summary>
     public bool IsBackward { get; set; }
 
+    /// <summary>Nodes so far.</summary>
+    public int Count => _nodes.Count;
+
     public GraphValue this[int id] => _values[id];
 
     public int Weight(string name, int columns, bool trainable = false) =>
         Value(name, trainable ? ValueKind.TrainableWeight : ValueKind.FrozenWeight, columns);
 
-    public int Value(string name, ValueKind kind, int columns)
+    public int Value(string name, ValueKind kind, int columns, bool isRowSplit = false)
     {
-        _values.Add(new GraphValue(_values.Count, name, kind, columns, Layer));
+        _values.Add(new GraphValue(_values.Count, name, kind, columns, Layer) { IsRowSplit = isRowSplit });
         return _values.Count - 1;
     }
+
+    /// <summary>Appends a move; its gradient, where one is asked for, is another one.</summary>
+    public void Move(MoveKind move, int site, int from, int to, MoveKind gradient = MoveKind.Pass) =>
+        _nodes.Add(new GraphNode(_nodes.Count, OpKind.Move, [from], [to], Layer, site)
+        {
+            IsBackward = IsBackward,
+            Move = move,
+            GradientMove = gradient,
+        });
 
     /// <summary>Appends a node like another one (its site and weight), with other operation, inputs and outputs.</summary>
     public void Node(GraphNode like, OpKind op, int[] inputs, int[] outputs) =>

@@ -39,6 +39,7 @@ internal static class OpSignatures
         OpKind.ScaleColumns => (2, 2, 1),           // x, gain -> y
         OpKind.ScaleColumnsBackward => (3, 3, 2),   // dy, x, gain -> dGain, dx
         OpKind.Pack or OpKind.Unpack => (1, 1, 1),  // x -> packed, packed -> x
+        OpKind.Move => (1, 1, 1),                   // x -> x in another layout
         OpKind.Lora => (4, 4, 1),                   // x, A, B, base -> y
         OpKind.LoraBackward => (4, 4, 3),           // dy, x, A, B -> dA, dB, dx
         _ => throw new ArgumentOutOfRangeException(nameof(op), op, "Add a signature for this operation."),

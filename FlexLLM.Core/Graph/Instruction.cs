@@ -30,12 +30,12 @@ internal enum BufferKind
     Sum,
 }
 
-/// <summary>A buffer by kind and index (of the slot or the saved value).</summary>
-internal readonly record struct BufferRef(BufferKind Kind, int Index = 0)
+/// <summary>A buffer by kind and index (of the slot or the saved value); a rank may have a share of the rows in it only.</summary>
+internal readonly record struct BufferRef(BufferKind Kind, int Index = 0, bool IsRowSplit = false)
 {
     public static BufferRef None => new(BufferKind.None, -1);
 
-    public static BufferRef Slot(int index) => new(BufferKind.Slot, index);
+    public static BufferRef Slot(int index, bool isRowSplit = false) => new(BufferKind.Slot, index, isRowSplit);
 
     public static BufferRef Saved(int index) => new(BufferKind.Saved, index);
 }
@@ -62,6 +62,12 @@ internal sealed record Instruction(OpKind Op, int Layer, BufferRef[] Inputs, Buf
 
     /// <summary>Of a <see cref="OpKind.Bypass"/>: which networks run here.</summary>
     public BypassAttachment Attachment { get; init; }
+
+    /// <summary>Of a <see cref="OpKind.Move"/>: what happens to the value.</summary>
+    public MoveKind Move { get; init; }
+
+    /// <summary>Of an <see cref="OpKind.AddBias"/>: the other ranks leave it out.</summary>
+    public bool OnRankZeroOnly { get; init; }
 
     /// <summary>How <see cref="OpKind.Unpack"/> reads its input.</summary>
     public PackedFormat? Packed { get; init; }

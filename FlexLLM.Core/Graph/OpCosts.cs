@@ -12,7 +12,7 @@ internal static class OpCosts
     /// </summary>
     public static bool IsCheap(OpKind op) => op is
         OpKind.RmsNorm or OpKind.SiluGate or OpKind.Rope or OpKind.Add or OpKind.Narrow or OpKind.Widen or OpKind.AddBias or
-        OpKind.Relu or OpKind.Silu or OpKind.ScaleColumns;
+        OpKind.Relu or OpKind.Silu or OpKind.ScaleColumns or OpKind.Move;
 
     /// <summary>May the operation run again at all? It must read rows of its own window, weights and the KV cache alone.</summary>
     public static bool CanRecompute(OpKind op) => IsCheap(op) || op is OpKind.Linear or OpKind.Attention;

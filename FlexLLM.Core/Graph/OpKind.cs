@@ -105,6 +105,11 @@ internal enum OpKind
     Unpack,
 
     /// <summary>
+    /// Gives a value another layout over the ranks of a group (<see cref="MoveKind"/>); its gradient is another move.
+    /// </summary>
+    Move,
+
+    /// <summary>
     /// A LoRA network and its add in one: y = base + scale * (x A^T) B^T. Made by <see cref="BypassFusion"/> alone.
     /// </summary>
     Lora,
@@ -113,4 +118,44 @@ internal enum OpKind
     /// Gradients of A, B and x of a LoRA network, x A^T computed again inside. Made by <see cref="BypassFusion"/> alone.
     /// </summary>
     LoraBackward,
+}
+
+/// <summary>What a rank does to give a value another layout: the parallel operators as one rank sees them.</summary>
+internal enum MoveKind
+{
+    /// <summary>Nothing: the rank has what it needs.</summary>
+    Pass,
+
+    /// <summary>The sum of all ranks' partials, everywhere.</summary>
+    AllReduce,
+
+    /// <summary>All ranks' rows, everywhere.</summary>
+    AllGatherRows,
+
+    /// <summary>All ranks' columns, everywhere.</summary>
+    AllGatherColumns,
+
+    /// <summary>The rank's rows of the sum of partials.</summary>
+    ReduceScatterRows,
+
+    /// <summary>The rank's columns of the sum of partials.</summary>
+    ReduceScatterColumns,
+
+    /// <summary>From a share of the rows to a share of the columns.</summary>
+    RowsToColumns,
+
+    /// <summary>From a share of the columns to a share of the rows.</summary>
+    ColumnsToRows,
+
+    /// <summary>The rank's rows of a whole that it has.</summary>
+    TakeRows,
+
+    /// <summary>The rank's columns of a whole that it has.</summary>
+    TakeColumns,
+
+    /// <summary>The rank's rows where they belong in a whole, zeros elsewhere: its share of a sum.</summary>
+    PlaceRows,
+
+    /// <summary>The rank's columns where they belong in a whole, zeros elsewhere.</summary>
+    PlaceColumns,
 }

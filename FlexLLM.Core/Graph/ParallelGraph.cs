@@ -34,6 +34,9 @@ internal sealed record GraphValue(int Id, string Name, ValueKind Kind, int Colum
     /// <summary>Set where rows hold packed bits instead of floats; Columns then counts the 32-bit containers.</summary>
     public PackedFormat? Packed { get; init; }
 
+    /// <summary>Each rank of a group has a share of the rows only (Columns are whole).</summary>
+    public bool IsRowSplit { get; init; }
+
     public bool IsWeight => Kind is ValueKind.FrozenWeight or ValueKind.TrainableWeight;
 }
 
@@ -60,6 +63,15 @@ internal sealed record GraphNode(int Id, OpKind Op, int[] Inputs, int[] Outputs,
 
     /// <summary>For <see cref="OpKind.Bypass"/>: between which values the network stands.</summary>
     public BypassAttachment Attachment { get; init; }
+
+    /// <summary>For <see cref="OpKind.Move"/>: what happens to the value.</summary>
+    public MoveKind Move { get; init; }
+
+    /// <summary>For a forward <see cref="OpKind.Move"/>: what happens to its gradient.</summary>
+    public MoveKind GradientMove { get; init; }
+
+    /// <summary>For <see cref="OpKind.AddBias"/>: a bias that enters a sum of partials once.</summary>
+    public bool OnRankZeroOnly { get; init; }
 }
 
 /// <summary>An immutable computation graph: what passes read and return.</summary>

@@ -62,8 +62,25 @@ internal sealed class Rematerializer
 
     private Layer Of(IGrouping<int, GraphNode> backward)
     {
-        HashSet<int> read = [.. backward.SelectMany(n => n.Inputs).Where(i => _graph.IsActivation(i) && !_cached.Contains(i))];
+        HashSet<int> read = [];
+        foreach (int input in backward.SelectMany(n => n.Inputs))
+        {
+            Add(input);
+        }
+
         return new Layer(backward.Key, read, [.. read.Where(v => !_unsavable.Contains(v))]);
+
+        // What cannot be saved must be computed again: what that reads is needed as if the backward pass read it.
+        void Add(int value)
+        {
+            if (_graph.IsActivation(value) && !_cached.Contains(value) && read.Add(value) && _unsavable.Contains(value))
+            {
+                foreach (int input in _producers[value]!.Inputs)
+                {
+                    Add(input);
+                }
+            }
+        }
     }
 
     private void DropCheap(Layer layer)

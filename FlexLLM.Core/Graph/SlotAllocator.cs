@@ -23,6 +23,7 @@ internal sealed record ArenaLayout(int Columns, IReadOnlyList<ArenaSlot> Slots)
 /// </summary>
 internal sealed class SlotAllocator
 {
+    private readonly ParallelGraph _graph;
     private readonly int[] _lastUse;
     private readonly Dictionary<int, BufferRef> _placeOf = [];
     private readonly List<ArenaSlot> _slots = [];
@@ -30,12 +31,15 @@ internal sealed class SlotAllocator
 
     // Free space between slots in use: start and length by start. What lies beyond _columns is free without limit.
     private readonly SortedList<int, int> _free = [];
-    private readonly HashSet<int> _inUse = [];
+
+    // Values that live or lived in each slot in use: several where one took it over or is another name of it.
+    private readonly Dictionary<int, List<int>> _inUse = [];
     private int _columns;
 
     /// <summary>Lifetimes are taken from the nodes in their order.</summary>
     public SlotAllocator(ParallelGraph graph, IReadOnlyList<GraphNode> nodes)
     {
+        _graph = graph;
         _lastUse = new int[graph.Values.Count];
         Array.Fill(_lastUse, -1);
         for (int i = 0; i < nodes.Count; i++)
@@ -67,37 +71,44 @@ internal sealed class SlotAllocator
             _slots.Add(slot);
         }
 
-        Check.That(_inUse.Add(index));
-        return _placeOf[value] = BufferRef.Slot(index);
+        _inUse.Add(index, [value]);
+        return _placeOf[value] = BufferRef.Slot(index, _graph.Values[value].IsRowSplit);
     }
 
     /// <summary>The value lives in a buffer that another value held or that is no slot.</summary>
-    public BufferRef Place(int value, BufferRef place) => _placeOf[value] = place;
+    public BufferRef Place(int value, BufferRef place)
+    {
+        if (place.Kind == BufferKind.Slot)
+        {
+            _inUse[place.Index].Add(value);
+        }
 
-    /// <summary>Takes over the buffer of a value that dies here, if it does.</summary>
+        return _placeOf[value] = place;
+    }
+
+    /// <summary>Takes over the buffer of a value if all that is in it dies here.</summary>
     public bool TryInherit(int value, int from, int node)
     {
-        if (!DiesAt(from, node) || _placeOf[from].Kind is BufferKind.Saved or BufferKind.None)
+        BufferRef place = _placeOf[from];
+        if (!DiesAt(from, node) || place.Kind is BufferKind.Saved or BufferKind.None || (place.Kind == BufferKind.Slot && !IsDead(place, node)))
         {
             return false;
         }
 
-        _placeOf[value] = _placeOf[from];
+        Place(value, place);
         return true;
     }
 
     /// <summary>
-    /// Frees the slots of this node's inputs that die here and that no output took over, and of outputs that nobody reads; returns
-    /// their indices.
+    /// Frees the slots of this node's values in which nothing is left that is read later; returns their indices.
     /// </summary>
     public IReadOnlyList<int> Release(GraphNode node, int index)
     {
         List<int> freed = [];
-        foreach (int value in node.Inputs.Concat(node.Outputs.Where(o => !IsRead(o))).Distinct())
+        foreach (int value in node.Inputs.Concat(node.Outputs))
         {
-            bool isSlot = _placeOf.TryGetValue(value, out BufferRef place) && place.Kind == BufferKind.Slot;
-            if (isSlot && DiesAt(value, index) && _inUse.Contains(place.Index) &&
-                !node.Outputs.Any(o => IsRead(o) && _placeOf.TryGetValue(o, out BufferRef taken) && taken == place))
+            if (_placeOf.TryGetValue(value, out BufferRef place) && place.Kind == BufferKind.Slot && _inUse.ContainsKey(place.Index) &&
+                IsDead(place, index))
             {
                 Free(place.Index);
                 freed.Add(place.Index);
@@ -106,6 +117,8 @@ internal sealed class SlotAllocator
 
         return freed;
     }
+
+    private bool IsDead(BufferRef slot, int node) => _inUse[slot.Index].TrueForAll(value => DiesAt(value, node));
 
     private int TakeSpace(int columns)
     {

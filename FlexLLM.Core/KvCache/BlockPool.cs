@@ -1,15 +1,18 @@
+using System.Numerics;
 using FlexLLM.Primitives;
 
 namespace FlexLLM.KvCache;
 
 /// <summary>
-/// Hands out the blocks of a paged key/value cache by index, 0..<see cref="BlocksTotal"/>-1. The block freed last is handed
-/// out first, a fresh pool starts at 0: the same calls give the same indices. One thread at a time.
+/// Hands out the blocks of a paged key/value cache by index, 0..<see cref="BlocksTotal"/>-1, always the lowest that is free: a
+/// lightly used pool leaves its end alone, which is where it shrinks. The same calls give the same indices. One thread at a time.
 /// </summary>
 internal sealed class BlockPool
 {
-    private readonly int[] _free; // A stack: its top is _free[_freeCount - 1].
-    private readonly bool[] _held;
+    private const int BitsPerWord = 64;
+
+    private ulong[] _free; // Bit b of word w: block 64 w + b is free.
+    private int _firstWord; // No word before it has a free block.
     private int _freeCount;
     private int _heldCount;
 
@@ -17,17 +20,12 @@ internal sealed class BlockPool
     public BlockPool(int blocksTotal)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(blocksTotal);
-        _free = new int[blocksTotal];
-        _held = new bool[blocksTotal];
-        _freeCount = blocksTotal;
-        for (int i = 0; i < blocksTotal; i++)
-        {
-            _free[i] = blocksTotal - 1 - i;
-        }
+        _free = [];
+        Grow(blocksTotal);
     }
 
     /// <summary>Blocks in the cache.</summary>
-    public int BlocksTotal => _free.Length;
+    public int BlocksTotal { get; private set; }
 
     /// <summary>Blocks that nobody holds.</summary>
     public int BlocksFree => _freeCount;
@@ -39,9 +37,15 @@ internal sealed class BlockPool
     public int Allocate()
     {
         Check.That(_freeCount > 0);
-        int block = _free[--_freeCount];
-        Check.That(!_held[block]);
-        _held[block] = true;
+        while (_free[_firstWord] == 0)
+        {
+            _firstWord++;
+        }
+
+        int block = (_firstWord * BitsPerWord) + BitOperations.TrailingZeroCount(_free[_firstWord]);
+        Check.That(block < BlocksTotal);
+        Flip(block);
+        _freeCount--;
         _heldCount++;
         Check.That(_freeCount + _heldCount == BlocksTotal);
         return block;
@@ -50,11 +54,50 @@ internal sealed class BlockPool
     /// <summary>Gives a held block back.</summary>
     public void Free(int block)
     {
-        Check.That((uint)block < (uint)BlocksTotal);
-        Check.That(_held[block]);
-        _held[block] = false;
+        Check.That(IsHeld(block));
+        Flip(block);
+        _firstWord = Math.Min(_firstWord, block / BitsPerWord);
+        _freeCount++;
         _heldCount--;
-        _free[_freeCount++] = block;
         Check.That(_freeCount + _heldCount == BlocksTotal);
     }
+
+    /// <summary>Whether a block is handed out; one that the pool does not have is not.</summary>
+    public bool IsHeld(int block) => (uint)block < (uint)BlocksTotal && !IsFree(block);
+
+    /// <summary>Adds free blocks behind the last.</summary>
+    public void Grow(int blocksTotal)
+    {
+        Check.That(blocksTotal >= BlocksTotal);
+        Array.Resize(ref _free, Math.Max(_free.Length, (blocksTotal + BitsPerWord - 1) / BitsPerWord));
+        for (int block = BlocksTotal; block < blocksTotal; block++)
+        {
+            Check.That(!IsFree(block));
+            Flip(block);
+        }
+
+        _firstWord = Math.Min(_firstWord, BlocksTotal / BitsPerWord);
+        _freeCount += blocksTotal - BlocksTotal;
+        BlocksTotal = blocksTotal;
+        Check.That(_freeCount + _heldCount == BlocksTotal);
+    }
+
+    /// <summary>Takes away the blocks from <paramref name="blocksTotal"/> on, none of which anybody may hold.</summary>
+    public void Shrink(int blocksTotal)
+    {
+        Check.That(blocksTotal >= 0 && blocksTotal <= BlocksTotal);
+        for (int block = blocksTotal; block < BlocksTotal; block++)
+        {
+            Check.That(IsFree(block), "a block that somebody holds stays");
+            Flip(block);
+        }
+
+        _freeCount -= BlocksTotal - blocksTotal;
+        BlocksTotal = blocksTotal;
+        Check.That(_freeCount + _heldCount == BlocksTotal);
+    }
+
+    private bool IsFree(int block) => (_free[block / BitsPerWord] & (1UL << (block % BitsPerWord))) != 0;
+
+    private void Flip(int block) => _free[block / BitsPerWord] ^= 1UL << (block % BitsPerWord);
 }

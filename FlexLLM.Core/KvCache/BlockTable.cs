@@ -24,6 +24,9 @@ internal sealed class BlockTable
     /// <summary>Positions that the held blocks can store.</summary>
     public int TokenCapacity => Count * DeviceKvCache.TokensPerBlock;
 
+    /// <summary>Whether it holds that block of the cache or one behind it.</summary>
+    public bool HoldsFrom(int block) => _blocks.AsSpan(0, Count).IndexOfAnyInRange(block, int.MaxValue) >= 0;
+
     /// <summary>Blocks that this many positions need.</summary>
     public static int BlocksFor(int tokens)
     {

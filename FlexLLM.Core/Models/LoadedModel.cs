@@ -15,18 +15,28 @@ internal sealed class LoadedModel : IDisposable
     private readonly DeviceWeight?[] _matrices;
     private readonly DeviceTensor?[] _vectors;
 
-    private LoadedModel(ModelConfig config, IComputeBackend backend, int positionsMax)
+    private LoadedModel(
+        ModelConfig config, IComputeBackend backend, int positionsMax, GraphCompiler? compiler = null, ModelShard? shard = null)
     {
-        Config = config;
+        Whole = config;
+        Shard = shard;
+        Config = shard is null ? config : ModelShard.LocalConfig(config, shard.Ranks);
         Backend = backend;
         PositionsMax = positionsMax;
-        _compiler = new GraphCompiler(DecoderBuilder.BuildServing(config), config.LayerCount);
+        _compiler = compiler ?? Compile(config, shard);
         _matrices = new DeviceWeight?[_compiler.WeightNames.Count];
         _vectors = new DeviceTensor?[_compiler.WeightNames.Count];
         RopeTable = Own(backend.Allocate(positionsMax, config.HeadDim));
     }
 
+    /// <summary>Shape of what is on this device: the whole model, or a rank's share of its heads and of its MLP.</summary>
     public ModelConfig Config { get; }
+
+    /// <summary>Shape of the whole model.</summary>
+    public ModelConfig Whole { get; }
+
+    /// <summary>This device's part in a tensor-parallel group; null where it holds the whole model.</summary>
+    public ModelShard? Shard { get; }
 
     public IComputeBackend Backend { get; }
 
@@ -41,20 +51,33 @@ internal sealed class LoadedModel : IDisposable
     /// <summary>Bytes of the backbone on the device.</summary>
     public long WeightBytes => _matrices.Sum(m => m?.Bytes ?? 0) + _vectors.Sum(v => v?.Bytes ?? 0) + RopeTable.Bytes;
 
+    /// <summary>Compiles the model's graph with a bypass at every site, before there is a device.</summary>
+    public static GraphCompiler Compile(ModelConfig config, ModelShard? shard = null)
+    {
+        ParallelGraph serving = DecoderBuilder.BuildServing(config);
+        return new(shard?.Parallelize(serving, networks: null, config) ?? serving, config.LayerCount);
+    }
+
+    /// <summary>Type that a matrix of a checkpoint is held in: the wanted one, else BF16 as it is and F32 for all others.</summary>
+    public static DType HeldType(SafetensorsTensor tensor, DType? wanted) =>
+        wanted ?? (tensor.AsMatrix().Type == DType.BF16 ? DType.BF16 : DType.F32);
+
     /// <summary>Reads the weights of a checkpoint onto a device.</summary>
     /// <param name="checkpoint">The open checkpoint.</param>
     /// <param name="config">Its config.</param>
     /// <param name="backend">The device; it stays the caller's.</param>
-    /// <param name="weightType">F32 or BF16, or null to keep BF16 as it is and widen everything else to F32.</param>
+    /// <param name="weightType">F32 or BF16, or null: see <see cref="HeldType"/>.</param>
     /// <param name="positionsMax">Longest sequence to serve, at most the config's.</param>
+    /// <param name="compiler">The model as <see cref="Compile"/> gave it; null compiles it here.</param>
+    /// <param name="shard">Which part of the weights, or null for all of them.</param>
     /// <param name="cancellationToken">Gives up between two tensors.</param>
     /// <exception cref="InvalidFileException">A tensor is missing, misshapen, or not finite.</exception>
     public static LoadedModel Load(
         SafetensorsCheckpoint checkpoint, ModelConfig config, IComputeBackend backend, DType? weightType, int positionsMax,
-        CancellationToken cancellationToken = default)
+        GraphCompiler? compiler = null, ModelShard? shard = null, CancellationToken cancellationToken = default)
     {
         Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
-        var model = new LoadedModel(config, backend, positionsMax);
+        var model = new LoadedModel(config, backend, positionsMax, compiler, shard);
         try
         {
             model.FillRopeTable();
@@ -68,13 +91,19 @@ internal sealed class LoadedModel : IDisposable
                 int weight = indices[shape.Name];
                 if (shape.IsVector)
                 {
-                    DeviceTensor vector = model._vectors[weight] = model.Own(backend.Allocate(1, shape.Columns));
-                    backend.Upload(tensor.ToFloats(), vector);
+                    float[] values = tensor.ToFloats();
+                    if (shard is not null)
+                    {
+                        (_, Shard columns, bool isZero) = shard.PartOf(shape);
+                        values = isZero ? new float[columns.Count] : values[columns.Start..columns.End];
+                    }
+
+                    DeviceTensor vector = model._vectors[weight] = model.Own(backend.Allocate(1, values.Length));
+                    backend.Upload(values, vector);
                 }
                 else
                 {
-                    DType type = weightType ?? (matrix.Type == DType.BF16 ? DType.BF16 : DType.F32);
-                    model._matrices[weight] = model.Own(backend.CreateWeight(matrix, type));
+                    model._matrices[weight] = model.Own(CreatePart(backend, matrix, HeldType(tensor, weightType), shard?.PartOf(shape)));
                 }
             }
 
@@ -137,13 +166,54 @@ internal sealed class LoadedModel : IDisposable
 
     /// <summary>The backward program of a job that trains these networks.</summary>
     public TrainingProgram CompileTraining(IReadOnlyDictionary<int, BypassNetwork> bypasses, CompilerOptions? options = null) =>
-        _compiler.CompileTraining(DecoderBuilder.BuildTraining(Config, bypasses), options);
+        _compiler.CompileTraining(TrainingGraph(bypasses), options);
+
+    /// <summary>The graph of a job before differentiation, as this device has it.</summary>
+    public ParallelGraph TrainingGraph(IReadOnlyDictionary<int, BypassNetwork> bypasses)
+    {
+        ParallelGraph whole = DecoderBuilder.BuildTraining(Whole, bypasses);
+        return Shard?.Parallelize(whole, bypasses, Whole) ?? whole;
+    }
 
     public void Dispose()
     {
         foreach (IDisposable owned in _owned)
         {
             owned.Dispose();
+        }
+    }
+
+    // A slice of columns is copied together first; a slice of rows lies together in the file.
+    private static unsafe DeviceWeight CreatePart(
+        IComputeBackend backend, in HostMatrix whole, DType type, (Shard Rows, Shard Columns, bool IsZero)? part)
+    {
+        if (part is not (Shard rows, Shard columns, _))
+        {
+            return backend.CreateWeight(whole, type);
+        }
+
+        int bytes = DTypes.BytesOf(whole.Type);
+        long rowBytes = (long)whole.Columns * bytes;
+        byte* first = whole.Data + (rows.Start * rowBytes) + ((long)columns.Start * bytes);
+        if (columns.Count == whole.Columns)
+        {
+            return backend.CreateWeight(new HostMatrix(first, whole.Type, rows.Count, columns.Count), type);
+        }
+
+        long partBytes = (long)columns.Count * bytes;
+        byte* copy = (byte*)NativeMemory.Alloc((nuint)(rows.Count * partBytes));
+        try
+        {
+            for (int row = 0; row < rows.Count; row++)
+            {
+                Buffer.MemoryCopy(first + (row * rowBytes), copy + (row * partBytes), partBytes, partBytes);
+            }
+
+            return backend.CreateWeight(new HostMatrix(copy, whole.Type, rows.Count, columns.Count), type);
+        }
+        finally
+        {
+            NativeMemory.Free(copy);
         }
     }
 

@@ -143,7 +143,9 @@ internal sealed class BypassPlannerTests
         Assert.That(() => Plans.Of(BypassTap.RowParallel, bypass, ranks: 1), Throws.InstanceOf<ArgumentException>());
         Assert.That(() => Plans.Of(BypassTap.RowParallel, bypass, ranks: 3), Throws.InstanceOf<ArgumentException>());
         Assert.That(
-            () => Plans.Of(BypassTap.Replicated, Bypass.Lora(64, 128, 4), ranks: 2), Throws.InstanceOf<ArgumentException>(), "X + f(X)");
+            () => Plans.Of(BypassTap.Replicated, Bypass.Lora(64, 128, 4), ranks: 2),
+            Throws.InstanceOf<ArgumentException>(),
+            "X + f(X) of different widths");
         Assert.That(
             () => BypassPlanner.Plan(BypassTap.RowParallel, bypass, default, 4, Plans.FastLink),
             Throws.InstanceOf<ArgumentException>());

@@ -281,7 +281,8 @@ internal sealed class PlanSimulation
                 _ => throw new NotSupportedException(),
             };
 
-        public static double[,] ParameterGradient(BypassOperator op, ParameterKind kind, double[,] gradient, double[,] input) =>
+        public static double[,] ParameterGradient(
+            BypassOperator op, ParameterKind kind, double[,] gradient, double[,] input) =>
             (kind, op.Kind) switch
             {
                 (ParameterKind.Bias, _) => SumOfRows(gradient),

@@ -26,10 +26,9 @@ internal static unsafe class AttentionBackward
 
         Window whole = new(cpu, q, dO, layer, window, dQ, dK, dV);
         int end = window.PositionStart + window.RowCount;
-        int positionsPerChunk = Math.Max(1, RowsPerChunk / whole.Group);
+        int positionsPerChunk = PositionsPerChunk(whole.Group);
         int blocks = PanelPacking.Count(end);
-        int chunkRows = Math.Min(positionsPerChunk, window.RowCount) * whole.Group;
-        Buffers buffers = new(cpu, whole.Kv.ValueColumns, blocks, chunkRows, AttentionTiles.ScoreStride(end));
+        Buffers buffers = new(cpu, whole, end, window.RowCount);
         long blockWork = (long)AttentionTiles.Block * whole.Kv.ValueColumns;
         for (int head = 0; head < whole.KvHeads; head++)
         {
@@ -45,6 +44,21 @@ internal static unsafe class AttentionBackward
             }
         }
     }
+
+    /// <summary>Floats of one head's keys and values, turned over, for so many positions.</summary>
+    public static long HeadFloats(int context, int valueColumns) =>
+        2L * PanelPacking.Count(context) * AttentionTiles.Block * valueColumns;
+
+    /// <summary>Floats of a chunk of a window's rows: queries, output gradients, probabilities, score gradients.</summary>
+    public static long ChunkFloats(int windowRows, int group, int context, int valueColumns) =>
+        2L * ChunkRows(windowRows, group) * (valueColumns + AttentionTiles.ScoreStride(context));
+
+    /// <summary>Floats of the query gradients that a thread has in work.</summary>
+    public static long TileFloats(int valueColumns) => (long)RowsPerTile * valueColumns;
+
+    private static int PositionsPerChunk(int group) => Math.Max(1, RowsPerChunk / group);
+
+    private static int ChunkRows(int windowRows, int group) => Math.Min(PositionsPerChunk(group), windowRows) * group;
 
     private readonly struct Window
     {
@@ -76,7 +90,7 @@ internal static unsafe class AttentionBackward
             Check.That(dV.Rows >= end && dV.Columns == dK.Columns);
             Check.That(window.LogSumExp is not null);
             Check.That(window.LogSumExp.Rows >= end && window.LogSumExp.Columns == QueryHeads);
-            Kv = new KvView(cache, layer, AttentionForward.CopyBlockTables(cpu, [window]));
+            Kv = new KvView(cache, AttentionForward.PlaceBlocks(cpu, layer, [window]));
             PositionStart = window.PositionStart;
             Q = CpuTensor.Of(q);
             DO = CpuTensor.Of(dO);
@@ -100,19 +114,20 @@ internal static unsafe class AttentionBackward
         public readonly float* DQ;
         public readonly int Stride;
 
-        public Buffers(CpuContext cpu, int valueColumns, int blocks, int chunkRows, int stride)
+        public Buffers(CpuContext cpu, in Window window, int context, int windowRows)
         {
-            long headFloats = (long)blocks * AttentionTiles.Block * valueColumns;
-            ValuesTransposed = cpu.Workspace.Floats(WorkspaceSlot.AttentionHead, 2 * headFloats);
-            Keys = ValuesTransposed + headFloats;
-            long rowFloats = (long)chunkRows * valueColumns;
-            long scoreFloats = (long)chunkRows * stride;
-            Q = cpu.Workspace.Floats(WorkspaceSlot.AttentionChunk, 2 * (rowFloats + scoreFloats));
-            DO = Q + rowFloats;
-            P = DO + rowFloats;
-            DS = P + scoreFloats;
-            DQ = cpu.Workspace.Floats(WorkspaceSlot.AttentionScratch, (long)RowsPerTile * valueColumns * cpu.Team.Threads);
-            Stride = stride;
+            int valueColumns = window.Kv.ValueColumns;
+            long headFloats = HeadFloats(context, valueColumns);
+            ValuesTransposed = cpu.Workspace.Floats(WorkspaceSlot.AttentionHead, headFloats);
+            Keys = ValuesTransposed + (headFloats / 2);
+            Stride = AttentionTiles.ScoreStride(context);
+            long chunkRows = ChunkRows(windowRows, window.Group);
+            Q = cpu.Workspace.Floats(
+                WorkspaceSlot.AttentionChunk, ChunkFloats(windowRows, window.Group, context, valueColumns));
+            DO = Q + (chunkRows * valueColumns);
+            P = DO + (chunkRows * valueColumns);
+            DS = P + (chunkRows * Stride);
+            DQ = cpu.Workspace.Floats(WorkspaceSlot.AttentionScratch, TileFloats(valueColumns) * cpu.Team.Threads);
         }
     }
 

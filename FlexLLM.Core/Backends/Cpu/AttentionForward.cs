@@ -18,8 +18,7 @@ internal static unsafe class AttentionForward
             CpuKvCache cache = (CpuKvCache)segment.Cache;
             Check.That(k.Columns == cache.KvHeads * cache.HeadDim);
             Check.That(segment.RowStart + segment.RowCount <= k.Rows);
-            int* table = CopyBlockTables(cpu, [segment]);
-            KvView view = new(cache, layer, table);
+            KvView view = new(cache, PlaceBlocks(cpu, layer, [segment]));
             for (int i = 0; i < segment.RowCount; i++)
             {
                 for (int head = 0; head < cache.KvHeads; head++)
@@ -39,8 +38,8 @@ internal static unsafe class AttentionForward
             return;
         }
 
-        int* tables = CopyBlockTables(cpu, segments);
-        Segment* all = (Segment*)cpu.Workspace.Bytes(WorkspaceSlot.AttentionSegments, (long)segments.Length * sizeof(Segment));
+        float** tables = PlaceBlocks(cpu, layer, segments);
+        Segment* all = (Segment*)cpu.Workspace.Bytes(WorkspaceSlot.AttentionSegments, SegmentBytes(segments.Length));
         int items = 0;
         int context = 0;
         int widest = 0;
@@ -48,8 +47,8 @@ internal static unsafe class AttentionForward
         for (int i = 0; i < segments.Length; i++)
         {
             AttentionSegment segment = segments[i];
-            all[i] = new Segment(segment, layer, q, o, tables, items);
-            tables += segment.BlockTable.Length;
+            all[i] = new Segment(segment, q, o, tables, items);
+            tables += BlocksOf(segment);
             items += all[i].Items;
             context = Math.Max(context, segment.PositionStart + segment.RowCount);
             widest = Math.Max(widest, all[i].Kv.ValueColumns);
@@ -57,38 +56,51 @@ internal static unsafe class AttentionForward
         }
 
         int stride = AttentionTiles.ScoreStride(context);
-        long scratchFloats = RowsPerTile * ((long)stride + (2 * widest));
+        long scratchFloats = TileFloats(context, widest);
         float* scratch = cpu.Workspace.Floats(WorkspaceSlot.AttentionScratch, scratchFloats * cpu.Team.Threads);
         cpu.Team.Run(new Job(all, segments.Length, scratch, scratchFloats, stride), items, work);
     }
 
-    /// <summary>Block tables one after the other in native memory, where workers can read them.</summary>
-    public static int* CopyBlockTables(CpuContext cpu, ReadOnlySpan<AttentionSegment> segments)
+    /// <summary>
+    /// Where the blocks of each segment's positions lie in a layer, one segment after the other, in native memory, where workers
+    /// can read it.
+    /// </summary>
+    public static float** PlaceBlocks(CpuContext cpu, int layer, ReadOnlySpan<AttentionSegment> segments)
     {
         long count = 0;
         foreach (ref readonly AttentionSegment segment in segments)
         {
             Check.That(segment.RowStart >= 0 && segment.RowCount >= 0 && segment.PositionStart >= 0);
-            int blocks = (segment.PositionStart + segment.RowCount + AttentionTiles.Block - 1) / AttentionTiles.Block;
-            Check.That(segment.BlockTable.Length >= blocks);
-            for (int b = 0; b < blocks; b++)
-            {
-                Check.That((uint)segment.BlockTable[b] < (uint)segment.Cache.Blocks);
-            }
-
-            count += segment.BlockTable.Length;
+            Check.That(segment.BlockTable.Length >= BlocksOf(segment));
+            count += BlocksOf(segment);
         }
 
-        int* copy = (int*)cpu.Workspace.Bytes(WorkspaceSlot.BlockTables, count * sizeof(int));
-        int* next = copy;
+        float** places = (float**)cpu.Workspace.Bytes(WorkspaceSlot.BlockTables, TableBytes(count));
+        float** next = places;
         foreach (ref readonly AttentionSegment segment in segments)
         {
-            segment.BlockTable.CopyTo(new Span<int>(next, segment.BlockTable.Length));
-            next += segment.BlockTable.Length;
+            CpuKvCache cache = (CpuKvCache)segment.Cache;
+            Check.That((uint)layer < (uint)cache.Layers);
+            foreach (int block in segment.BlockTable.AsSpan(0, BlocksOf(segment)))
+            {
+                *next++ = cache.Block(layer, block);
+            }
         }
 
-        return copy;
+        return places;
     }
+
+    /// <summary>Bytes of the places of so many blocks.</summary>
+    public static long TableBytes(long blocks) => blocks * sizeof(float*);
+
+    /// <summary>Bytes of what workers read about so many segments.</summary>
+    public static long SegmentBytes(int segments) => (long)segments * sizeof(Segment);
+
+    /// <summary>Floats that a thread needs for a tile of rows with up to so many positions.</summary>
+    public static long TileFloats(int context, int valueColumns) =>
+        RowsPerTile * ((long)AttentionTiles.ScoreStride(context) + (2 * valueColumns));
+
+    private static int BlocksOf(in AttentionSegment segment) => PanelPacking.Count(segment.PositionStart + segment.RowCount);
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void Append(in KvView view, int head, float* k, float* v, int position)
@@ -119,7 +131,7 @@ internal static unsafe class AttentionForward
         public readonly int FirstItem;
         public readonly int Items;
 
-        public Segment(in AttentionSegment segment, int layer, TensorSlice q, TensorSlice o, int* table, int firstItem)
+        public Segment(in AttentionSegment segment, TensorSlice q, TensorSlice o, float** blocks, int firstItem)
         {
             CpuKvCache cache = (CpuKvCache)segment.Cache;
             Check.That(segment.RowStart + segment.RowCount <= q.Rows);
@@ -129,7 +141,7 @@ internal static unsafe class AttentionForward
             DeviceTensor? lse = segment.LogSumExp;
             Check.That(lse is null || lse.Columns == QueryHeads);
             Check.That(lse is null || lse.Rows >= segment.PositionStart + segment.RowCount);
-            Kv = new KvView(cache, layer, table);
+            Kv = new KvView(cache, blocks);
             Columns = q.Columns;
             Q = CpuTensor.Of(q) + ((long)segment.RowStart * Columns);
             O = CpuTensor.Of(o) + ((long)segment.RowStart * Columns);

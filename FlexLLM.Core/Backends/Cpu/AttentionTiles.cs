@@ -3,12 +3,10 @@ using System.Runtime.Intrinsics;
 
 namespace FlexLLM.Backends.Cpu;
 
-/// <summary>One sequence in one layer of a KV cache, as its block table lays it out.</summary>
-internal readonly unsafe struct KvView(CpuKvCache cache, int layer, int* blockTable)
+/// <summary>One sequence in one layer of a KV cache: where each of its blocks lies there.</summary>
+internal readonly unsafe struct KvView(CpuKvCache cache, float** blocks)
 {
-    private readonly float* _layer = cache.Layer(layer);
-    private readonly int* _blockTable = blockTable;
-    private readonly int _kvHeads = cache.KvHeads;
+    private readonly float** _blocks = blocks;
     private readonly int _headFloats = cache.HeadFloats;
     private readonly int _keyFloats = cache.KeyFloats;
 
@@ -18,7 +16,7 @@ internal readonly unsafe struct KvView(CpuKvCache cache, int layer, int* blockTa
     public readonly int ValueColumns = cache.ValueColumns;
 
     /// <summary>Key tile [headDim][16] of block b of the sequence.</summary>
-    public float* Keys(int head, int b) => _layer + ((((long)_blockTable[b] * _kvHeads) + head) * _headFloats);
+    public float* Keys(int head, int b) => _blocks[b] + ((long)head * _headFloats);
 
     /// <summary>Value tile [16][ValueColumns] of block b of the sequence.</summary>
     public float* Values(int head, int b) => Keys(head, b) + _keyFloats;

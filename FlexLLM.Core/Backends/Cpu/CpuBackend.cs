@@ -15,6 +15,20 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
 
     public long AllocatedBytes => _cpu.Memory.Bytes;
 
+    public long TensorBytes(int rows, int columns) => CpuTensor.BytesOf(rows, columns);
+
+    public long WeightBytes(int outFeatures, int inFeatures, DType type) => CpuWeight.BytesOf(outFeatures, inFeatures, type);
+
+    public long FactorBytes(int inner, int wide) => CpuTensor.BytesOf(inner, wide) + CpuWeight.BytesOf(inner, wide, DType.F32);
+
+    public long KvCacheBytes(int layers, int blocks, int kvHeads, int headDim) =>
+        CpuKvCache.BytesOf(layers, blocks, kvHeads, headDim);
+
+    public long ScratchBytes(in ScratchLimits limits) => Workspace.BytesFor(CpuScratch.BytesOf(limits, _cpu.Team.Threads));
+
+    public void ReserveScratch(in ScratchLimits limits) =>
+        _cpu.Workspace.Reserve(CpuScratch.BytesOf(limits, _cpu.Team.Threads));
+
     public DeviceTensor Allocate(int rows, int columns) => new CpuTensor(_cpu.Memory, rows, columns);
 
     public DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
@@ -29,6 +43,8 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
 
     public DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
         new CpuKvCache(_cpu.Memory, layers, blocks, kvHeads, headDim);
+
+    public void ResizeKvCache(DeviceKvCache cache, int blocks) => ((CpuKvCache)cache).Resize(blocks);
 
     public DeviceFactor CreateFactor(int inner, int wide)
     {

@@ -48,6 +48,8 @@ internal sealed unsafe class CpuTensor : DeviceTensor
 
     public float* Data => (float*)_buffer.Data + _offset;
 
+    public static long BytesOf(int rows, int columns) => (long)rows * columns * sizeof(float);
+
     /// <summary>First element of a slice that must belong to this backend.</summary>
     public static float* Of(TensorSlice slice) =>
         ((CpuTensor)slice.Tensor).Data + ((long)slice.Start * slice.Columns);
@@ -71,8 +73,8 @@ internal sealed unsafe class CpuWeight : DeviceWeight
     {
         Check.That(type is DType.F32 or DType.BF16);
         Panels = PanelPacking.Count(outFeatures);
-        PanelBytes = (long)inFeatures * PanelPacking.Width * DTypes.BytesOf(type);
-        _buffer = new NativeBuffer(counter, Panels * PanelBytes, zeroed: false);
+        PanelBytes = PanelBytesOf(inFeatures, type);
+        _buffer = new NativeBuffer(counter, BytesOf(outFeatures, inFeatures, type), zeroed: false);
     }
 
     public int Panels { get; }
@@ -82,6 +84,9 @@ internal sealed unsafe class CpuWeight : DeviceWeight
     public override long Bytes => _buffer.Bytes;
 
     public byte* Data => _buffer.Data;
+
+    public static long BytesOf(int outFeatures, int inFeatures, DType type) =>
+        PanelPacking.Count(outFeatures) * PanelBytesOf(inFeatures, type);
 
     public void Pack(ThreadTeam team, in HostMatrix source)
     {
@@ -98,6 +103,9 @@ internal sealed unsafe class CpuWeight : DeviceWeight
     }
 
     public override void Dispose() => _buffer.Dispose();
+
+    private static long PanelBytesOf(int inFeatures, DType type) =>
+        (long)inFeatures * PanelPacking.Width * DTypes.BytesOf(type);
 }
 
 /// <summary>A bypass matrix, packed a second time as panels over its inner side.</summary>
@@ -136,20 +144,22 @@ internal sealed unsafe class CpuFactor : DeviceFactor
 }
 
 /// <summary>
-/// [layer][block][KV head] of a key tile [headDim][16 positions], transposed for scores as outputs, and a value tile
-/// [16 positions][headDim rounded up to 16] for output columns as outputs.
+/// Extents of blocks, in each [layer][block][KV head] of a key tile [headDim][16 positions], transposed for scores as outputs,
+/// and a value tile [16 positions][headDim rounded up to 16] for output columns as outputs.
 /// </summary>
 internal sealed unsafe class CpuKvCache : DeviceKvCache
 {
-    private readonly NativeBuffer _buffer;
+    private readonly MemoryCounter _counter;
+    private readonly List<NativeBuffer> _extents = [];
 
     public CpuKvCache(MemoryCounter counter, int layers, int blocks, int kvHeads, int headDim)
-        : base(layers, blocks, kvHeads, headDim)
+        : base(layers, 0, kvHeads, headDim)
     {
-        ValueColumns = PanelPacking.Count(headDim) * PanelPacking.Width;
+        _counter = counter;
+        ValueColumns = ValueColumnsOf(headDim);
         KeyFloats = headDim * TokensPerBlock;
-        HeadFloats = KeyFloats + (TokensPerBlock * ValueColumns);
-        _buffer = new NativeBuffer(counter, (long)layers * blocks * kvHeads * HeadFloats * sizeof(float), zeroed: false);
+        HeadFloats = HeadFloatsOf(headDim);
+        Resize(blocks);
     }
 
     /// <summary>Floats from one value row to the next.</summary>
@@ -161,14 +171,60 @@ internal sealed unsafe class CpuKvCache : DeviceKvCache
     /// <summary>Floats of one KV head in one block.</summary>
     public int HeadFloats { get; }
 
-    public override long Bytes => _buffer.Bytes;
+    public override long Bytes => _extents.Sum(e => e.Bytes);
 
-    /// <summary>First float of a layer.</summary>
-    public float* Layer(int layer)
+    /// <summary>Head dimension rounded up to whole panels.</summary>
+    public static int ValueColumnsOf(int headDim) => PanelPacking.Count(headDim) * PanelPacking.Width;
+
+    public static long BytesOf(int layers, int blocks, int kvHeads, int headDim) =>
+        (long)layers * blocks * kvHeads * HeadFloatsOf(headDim) * sizeof(float);
+
+    /// <summary>First float of a layer of a block, which the cache must have.</summary>
+    public float* Block(int layer, int block)
     {
-        Check.That(layer >= 0 && layer < Layers);
-        return (float*)_buffer.Data + ((long)layer * Blocks * KvHeads * HeadFloats);
+        Check.That((uint)layer < (uint)Layers && (uint)block < (uint)Blocks);
+        int extent = block / BlocksPerExtent;
+        int inExtent = Math.Min(BlocksPerExtent, Blocks - (extent * BlocksPerExtent));
+        long index = ((long)layer * inExtent) + (block % BlocksPerExtent);
+        return (float*)_extents[extent].Data + (index * KvHeads * HeadFloats);
     }
 
-    public override void Dispose() => _buffer.Dispose();
+    public void Resize(int blocks)
+    {
+        CheckResize(blocks);
+        int before = _extents.Count;
+        try
+        {
+            for (int first = before * BlocksPerExtent; first < blocks; first += BlocksPerExtent)
+            {
+                int count = Math.Min(BlocksPerExtent, blocks - first);
+                _extents.Add(new NativeBuffer(_counter, BytesOf(Layers, count, KvHeads, HeadDim), zeroed: false));
+            }
+        }
+        catch
+        {
+            Drop(before);
+            throw;
+        }
+
+        Drop((blocks + BlocksPerExtent - 1) / BlocksPerExtent);
+        Blocks = blocks;
+    }
+
+    public override void Dispose()
+    {
+        Drop(0);
+        Blocks = 0;
+    }
+
+    private void Drop(int extentsKept)
+    {
+        for (int i = _extents.Count - 1; i >= extentsKept; i--)
+        {
+            _extents[i].Dispose();
+            _extents.RemoveAt(i);
+        }
+    }
+
+    private static int HeadFloatsOf(int headDim) => TokensPerBlock * (headDim + ValueColumnsOf(headDim));
 }

@@ -13,7 +13,7 @@ internal static unsafe class CrossEntropyOp
     {
         Check.That(logits.Rows == rows.Length);
         Check.That(logits.Columns == head.OutFeatures && x.Columns == head.InFeatures);
-        float* selected = cpu.Workspace.Floats(WorkspaceSlot.SelectedRows, (long)rows.Length * x.Columns);
+        float* selected = cpu.Workspace.Floats(WorkspaceSlot.SelectedRows, SelectedFloats(rows.Length, x.Columns));
         for (int i = 0; i < rows.Length; i++)
         {
             Check.That(rows[i] >= 0 && rows[i] < x.Rows);
@@ -53,15 +53,24 @@ internal static unsafe class CrossEntropyOp
         }
     }
 
+    /// <summary>Rows whose logits exist at once, of so many with a target.</summary>
+    public static int ChunkRows(int rows) => Math.Min(RowsPerChunk, rows);
+
+    /// <summary>Floats of chosen rows beside each other.</summary>
+    public static long SelectedFloats(int rows, int columns) => (long)rows * columns;
+
+    /// <summary>Bytes of the losses of so many rows.</summary>
+    public static long LossBytes(int rows) => (long)rows * sizeof(RowLoss);
+
     private static void RunChunk(
         CpuContext cpu, TensorSlice x, ReadOnlySpan<int> targets, CpuWeight head, float gradientScale, TensorSlice dx,
         Span<float> losses, ReadOnlySpan<int> rows)
     {
         int hidden = x.Columns;
-        float* selected = cpu.Workspace.Floats(WorkspaceSlot.SelectedRows, (long)rows.Length * hidden);
-        float* gradients = cpu.Workspace.Floats(WorkspaceSlot.SelectedGradients, (long)rows.Length * hidden);
-        float* logits = cpu.Workspace.Floats(WorkspaceSlot.Logits, (long)rows.Length * head.OutFeatures);
-        RowLoss* rowLosses = (RowLoss*)cpu.Workspace.Bytes(WorkspaceSlot.RowLosses, (long)rows.Length * sizeof(RowLoss));
+        float* selected = cpu.Workspace.Floats(WorkspaceSlot.SelectedRows, SelectedFloats(rows.Length, hidden));
+        float* gradients = cpu.Workspace.Floats(WorkspaceSlot.SelectedGradients, SelectedFloats(rows.Length, hidden));
+        float* logits = cpu.Workspace.Floats(WorkspaceSlot.Logits, SelectedFloats(rows.Length, head.OutFeatures));
+        RowLoss* rowLosses = (RowLoss*)cpu.Workspace.Bytes(WorkspaceSlot.RowLosses, LossBytes(rows.Length));
         for (int i = 0; i < rows.Length; i++)
         {
             Row(CpuTensor.Of(x), rows[i], hidden).CopyTo(Row(selected, i, hidden));

@@ -20,12 +20,25 @@ internal static unsafe class FactorOps
     private const int PanelsPerItem = 8;
     private const int ColumnsPerItem = PanelsPerItem * PanelPacking.Width;
 
+    // Rows of a destination that are finished before the next ones begin. Rows whose length is a power of two push each other
+    // out of the cache: so many of them keep their place.
+    private const int RowsPerTurn = 12;
+
+    // From here on it pays to lay the columns of M in work densely, for the same reason.
+    private const int RowsForDenseTile = 16;
+    private const int InnerForDenseTile = 24;
+
+    private const long NarrowFloats = RowsPerNarrow * PanelsPerNarrow * PanelPacking.Width;
+
+    /// <summary>Scratch floats of a thread for matrices of this inner side.</summary>
+    public static long ScratchFloats(int inner) => Math.Max(NarrowFloats, ScaledFloats(inner));
+
     public static void Narrow(CpuContext cpu, TensorSlice x, DeviceFactor m, float scale, TensorSlice u, bool accumulate)
     {
         Check.That(x.Rows == u.Rows);
         Check.That(x.Columns == m.Wide && u.Columns == m.Inner);
         CpuFactor factor = (CpuFactor)m;
-        long scratchFloats = RowsPerNarrow * PanelsPerNarrow * PanelPacking.Width;
+        long scratchFloats = NarrowFloats;
         float* scratch = cpu.Workspace.Floats(WorkspaceSlot.FactorRows, scratchFloats * cpu.Team.Threads);
         int groups = (factor.Panels.Panels + PanelsPerNarrow - 1) / PanelsPerNarrow;
         int items = groups * ((x.Rows + RowsPerNarrow - 1) / RowsPerNarrow);
@@ -40,7 +53,8 @@ internal static unsafe class FactorOps
         ScaledRows rows = new(cpu, u, scale);
         int ranges = RangesOf(m.Wide);
         int items = ranges * ((u.Rows + RowsPerBlock - 1) / RowsPerBlock);
-        WidenJob job = new(rows, ((CpuFactor)m).Data, m.Wide, CpuTensor.Of(y), accumulate, ranges);
+        float* tiles = cpu.Workspace.Floats(WorkspaceSlot.FactorTiles, cpu.Team.Threads * TileFloats(m.Inner));
+        WidenJob job = new(rows, ((CpuFactor)m).Data, m.Wide, tiles, CpuTensor.Of(y), accumulate, ranges);
         cpu.Team.Run(job, items, (long)u.Rows * m.Wide * m.Inner);
     }
 
@@ -53,7 +67,25 @@ internal static unsafe class FactorOps
         cpu.Team.Run(job, u.Rows == 0 ? 0 : RangesOf(x.Columns), (long)u.Rows * u.Columns * x.Columns);
     }
 
+    /// <summary>Scratch floats of a thread for columns of a matrix laid densely.</summary>
+    public static long TileFloats(int inner) => (long)inner * ColumnsPerItem;
+
+    private static long ScaledFloats(int inner) => (long)RowsPerBlock * inner;
+
     private static int RangesOf(int columns) => (columns + ColumnsPerItem - 1) / ColumnsPerItem;
+
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void MultiplyInTurns(Gemm g, int rows, int columns)
+    {
+        int panels = PanelPacking.Count(columns);
+        int lastColumns = PanelPacking.LastColumns(columns);
+        for (int row = 0; row < rows; row += RowsPerTurn)
+        {
+            GemmBlocks.Multiply<F32Panel>(g, Math.Min(RowsPerTurn, rows - row), panels, lastColumns);
+            g.A += RowsPerTurn * g.ARow;
+            g.C += RowsPerTurn * g.CRow;
+        }
+    }
 
     // Rows of u times scale, a block at a time, in the scratch of the thread that asks.
     private readonly struct ScaledRows(CpuContext cpu, TensorSlice u, float scale)
@@ -62,7 +94,7 @@ internal static unsafe class FactorOps
         public readonly int Inner = u.Columns;
         private readonly float* _u = CpuTensor.Of(u);
         private readonly float* _scratch =
-            cpu.Workspace.Floats(WorkspaceSlot.FactorRows, (long)cpu.Team.Threads * RowsPerBlock * u.Columns);
+            cpu.Workspace.Floats(WorkspaceSlot.FactorRows, cpu.Team.Threads * ScaledFloats(u.Columns));
         private readonly float _scale = scale;
 
         [MethodImpl(MethodImplOptions.AggressiveOptimization)]
@@ -149,10 +181,12 @@ internal static unsafe class FactorOps
     }
 
     // One item: some rows, a range of columns.
-    private readonly struct WidenJob(ScaledRows u, float* m, int wide, float* y, bool accumulate, int ranges) : IParallelJob
+    private readonly struct WidenJob(ScaledRows u, float* m, int wide, float* tiles, float* y, bool accumulate, int ranges)
+        : IParallelJob
     {
         private readonly ScaledRows _u = u;
         private readonly float* _m = m;
+        private readonly float* _tiles = tiles;
         private readonly float* _y = y;
         private readonly int _wide = wide;
         private readonly int _ranges = ranges;
@@ -163,19 +197,48 @@ internal static unsafe class FactorOps
         {
             int row = item / _ranges * RowsPerBlock;
             int rows = Math.Min(RowsPerBlock, _u.Rows - row);
+            int column = item % _ranges * ColumnsPerItem;
+            int columns = Math.Min(ColumnsPerItem, _wide - column);
             Gemm g = new()
             {
                 A = _u.Block(row, rows, worker),
                 ARow = _u.Inner,
                 AStep = 1,
-                B = (byte*)_m,
+                B = (byte*)(_m + column),
                 BStep = (nint)_wide * sizeof(float),
-                C = _y + ((long)row * _wide),
+                BPanel = F32Panel.RowBytes,
+                C = _y + ((long)row * _wide) + column,
                 CRow = _wide,
                 K = _u.Inner,
                 Accumulate = _accumulate,
             };
-            Columns(g, rows, item % _ranges, _wide);
+            if (rows >= RowsForDenseTile && _u.Inner >= InnerForDenseTile)
+            {
+                float* tile = _tiles + ((long)worker * _u.Inner * ColumnsPerItem);
+                LayDensely(_m + column, PanelPacking.Count(columns), tile);
+                g.B = (byte*)tile;
+                g.BStep = F32Panel.RowBytes;
+                g.BPanel = (nint)_u.Inner * F32Panel.RowBytes;
+            }
+
+            MultiplyInTurns(g, rows, columns);
+        }
+
+        // tile[j][i][16] = m[i, 16 j ..]; behind the last column of M whatever follows it.
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+        private void LayDensely(float* m, int panels, float* tile)
+        {
+            for (int j = 0; j < panels; j++)
+            {
+                float* source = m + (j * PanelPacking.Width);
+                for (int i = 0; i < _u.Inner; i++)
+                {
+                    Vector256.Load(source).Store(tile);
+                    Vector256.Load(source + VectorMath.Lanes).Store(tile + VectorMath.Lanes);
+                    source += _wide;
+                    tile += PanelPacking.Width;
+                }
+            }
         }
     }
 
@@ -190,6 +253,8 @@ internal static unsafe class FactorOps
         [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         public void Run(int item, int worker)
         {
+            int column = item * ColumnsPerItem;
+            int columns = Math.Min(ColumnsPerItem, _wide - column);
             for (int end = _u.Rows; end > 0; end -= RowsPerBlock)
             {
                 int rows = Math.Min(RowsPerBlock, end);
@@ -198,27 +263,16 @@ internal static unsafe class FactorOps
                     A = _u.Block(end - rows, rows, worker) + ((long)(rows - 1) * _u.Inner),
                     ARow = 1,
                     AStep = -_u.Inner,
-                    B = (byte*)(_x + ((long)(end - 1) * _wide)),
+                    B = (byte*)(_x + ((long)(end - 1) * _wide) + column),
                     BStep = -(nint)_wide * sizeof(float),
-                    C = _gradient,
+                    BPanel = F32Panel.RowBytes,
+                    C = _gradient + column,
                     CRow = _wide,
                     K = rows,
                     Accumulate = true,
                 };
-                Columns(g, _u.Inner, item, _wide);
+                MultiplyInTurns(g, _u.Inner, columns);
             }
         }
-    }
-
-    // The columns of one range of a row-major B and C.
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void Columns(Gemm g, int rows, int range, int wide)
-    {
-        int column = range * ColumnsPerItem;
-        int columns = Math.Min(ColumnsPerItem, wide - column);
-        g.B += (long)column * sizeof(float);
-        g.BPanel = PanelPacking.Width * sizeof(float);
-        g.C += column;
-        GemmBlocks.Multiply<F32Panel>(g, rows, PanelPacking.Count(columns), PanelPacking.LastColumns(columns));
     }
 }

@@ -254,8 +254,22 @@ internal static unsafe class GemmKernels
             b += bStep;
         }
 
-        VectorMath.Store(c0, c, columns);
-        VectorMath.Store(c1, c + 8, columns - 8);
+        if (columns == PanelPacking.Width)
+        {
+            Store(c, c0, c1);
+        }
+        else
+        {
+            StorePart(c, c0, c1, columns);
+        }
+    }
+
+    // One call for both halves: an accumulator that lives on behind a call would live in memory, in the loop too.
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static void StorePart(float* c, Vector256<float> left, Vector256<float> right, int columns)
+    {
+        VectorMath.Store(left, c, columns);
+        VectorMath.Store(right, c + 8, columns - 8);
     }
 
     // For batches of few rows, whose weights come from memory: more is in flight than one stream's loads alone bring.

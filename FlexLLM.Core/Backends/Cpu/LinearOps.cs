@@ -76,7 +76,7 @@ internal static unsafe class LinearOps
         int rounds = (panels + (InputPanelsPerItem * cpu.Team.Threads) - 1) / (InputPanelsPerItem * cpu.Team.Threads);
         int perItem = (panels + (rounds * cpu.Team.Threads) - 1) / (rounds * cpu.Team.Threads);
         int items = (panels + perItem - 1) / perItem;
-        long tileFloats = (long)perItem * OutputsPerTile * PanelPacking.Width;
+        long tileFloats = TileFloats(weight.InFeatures, cpu.Team.Threads);
         float* tiles = cpu.Workspace.Floats(WorkspaceSlot.TransposedWeight, tileFloats * cpu.Team.Threads);
         Shape shape = new(weight, rows);
         long work = (long)rows * weight.InFeatures * weight.OutFeatures;
@@ -88,6 +88,13 @@ internal static unsafe class LinearOps
         {
             cpu.Team.Run(new BackwardJob<F32Panel>(shape, dy, dx, accumulate, perItem, tiles, tileFloats), items, work);
         }
+    }
+
+    /// <summary>Floats of transposed weights that a thread has in work: never fewer for wider inputs.</summary>
+    public static long TileFloats(int inFeatures, int threads)
+    {
+        int perItem = Math.Min(InputPanelsPerItem, (PanelPacking.Count(inFeatures) + threads - 1) / threads);
+        return (long)perItem * OutputsPerTile * PanelPacking.Width;
     }
 
     public static void Gather(CpuContext cpu, DeviceWeight table, ReadOnlySpan<int> ids, TensorSlice y)

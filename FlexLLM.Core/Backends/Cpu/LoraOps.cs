@@ -20,7 +20,7 @@ internal static unsafe class LoraOps
             return;
         }
 
-        Piece* pieces = (Piece*)cpu.Workspace.Bytes(WorkspaceSlot.LoraPieces, (long)count * sizeof(Piece));
+        Piece* pieces = (Piece*)cpu.Workspace.Bytes(WorkspaceSlot.LoraPieces, PieceBytes(count));
         float* u = cpu.Workspace.Floats(WorkspaceSlot.LowRank, lowRankFloats);
         int index = 0;
         foreach (LoraSegment segment in segments)
@@ -63,8 +63,8 @@ internal static unsafe class LoraOps
         CpuFactor narrowDy = (CpuFactor)bTransposed;
         int padded = narrowX.InnerPadded;
         int perSide = (rows + RowsPerPiece - 1) / RowsPerPiece;
-        Piece* pieces = (Piece*)cpu.Workspace.Bytes(WorkspaceSlot.LoraPieces, 2L * perSide * sizeof(Piece));
-        long lowRankFloats = (long)rows * padded;
+        Piece* pieces = (Piece*)cpu.Workspace.Bytes(WorkspaceSlot.LoraPieces, PieceBytes(2 * perSide));
+        long lowRankFloats = LowRankFloats(rows, narrowX.Inner);
         float* u = cpu.Workspace.Floats(WorkspaceSlot.LowRank, 2 * lowRankFloats);
         float* du = u + lowRankFloats;
         for (int i = 0; i < perSide; i++)
@@ -85,6 +85,15 @@ internal static unsafe class LoraOps
         cpu.Team.Run(gradients, gradients.Items, work);
     }
 
+    /// <summary>Most pieces that rows in so many segments are cut into.</summary>
+    public static int PiecesMax(int rows, int segments) => (rows / RowsPerPiece) + segments;
+
+    /// <summary>Bytes of what workers read about so many pieces.</summary>
+    public static long PieceBytes(int pieces) => (long)pieces * sizeof(Piece);
+
+    /// <summary>Floats of x A^T for so many rows.</summary>
+    public static long LowRankFloats(int rows, int rank) => (long)rows * PanelPacking.Count(rank) * PanelPacking.Width;
+
     private static (int Pieces, long LowRankFloats, long Work) Measure(
         TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y)
     {
@@ -99,7 +108,7 @@ internal static unsafe class LoraOps
             Check.That(segment.A.Inner == segment.BTransposed.Inner);
             end = segment.RowStart + segment.RowCount;
             count += (segment.RowCount + RowsPerPiece - 1) / RowsPerPiece;
-            floats += (long)segment.RowCount * ((CpuFactor)segment.A).InnerPadded;
+            floats += LowRankFloats(segment.RowCount, segment.A.Inner);
             work += (long)segment.RowCount * segment.A.Inner * Math.Min(x.Columns, y.Columns);
         }
 

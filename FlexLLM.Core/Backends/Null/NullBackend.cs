@@ -29,6 +29,21 @@ internal sealed partial class NullBackend(NullMachine machine, ManualClock clock
     /// <summary>Calls charged so far.</summary>
     public long Calls { get; private set; }
 
+    public long TensorBytes(int rows, int columns) => NullTensor.BytesOf(rows, columns);
+
+    public long WeightBytes(int outFeatures, int inFeatures, DType type) => NullWeight.BytesOf(outFeatures, inFeatures, type);
+
+    public long FactorBytes(int inner, int wide) => NullTensor.BytesOf(inner, wide);
+
+    public long KvCacheBytes(int layers, int blocks, int kvHeads, int headDim) =>
+        NullKvCache.BytesOf(layers, blocks, kvHeads, headDim);
+
+    public long ScratchBytes(in ScratchLimits limits) => 0; // What it does not compute needs no room.
+
+    public void ReserveScratch(in ScratchLimits limits)
+    {
+    }
+
     public DeviceTensor Allocate(int rows, int columns)
     {
         var tensor = new NullTensor(_memory, rows, columns);
@@ -49,6 +64,8 @@ internal sealed partial class NullBackend(NullMachine machine, ManualClock clock
 
     public DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
         new NullKvCache(_memory, layers, blocks, kvHeads, headDim);
+
+    public void ResizeKvCache(DeviceKvCache cache, int blocks) => ((NullKvCache)cache).Resize(blocks);
 
     public DeviceFactor CreateFactor(int inner, int wide)
     {

@@ -55,6 +55,8 @@ internal sealed class NullTensor : DeviceTensor
 
     public bool IsDisposed => _buffer.IsDisposed;
 
+    public static long BytesOf(int rows, int columns) => (long)rows * columns * sizeof(float);
+
     public override void Dispose()
     {
         if (!_isView)
@@ -68,11 +70,14 @@ internal sealed class NullTensor : DeviceTensor
 internal sealed class NullWeight(NullMemory memory, int outFeatures, int inFeatures, DType type)
     : DeviceWeight(outFeatures, inFeatures, type)
 {
-    private readonly NullBuffer _buffer = new(memory, (long)outFeatures * inFeatures * DTypes.BytesOf(type));
+    private readonly NullBuffer _buffer = new(memory, BytesOf(outFeatures, inFeatures, type));
 
     public override long Bytes => _buffer.Bytes;
 
     public bool IsDisposed => _buffer.IsDisposed;
+
+    public static long BytesOf(int outFeatures, int inFeatures, DType type) =>
+        (long)outFeatures * inFeatures * DTypes.BytesOf(type);
 
     public override void Dispose() => _buffer.Dispose();
 }
@@ -95,12 +100,23 @@ internal sealed class NullFactor(NullMemory memory, int inner, int wide) : Devic
 internal sealed class NullKvCache(NullMemory memory, int layers, int blocks, int kvHeads, int headDim)
     : DeviceKvCache(layers, blocks, kvHeads, headDim)
 {
-    private readonly NullBuffer _buffer =
-        new(memory, 2L * layers * blocks * TokensPerBlock * kvHeads * headDim * sizeof(float));
+    private NullBuffer _buffer = new(memory, BytesOf(layers, blocks, kvHeads, headDim));
 
     public override long Bytes => _buffer.Bytes;
 
     public bool IsDisposed => _buffer.IsDisposed;
+
+    public static long BytesOf(int layers, int blocks, int kvHeads, int headDim) =>
+        2L * layers * blocks * TokensPerBlock * kvHeads * headDim * sizeof(float);
+
+    public void Resize(int blocks)
+    {
+        CheckResize(blocks);
+        Check.That(!IsDisposed);
+        _buffer.Dispose();
+        _buffer = new NullBuffer(memory, BytesOf(Layers, blocks, KvHeads, HeadDim));
+        Blocks = blocks;
+    }
 
     public override void Dispose() => _buffer.Dispose();
 }

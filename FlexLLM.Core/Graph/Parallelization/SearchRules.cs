@@ -24,8 +24,8 @@ internal sealed record SearchRules
     public bool MovesOnBothEdges { get; init; }
 
     /// <summary>
-    /// May an operator with weights run on partials (cases 5 and 9) when the bypass then reduces the wide result itself? Deferring a sum pays where it
-    /// rides on a reduction of the backbone.
+    /// May an operator with weights run on partials (cases 5 and 9) when the bypass then reduces the wide result itself? Deferring
+    /// a sum pays where it rides on a reduction of the backbone.
     /// </summary>
     public bool ReducesDeferredSums { get; init; }
 

@@ -1,0 +1,294 @@
+using FlexLLM.Adapters;
+using FlexLLM.Backends;
+using FlexLLM.Backends.Cpu;
+using FlexLLM.Execution;
+using FlexLLM.Finetuning;
+using FlexLLM.Formats;
+using FlexLLM.Graph.Parallelization;
+using FlexLLM.Models;
+using FlexLLM.Primitives;
+using FlexLLM.Tests.Support;
+using NUnit.Framework;
+
+namespace FlexLLM.Tests.Finetuning;
+
+/// <summary>
+/// Every plan that the search finds, executed on a group of ranks: logits, gradients and ten optimizer steps are those of one
+/// device, and the bits are the same in every run.
+/// </summary>
+[TestFixture]
+internal sealed class GroupTrainingTests
+{
+    private const double Bound = 1e-5;
+    private const int Steps = 10;
+    private const int Rows = 48;
+
+    private static readonly ModelConfig Config = new()
+    {
+        Architecture = ModelArchitecture.Qwen2,
+        HiddenSize = 64,
+        IntermediateSize = 96,
+        LayerCount = 2,
+        AttentionHeads = 8,
+        KeyValueHeads = 4,
+        HeadDim = 8,
+        VocabularySize = 120,
+        MaxPositions = 64,
+        EosTokenIds = [1],
+    };
+
+    private static readonly (string Name, PeftConfig Config)[] Methods =
+    [
+        ("lora", new LoraConfig { Rank = 8, Alpha = 12, TargetModules = PeftConfig.AllModules }),
+        ("serial relu", new SerialAdapterConfig { Size = 8, TargetModules = ["o_proj", "down_proj"] }),
+        ("serial silu", new SerialAdapterConfig
+        {
+            Size = 8,
+            Activation = AdapterActivation.Silu,
+            TargetModules = ["o_proj", "down_proj", "v_proj"],
+        }),
+        ("ia3", new Ia3Config { TargetModules = ["k_proj", "v_proj", "o_proj", "down_proj"], FeedforwardModules = ["down_proj", "o_proj"] }),
+    ];
+
+    private string _folder = null!;
+
+    [OneTimeSetUp]
+    public void SetUp()
+    {
+        _folder = Directory.CreateTempSubdirectory("flexllm-group-").FullName;
+        RandomCheckpoint.Write(_folder, Config, DType.F32, seed: 3, deviation: 0.15f);
+    }
+
+    [OneTimeTearDown]
+    public void TearDown() => Directory.Delete(_folder, recursive: true);
+
+    [Test]
+    public void Group_EveryPlanOfEveryTap_EqualsOneDevice(
+        [Values("lora", "serial relu", "serial silu", "ia3")] string method, [Values(1, 2, 4)] int ranks)
+    {
+        PeftConfig config = Methods.Single(m => m.Name == method).Config;
+        Result expected = OnOneDevice(config);
+        var tried = new HashSet<string>();
+        for (int choice = 0; choice < 64; choice++)
+        {
+            // Plan number choice of every tap at once, until each has had all of its own.
+            var names = new HashSet<string>();
+            bool isNew = false;
+            Result actual = OnGroup(config, ranks, Choose);
+            if (!isNew)
+            {
+                break;
+            }
+
+            string context = $"{method} on {ranks} ranks: {string.Join("; ", names)}";
+            Assert.That(Distance(actual.Logits, expected.Logits), Is.LessThan(Bound), $"logits, {context}");
+            Assert.That(actual.Loss, Is.EqualTo(expected.Loss).Within(Bound), $"loss, {context}");
+            foreach ((string name, float[] values) in expected.Gradients)
+            {
+                Assert.That(Distance(actual.Gradients[name], values), Is.LessThan(Bound), $"gradient of {name}, {context}");
+            }
+
+            foreach ((string name, float[] values) in expected.Weights)
+            {
+                Assert.That(Distance(actual.Weights[name], values), Is.LessThan(Bound), $"{name} after {Steps} steps, {context}");
+            }
+
+            BypassPlan Choose(BypassTap tap, Bypass bypass)
+            {
+                IReadOnlyList<BypassPlan> plans = PlanEnumerator.Enumerate(bypass, tap, ranks, SearchRules.Full);
+                BypassPlan plan = plans[Math.Min(choice, plans.Count - 1)];
+                lock (names)
+                {
+                    names.Add($"{tap.Name} {plan}");
+                    isNew |= tried.Add($"{tap.Name} {bypass.InputWidth} {bypass.OutputWidth} {plan}");
+                }
+
+                return plan;
+            }
+        }
+
+        TestContext.Out.WriteLine($"{tried.Count} plans of {method} on {ranks} ranks");
+        Assert.That(tried, Has.Count.GreaterThan(method == "ia3" ? 1 : 4));
+    }
+
+    [Test]
+    public void Group_TwoRuns_GiveTheSameBits([Values("lora", "serial relu")] string method)
+    {
+        PeftConfig config = Methods.Single(m => m.Name == method).Config;
+        Result first = OnGroup(config, 4, Last);
+        Result second = OnGroup(config, 4, Last);
+        Assert.That(second.Logits, Is.EqualTo(first.Logits));
+        Assert.That(second.Loss, Is.EqualTo(first.Loss));
+        foreach ((string name, float[] values) in first.Weights)
+        {
+            Assert.That(second.Weights[name].AsSpan().SequenceEqual(values), name);
+        }
+
+        static BypassPlan Last(BypassTap tap, Bypass bypass) => PlanEnumerator.Enumerate(bypass, tap, 4, SearchRules.Full)[^1];
+    }
+
+    [Test]
+    public void Group_DegreeThatDoesNotDivide_IsRefusedWithThoseThatDo()
+    {
+        RequestRejectedException error = Assert.Throws<RequestRejectedException>(() => ModelShard.LocalConfig(Config, 3))!;
+        Assert.That(error.Message, Does.Contain("1, 2, 4"));
+    }
+
+    private static double Distance(float[] a, float[] b)
+    {
+        Assert.That(a, Has.Length.EqualTo(b.Length));
+        double scale = Math.Max(1, b.Max(v => Math.Abs((double)v)));
+        return a.Zip(b).Max(p => Math.Abs((double)p.First - p.Second)) / scale;
+    }
+
+    private Result OnOneDevice(PeftConfig config)
+    {
+        using var backend = new CpuBackend(1);
+        using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(_folder);
+        using LoadedModel model = LoadedModel.Load(checkpoint, Config, backend, null, Config.MaxPositions);
+        return Train(model, config).Assemble();
+    }
+
+    private Result OnGroup(PeftConfig config, int ranks, Func<BypassTap, Bypass, BypassPlan> plans)
+    {
+        CpuBackend[] backends = [.. Enumerable.Range(0, ranks).Select(_ => new CpuBackend(1))];
+        try
+        {
+            using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(_folder);
+            using DeviceGroup group = DeviceGroup.Load(checkpoint, Config, backends, Config.MaxPositions, plans);
+            var parts = new Part[ranks];
+            group.Run(model => parts[model.Shard!.Rank] = Train(model, config));
+            return Part.Assemble(parts);
+        }
+        finally
+        {
+            foreach (CpuBackend backend in backends)
+            {
+                backend.Dispose();
+            }
+        }
+    }
+
+    // A sample in two windows beside a request, ten times, on one device or one rank.
+    private static Part Train(LoadedModel model, PeftConfig config)
+    {
+        IComputeBackend backend = model.Backend;
+        var adapter = new PeftAdapter(backend, model.Whole, config, model.Shard);
+        foreach ((int site, AdapterTensor tensor) in adapter.Tensors())
+        {
+            var random = new SeededRandom((ulong)((site * 10) + tensor.Whole.Name.Length));
+            float[] values = new float[tensor.Whole.Count];
+            for (int i = 0; i < values.Length; i++)
+            {
+                values[i] = (tensor.Whole.Name == "ia3_l" ? 1 : 0) + (0.2f * (float)random.NextGaussian());
+            }
+
+            tensor.Upload(backend, values);
+        }
+
+        int[] ids = TinyModel.Ids(19, 3).Select(i => i % Config.VocabularySize).ToArray();
+        using var run = new TrainingRun(model, adapter, new TrainingPlan
+        {
+            Samples = [TrainingSample.FromTokens(ids, [.. Enumerable.Repeat(true, ids.Length)])],
+            Epochs = Steps,
+            Optimizer = new SgdOptions { LearningRate = 0.05f, Momentum = 0.9f },
+        });
+        using var forward = new ForwardPass(model, Rows, sampledMax: 2);
+        using var backward = new BackwardPass(model, Rows);
+        using DeviceKvCache cache = backend.CreateKvCache(
+            Config.LayerCount, 2, model.Config.KeyValueHeads, model.Config.HeadDim);
+        var batch = new TokenBatch(Rows);
+        float[] logits = new float[2 * Config.VocabularySize];
+        var gradients = new Dictionary<string, float[]>();
+        for (int step = 0; step < Steps; step++)
+        {
+            foreach (int tokens in new[] { 7, ids.Length - 7 })
+            {
+                batch.Clear();
+                batch.AddInference(ids.AsSpan(0, 5), 0, cache, [0, 1], adapter, sampled: 2);
+                run.AddForwardWindow(batch, tokens);
+                TensorSlice result = forward.Run(batch);
+                if (step == 0)
+                {
+                    backend.Download(result, logits);
+                }
+
+                run.CompleteForward(tokens);
+            }
+
+            while (!run.RunBackward(backward, Math.Min(11, run.Cursor.RowsLeft)))
+            {
+            }
+
+            if (step == 0)
+            {
+                foreach ((int site, AdapterTensor tensor) in adapter.Tensors())
+                {
+                    int index = adapter[site]!.Tensors.Index().Single(t => t.Item == tensor).Index;
+                    gradients.Add(NameOf(site, tensor), Host(backend, run.Gradients[site][index]));
+                }
+            }
+
+            run.Step();
+        }
+
+        return new Part(
+            logits, run.LastLoss, gradients,
+            [.. adapter.Tensors().Select(t => (NameOf(t.Site, t.Tensor), t.Tensor, Host(backend, t.Tensor.Values)))]);
+    }
+
+    private static string NameOf(int site, AdapterTensor tensor) => $"{AdapterSites.NameOf(site)}.{tensor.Whole.Name}";
+
+    private static float[] Host(IComputeBackend backend, DeviceTensor tensor)
+    {
+        float[] values = new float[tensor.Rows * tensor.Columns];
+        backend.Download(tensor, values);
+        return values;
+    }
+
+    private sealed record Result(
+        float[] Logits, double Loss, Dictionary<string, float[]> Gradients, Dictionary<string, float[]> Weights);
+
+    /// <summary>What one rank holds at the end.</summary>
+    private sealed record Part(
+        float[] Logits, double Loss, Dictionary<string, float[]> Gradients, (string Name, AdapterTensor Tensor, float[] Values)[] Weights)
+    {
+        public Result Assemble() => Assemble(this);
+
+        /// <summary>The whole tensors; ranks that hold the same must hold the same bits. Gradients that are partial are summed.</summary>
+        public static Result Assemble(params Part[] parts)
+        {
+            var gradients = new Dictionary<string, float[]>();
+            var weights = new Dictionary<string, float[]>();
+            foreach (Part part in parts)
+            {
+                Assert.That(part.Logits, Is.EqualTo(parts[0].Logits), "all ranks have the same logits");
+                Assert.That(part.Loss, Is.EqualTo(parts[0].Loss));
+                foreach ((string name, AdapterTensor tensor, float[] values) in part.Weights)
+                {
+                    Put(weights, name, tensor, values, isSum: false);
+                    Put(gradients, name, tensor, part.Gradients[name], tensor.GradientIsPartial);
+                }
+            }
+
+            return new Result(parts[0].Logits, parts[0].Loss, gradients, weights);
+        }
+
+        private static void Put(Dictionary<string, float[]> all, string name, AdapterTensor tensor, float[] part, bool isSum)
+        {
+            if (!all.TryGetValue(name, out float[]? whole))
+            {
+                all.Add(name, whole = new float[tensor.Whole.Count]);
+                Array.Fill(whole, isSum ? 0 : float.NaN);
+            }
+
+            for (int i = 0; i < part.Length; i++)
+            {
+                int row = tensor.Whole.IsVector ? 0 : tensor.Inner.Start + (i / tensor.Wide.Count);
+                int index = (row * tensor.Whole.Wide) + tensor.Wide.Start + (i % tensor.Wide.Count);
+                Assert.That(isSum || float.IsNaN(whole[index]) || whole[index].Equals(part[i]), $"copies of {name} agree");
+                whole[index] = isSum ? whole[index] + part[i] : part[i];
+            }
+        }
+    }
+}
