@@ -177,7 +177,7 @@ internal sealed class MemoryPlanTests(ModelArchitecture architecture, DType weig
             Assert.That(_backend.AllocatedBytes, Is.Zero, "a plan allocates nothing");
 
             _model = LoadedModel.Load(
-                test._checkpoint, config, _backend, test.Weights, config.MaxPositions, compiler, shard: null, CancellationToken.None);
+                test._checkpoint, config, _backend, test.Weights, config.MaxPositions, shard: null, compiler);
             _backend.ReserveScratch(Plan.Scratch(trains: true));
             _pool = new KvPool(_backend, config, KvBlocks);
             _forward = new ForwardPass(_model, rows, Sequences);

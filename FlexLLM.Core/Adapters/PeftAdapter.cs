@@ -54,6 +54,10 @@ internal sealed class AdapterTensor : IDisposable
 
     public long Bytes => Factor?.Bytes ?? _vector!.Bytes;
 
+    /// <summary>What such a tensor will hold.</summary>
+    public static long BytesOf(IComputeBackend backend, BypassWeight spec) =>
+        spec.IsVector ? backend.TensorBytes(1, spec.Wide) : backend.FactorBytes(spec.Inner, spec.Wide);
+
     /// <summary>Writes this part of the undivided tensor's values, and its derived copies.</summary>
     public void Upload(IComputeBackend backend, float[] whole)
     {
@@ -69,10 +73,6 @@ internal sealed class AdapterTensor : IDisposable
         backend.Upload(part, Values);
         Refresh(backend);
     }
-
-    /// <summary>What such a tensor will hold.</summary>
-    public static long BytesOf(IComputeBackend backend, BypassWeight spec) =>
-        spec.IsVector ? backend.TensorBytes(1, spec.Wide) : backend.FactorBytes(spec.Inner, spec.Wide);
 
     /// <summary>Brings derived copies up to date after the values were written.</summary>
     public void Refresh(IComputeBackend backend)

@@ -49,7 +49,7 @@ internal static class PeftFolder
     /// <exception cref="InvalidFileException">A malformed file, or an adapter of another model, rank or module set.</exception>
     public static PeftAdapter Load(string folder, LoadedModel model)
     {
-        PeftConfig config = ReadConfig(folder, model.Config);
+        PeftConfig config = ReadConfig(folder, model.Whole);
         string weightsPath = Path.Combine(folder, WeightsFileName);
         if (!File.Exists(weightsPath))
         {

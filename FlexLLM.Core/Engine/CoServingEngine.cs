@@ -260,7 +260,8 @@ public sealed class CoServingEngine : IAsyncDisposable
             int kvBlocks = EngineMemory.KvBlocksWithin(
                 options.DeviceBytesLimit, n => EngineMemory.PlanOf(config, compiler.Forward, backend, options, n),
                 weight => LoadedModel.HeldType(checkpoint.Get(weight.Name), options.WeightType), options, positions);
-            model = LoadedModel.Load(checkpoint, config, backend, options.WeightType, positions, compiler, shard: null, cancellationToken);
+            model = LoadedModel.Load(
+                checkpoint, config, backend, options.WeightType, positions, shard: null, compiler, cancellationToken);
             engine = new CoServingEngine(folder, options, backend, model, files, kvBlocks);
             engine._loop.Calibrate(CalibrationTimeMax);
             return engine;

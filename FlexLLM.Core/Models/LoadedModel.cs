@@ -16,14 +16,17 @@ internal sealed class LoadedModel : IDisposable
     private readonly DeviceTensor?[] _vectors;
 
     private LoadedModel(
-        ModelConfig config, IComputeBackend backend, int positionsMax, GraphCompiler? compiler = null, ModelShard? shard = null)
+        ModelConfig config, IComputeBackend backend, int positionsMax, ModelShard? shard = null, GraphCompiler? compiler = null)
     {
         Whole = config;
         Shard = shard;
         Config = shard is null ? config : ModelShard.LocalConfig(config, shard.Ranks);
         Backend = backend;
         PositionsMax = positionsMax;
-        _compiler = compiler ?? Compile(config, shard);
+        Check.That(shard is null || compiler is null, "what was compiled is the whole model");
+        _compiler = shard is null ? compiler ?? Compile(config)
+            : new GraphCompiler(
+                shard.Parallelize(DecoderBuilder.BuildServing(config), networks: null, config), config.LayerCount);
         _matrices = new DeviceWeight?[_compiler.WeightNames.Count];
         _vectors = new DeviceTensor?[_compiler.WeightNames.Count];
         RopeTable = Own(backend.Allocate(positionsMax, config.HeadDim));
@@ -52,11 +55,7 @@ internal sealed class LoadedModel : IDisposable
     public long WeightBytes => _matrices.Sum(m => m?.Bytes ?? 0) + _vectors.Sum(v => v?.Bytes ?? 0) + RopeTable.Bytes;
 
     /// <summary>Compiles the model's graph with a bypass at every site, before there is a device.</summary>
-    public static GraphCompiler Compile(ModelConfig config, ModelShard? shard = null)
-    {
-        ParallelGraph serving = DecoderBuilder.BuildServing(config);
-        return new(shard?.Parallelize(serving, networks: null, config) ?? serving, config.LayerCount);
-    }
+    public static GraphCompiler Compile(ModelConfig config) => new(DecoderBuilder.BuildServing(config), config.LayerCount);
 
     /// <summary>Type that a matrix of a checkpoint is held in: the wanted one, else BF16 as it is and F32 for all others.</summary>
     public static DType HeldType(SafetensorsTensor tensor, DType? wanted) =>
@@ -68,16 +67,16 @@ internal sealed class LoadedModel : IDisposable
     /// <param name="backend">The device; it stays the caller's.</param>
     /// <param name="weightType">F32 or BF16, or null: see <see cref="HeldType"/>.</param>
     /// <param name="positionsMax">Longest sequence to serve, at most the config's.</param>
-    /// <param name="compiler">The model as <see cref="Compile"/> gave it; null compiles it here.</param>
     /// <param name="shard">Which part of the weights, or null for all of them.</param>
+    /// <param name="compiler">The model as <see cref="Compile"/> gave it; null compiles it here.</param>
     /// <param name="cancellationToken">Gives up between two tensors.</param>
     /// <exception cref="InvalidFileException">A tensor is missing, misshapen, or not finite.</exception>
     public static LoadedModel Load(
         SafetensorsCheckpoint checkpoint, ModelConfig config, IComputeBackend backend, DType? weightType, int positionsMax,
-        GraphCompiler? compiler = null, ModelShard? shard = null, CancellationToken cancellationToken = default)
+        ModelShard? shard = null, GraphCompiler? compiler = null, CancellationToken cancellationToken = default)
     {
         Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
-        var model = new LoadedModel(config, backend, positionsMax, compiler, shard);
+        var model = new LoadedModel(config, backend, positionsMax, shard, compiler);
         try
         {
             model.FillRopeTable();
@@ -103,7 +102,8 @@ internal sealed class LoadedModel : IDisposable
                 }
                 else
                 {
-                    model._matrices[weight] = model.Own(CreatePart(backend, matrix, HeldType(tensor, weightType), shard?.PartOf(shape)));
+                    DType type = HeldType(tensor, weightType);
+                    model._matrices[weight] = model.Own(CreatePart(backend, matrix, type, shard?.PartOf(shape)));
                 }
             }
 
