@@ -67,8 +67,8 @@ internal sealed class PlanAblation
                     Invariant($"keys and values {c.H(c.Plan.Pruned, ActivationUse.KeysAndValues)} H; what is in progress is the rest"),
                 _ => "act comes back from gate and up, as in the paper; layer 0 keeps act, since there gate and up are not read",
                 c => "windows shrink workspace and logits alone: an exact gradient reads gate, up, queries, keys, values and both norm " +
-                    Invariant($"inputs, {c.H(c.Plan.TokenLevel, ActivationUse.Kept, ActivationUse.KeysAndValues)} H, or computes linears again; ") +
-                    Invariant($"the paper does not say how it has {c.PaperH(3)} H"),
+                    Invariant($"inputs, {c.H(c.Plan.TokenLevel, ActivationUse.Kept, ActivationUse.KeysAndValues)} H, or computes ") +
+                    Invariant($"linears again; the paper does not say how it has {c.PaperH(3)} H"),
                 Budget,
             ]),
         new(
@@ -78,7 +78,7 @@ internal sealed class PlanAblation
                 _ => "one operator more than LoRA has: the bias after the second matrix, H wide",
                 _ => "it reads the output of down_proj, H wide, so nothing reads the input, act: pruning frees it; the paper keeps as " +
                     "much as for LoRA",
-                _ => "nothing large is left that is cheap, here or in the paper; masks of the ReLU become bits",
+                _ => "nothing large is left that is cheap, here or in the paper; results inside of the adapter come back from its input",
                 _ => "as for LoRA, and the output of down_proj is kept too",
                 Budget,
             ]),
@@ -106,7 +106,8 @@ internal sealed class PlanAblation
 
     public void Print(TextWriter output)
     {
-        output.WriteLine("activations of a sample of 1,024 tokens, 2 bytes an element; GB are 1e9 bytes, H a hidden vector a layer and token;");
+        output.WriteLine(
+            "activations of a sample of 1,024 tokens, 2 bytes an element; GB are 1e9 bytes, H a hidden vector a layer and token;");
         output.WriteLine("again: arithmetic of the forward pass that the backward pass repeats, as a share of a step");
         foreach (AblationCase c in Cases)
         {
@@ -179,8 +180,8 @@ internal sealed class PlanAblation
         foreach ((int index, ActivationStage stage) in c.Stages.Index())
         {
             output.WriteLine(Invariant(
-                $"  {stage.Name,-20}{stage.Bytes / 1e9,9:0.000}{c.H(stage),8}{Percent(c.Saved(stage)),9}{Percent(c.Again(stage)),9}") + Invariant(
-                $"{c.PaperBytes(index) / 1e9,12:0.000}{c.PaperH(index),8}{Percent(c.PaperSaved(index)),9}"));
+                $"  {stage.Name,-20}{stage.Bytes / 1e9,9:0.000}{c.H(stage),8}{Percent(c.Saved(stage)),9}{Percent(c.Again(stage)),9}") +
+                Invariant($"{c.PaperBytes(index) / 1e9,12:0.000}{c.PaperH(index),8}{Percent(c.PaperSaved(index)),9}"));
         }
 
         if (c.Shape != Shapes[0])

@@ -30,7 +30,7 @@ internal sealed class LongSample
             Ranks = ranks,
         };
         Plan = ActivationPlan.Of(Job);
-        Final = Plan.Within((long)(ShareMax * ReleasedBytes) - Plan.AdapterBytes);
+        Final = Plan.Within((long)(ShareMax * ReleasedBytes), withAdapter: true);
         FillRows();
     }
 

@@ -6,15 +6,20 @@ using static FlexLLM.Benchmarks.PlanText;
 
 namespace FlexLLM.Benchmarks;
 
-/// <summary>A planned job as text and as JSON. GB are 1e9 bytes; all bytes are those of one rank.</summary>
+/// <summary>
+/// A planned job as text and as JSON. GB are 1e9 bytes, MB, for small models, 1e6; all bytes are those of one rank.
+/// </summary>
 internal sealed class PlanOutput(PlannedJob job, ActivationPlan plan, ActivationStage? budgeted, TimeSpan compileTime)
 {
     /// <summary>Searches for parallel plans, with the modules that each holds for.</summary>
     public required IReadOnlyList<(string Modules, Planning Planning)> Plannings { get; init; }
 
+    private (string Name, double Bytes) Unit => plan.Unoptimized.Bytes < 1_000_000_000 ? ("MB", 1e6) : ("GB", 1e9);
+
     private ActivationStage Final => budgeted ?? plan.TokenLevel;
 
-    private IReadOnlyList<ActivationStage> Stages => budgeted is null ? plan.Stages : [.. plan.Stages, budgeted];
+    private IReadOnlyList<ActivationStage> Stages =>
+        budgeted is null || budgeted == plan.TokenLevel ? plan.Stages : [.. plan.Stages, budgeted];
 
     public void Print(TextWriter output)
     {
@@ -26,7 +31,7 @@ internal sealed class PlanOutput(PlannedJob job, ActivationPlan plan, Activation
         output.WriteLine(Invariant(
             $"{job.Method.Describe()}; a sample of {job.Tokens} tokens in windows of {Math.Min(job.Window, job.Tokens)}; ") + Invariant(
             $"{job.ElementBytes} bytes an element; {Ranks(job.Ranks)}"));
-        output.WriteLine(Invariant($"compiled in {compileTime.TotalMilliseconds:0} ms"));
+        output.WriteLine(Invariant($"compiled, every stage, in {compileTime.TotalMilliseconds:0} ms"));
         foreach (PassReport pass in plan.Reports)
         {
             output.WriteLine();
@@ -46,7 +51,7 @@ internal sealed class PlanOutput(PlannedJob job, ActivationPlan plan, Activation
     private void PrintPass(TextWriter output, PassReport pass)
     {
         output.WriteLine(Invariant($"pass {pass.Pass}: {pass.ForwardNodes} forward and {pass.BackwardNodes} backward operations"));
-        output.WriteLine(Invariant($"  {"kept",-28}{"layers",8}{"bytes/token/layer",19}{"bytes/token",14}{"GB",10}"));
+        output.WriteLine(Invariant($"  {"kept",-28}{"layers",8}{"bytes/token/layer",19}{"bytes/token",14}{Unit.Name,10}"));
         foreach (RoleSum role in pass.Kept)
         {
             output.WriteLine(Row(role.Role, role.Layers, role.BytesPerLayer(job.ElementBytes), role.Bytes(job.ElementBytes)));
@@ -62,8 +67,13 @@ internal sealed class PlanOutput(PlannedJob job, ActivationPlan plan, Activation
                 $"  {"",-28}{pass.RecomputedFlops / 1e6:N3} Mflop a token, {Percent(pass.RecomputedFlops / plan.StepFlops)} of a step"));
         }
 
+        if (pass.Pass == "fuse" && job.Method is LoraConfig)
+        {
+            output.WriteLine("  a fused network computes x A^T again inside of it");
+        }
+
         string Row(string name, int layers, long perLayer, long total) =>
-            Invariant($"  {name,-28}{layers,8}{perLayer,19:N0}{total,14:N0}{(double)total * job.Tokens / 1e9,10:0.000}");
+            Invariant($"  {name,-28}{layers,8}{perLayer,19:N0}{total,14:N0}{total * job.Tokens / Unit.Bytes,10:0.000}");
     }
 
     private void PrintRoles(TextWriter output, string title, IReadOnlyList<RoleSum> roles)
@@ -71,24 +81,24 @@ internal sealed class PlanOutput(PlannedJob job, ActivationPlan plan, Activation
         if (roles.Count > 0)
         {
             string total = Invariant($"{roles.Sum(r => r.Bytes(job.ElementBytes)):N0} bytes a token");
-            output.WriteLine($"  {title}: {Layers(roles)}; {total}");
+            output.WriteLine($"  {title}, {total}: {Layers(roles)}");
         }
     }
 
     private void PrintStages(TextWriter output)
     {
-        output.WriteLine(Invariant($"activations of one rank for {job.Tokens} tokens, GB"));
+        output.WriteLine(Invariant($"activations of one rank for {job.Tokens} tokens, {Unit.Name}"));
         output.WriteLine($"  {"",-32}{string.Concat(Stages.Select(s => $"{s.Name,19}"))}");
         (ActivationUse Use, string Name)[] rows = [.. Stages.SelectMany(s => s.Rows).Select(r => (r.Use, r.Name)).Distinct()];
         foreach ((ActivationUse use, string name) in rows.OrderBy(r => r.Use))
         {
             IEnumerable<string> cells = Stages.Select(s => s.Rows.Any(r => r.Use == use && r.Name == name)
-                ? Invariant($"{s.Rows.Where(r => r.Use == use && r.Name == name).Sum(r => r.Bytes) / 1e9,19:0.000}")
+                ? Invariant($"{s.Rows.Where(r => r.Use == use && r.Name == name).Sum(r => r.Bytes) / Unit.Bytes,19:0.000}")
                 : $"{"",19}");
             output.WriteLine($"  {Label(use, name),-32}{string.Concat(cells)}");
         }
 
-        Line("together", s => Invariant($"{s.Bytes / 1e9:0.000}"));
+        Line("together", s => Invariant($"{s.Bytes / Unit.Bytes:0.000}"));
         Line("saved", s => Percent(1 - ((double)s.Bytes / plan.Unoptimized.Bytes)));
         Line("bytes a token and layer", s => Invariant($"{s.Bytes / job.Tokens / job.Model.LayerCount:N0}"));
         Line("computed again, of a step's flops", s => Percent(s.RecomputedFlops / plan.StepFlops));
@@ -105,9 +115,10 @@ internal sealed class PlanOutput(PlannedJob job, ActivationPlan plan, Activation
                     $"arithmetic a step: not kept are {Layers(budgeted.Forced)}");
         }
 
+        double adapter = plan.AdapterBytes / Unit.Bytes;
         output.WriteLine(Invariant(
-            $"  adapter, gradients, optimizer: {plan.Parameters:N0} elements, {plan.AdapterBytes / 1e9:0.000} GB; with the ") + Invariant(
-            $"activations {(plan.AdapterBytes + Final.Bytes) / 1e9:0.000} GB"));
+            $"  adapter, gradients, optimizer: {plan.Parameters:N0} elements, {adapter:0.000} {Unit.Name}; with the activations ") +
+            Invariant($"{adapter + (Final.Bytes / Unit.Bytes):0.000} {Unit.Name}"));
 
         void Line(string title, Func<ActivationStage, string> cell) =>
             output.WriteLine($"  {title,-32}{string.Concat(Stages.Select(s => $"{cell(s),19}"))}");

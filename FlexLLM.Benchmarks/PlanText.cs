@@ -8,9 +8,9 @@ internal static class PlanText
 {
     public static string Percent(double share) => Invariant($"{100 * share:0.0} %");
 
-    /// <summary>"gate in 20 layers, up in 19 layers".</summary>
-    public static string Layers(IEnumerable<RoleSum> roles) =>
-        string.Join(", ", roles.Select(r => $"{r.Role} in {r.Layers} layer{(r.Layers == 1 ? "" : "s")}"));
+    /// <summary>"gate, up in 20 layers; act in 1 layer".</summary>
+    public static string Layers(IEnumerable<RoleSum> roles) => string.Join("; ", roles.GroupBy(r => r.Layers).Select(g =>
+        $"{string.Join(", ", g.Select(r => r.Role))} in {g.Key} layer{(g.Key == 1 ? "" : "s")}"));
 
     public static string Invariant(FormattableString text) => text.ToString(CultureInfo.InvariantCulture);
 }

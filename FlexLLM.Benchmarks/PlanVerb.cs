@@ -1,4 +1,6 @@
 using System.Diagnostics;
+using System.Text;
+using System.Text.Json;
 using FlexLLM.Finetuning;
 using FlexLLM.Formats;
 using FlexLLM.Graph;
@@ -25,9 +27,10 @@ internal static class PlanVerb
         if (CommandLine.TakeFlag(ref args, "--ablation"))
         {
             CommandLine.Allow(args, "--json");
+            string? file = CommandLine.Text(args, "--json");
             PlanAblation ablation = PlanAblation.Compute();
             ablation.Print(output);
-            SaveJson(args, ablation.Write);
+            SaveJson(file, ablation.Write);
             return 0;
         }
 
@@ -53,31 +56,26 @@ internal static class PlanVerb
             throw new ArgumentException($"--layer: {layer}; the model has layers 0 to {model.LayerCount - 1}.");
         }
 
+        long? budget = CommandLine.Bytes(args, "--budget");
+        (string? dot, string? json) = (CommandLine.Text(args, "--dot"), CommandLine.Text(args, "--json"));
         var watch = Stopwatch.StartNew();
         ActivationPlan plan = ActivationPlan.Of(job);
         TimeSpan compileTime = watch.Elapsed;
-        ActivationStage? budgeted = CommandLine.Bytes(args, "--budget") is long budget ? WithinBudget(plan, budget) : null;
+        ActivationStage? budgeted = budget is null ? null : plan.Within(budget.Value, withAdapter: true);
         var report = new PlanOutput(job, plan, budgeted, compileTime)
         {
             Plannings = job.Ranks > 1 ? [.. job.PlanBypasses(machine)] : [],
         };
         report.Print(output);
-        if (CommandLine.Text(args, "--dot") is string dot)
+        if (dot is not null)
         {
             string picture = GraphPicture.Dot(plan.Passes[^1].Graph, layer);
-            AtomicFile.Write(dot, stream => stream.Write(System.Text.Encoding.UTF8.GetBytes(picture)));
+            AtomicFile.Write(dot, stream => stream.Write(Encoding.UTF8.GetBytes(picture)));
         }
 
-        SaveJson(args, report.Write);
+        SaveJson(json, report.Write);
         return 0;
     }
-
-    // The adapter is held whatever the activations are.
-    private static ActivationStage WithinBudget(ActivationPlan plan, long budget) => budget > plan.AdapterBytes
-        ? plan.Within(budget - plan.AdapterBytes)
-        : throw new RequestRejectedException(
-            $"--budget: {budget:N0} bytes cannot hold even the adapter, its gradients and the optimizer's state: " +
-            $"{plan.AdapterBytes:N0} bytes.");
 
     private static ModelConfig ModelOf(string[] args) =>
         (CommandLine.Text(args, "--config"), CommandLine.Text(args, "--shape")) switch
@@ -112,9 +110,9 @@ internal static class PlanVerb
         }
     }
 
-    private static void SaveJson(string[] args, Action<System.Text.Json.Utf8JsonWriter> write)
+    private static void SaveJson(string? file, Action<Utf8JsonWriter> write)
     {
-        if (CommandLine.Text(args, "--json") is string file)
+        if (file is not null)
         {
             AtomicFile.WriteJson(file, write);
         }

@@ -52,6 +52,8 @@ internal sealed class ActivationPlan
     /// <summary>Rows whose logits exist at once in the fused loss.</summary>
     public const int LossRows = 48;
 
+    private const int AttemptsMax = 8;
+
     // What row-parallel linears leave: partial sums, until the ranks have added theirs.
     private static readonly string[] SummedRoles = ["o", "o.base", "down", "down.base"];
 
@@ -78,7 +80,7 @@ internal sealed class ActivationPlan
         Compiled whole = Compile(Options(dropsCheap: false));
         Pruned = OfWholeSample("graph pruning", "what a remaining gradient reads, all layers", whole, whole.After("prune").Kept);
         Rematerialized = OfWholeSample(
-            "rematerialization", "the same without what is cheap to compute again, masks as bits", _standard, _standard.Kept);
+            "rematerialization", "the same without what is cheap to compute again, the rest compressed", _standard, _standard.Kept);
         TokenLevel = OfTokenLevel(
             "token-level", Invariant($"the same, workspace for windows of {Window} rows, logits of {LossRows} rows at a time"),
             _standard);
@@ -137,28 +139,30 @@ internal sealed class ActivationPlan
     /// Token-level, and of the linears and attention so much computed again that activations stay within a budget; those first
     /// that free most for their arithmetic. Gradients stay exact.
     /// </summary>
-    /// <param name="bytesMax">Bytes for activations; the adapter is not among them.</param>
-    /// <exception cref="RequestRejectedException">Less than the least possible.</exception>
-    public ActivationStage Within(long bytesMax)
+    /// <param name="bytesMax">Bytes for activations.</param>
+    /// <param name="withAdapter">The budget is for the adapter, its gradients and the optimizer too.</param>
+    /// <exception cref="RequestRejectedException">Less than the least possible; the message says what would fit.</exception>
+    public ActivationStage Within(long bytesMax, bool withAdapter = false)
     {
-        if (TokenLevel.Bytes <= bytesMax)
-        {
-            return TokenLevel;
-        }
-
-        // The pass counts elements, a budget bytes: what the result is over, the next attempt has to do without.
-        long elementBytes = (long)_job.ElementBytes * _job.Tokens;
+        long besides = withAdapter ? AdapterBytes : 0;
+        long most = bytesMax - besides;
         long columns = _standard.After("rematerialize").Kept.Where(r => !_standard.IsCached(r)).Sum(r => r.ColumnsTotal);
+        long columnBytes = (long)_job.ElementBytes * _job.Tokens;
         ActivationStage stage = TokenLevel;
-        while (stage.Bytes > bytesMax)
+        ActivationStage least = stage;
+        for (int attempt = 0; stage.Bytes > most; attempt++)
         {
-            if (columns <= 0)
+            if (columns == 0)
             {
-                throw TooLittle(bytesMax, stage);
+                throw TooLittle(bytesMax, besides, least);
             }
 
-            columns = Math.Max(0, columns - ((stage.Bytes - bytesMax + elementBytes - 1) / elementBytes));
+            // The pass counts elements, a budget bytes: the next attempt does without what this one is over. Where that helps
+            // little, since the backward workspace grows instead, larger steps come to an end.
+            long over = (stage.Bytes - most + columnBytes - 1) / columnBytes;
+            columns = Math.Max(0, columns - Math.Max(over, attempt < AttemptsMax ? 1 : 1 + (columns / 4)));
             stage = Under(columns);
+            least = stage.Bytes < least.Bytes ? stage : least;
         }
 
         return stage;
@@ -177,16 +181,24 @@ internal sealed class ActivationPlan
         };
     }
 
-    private RequestRejectedException TooLittle(long bytesMax, ActivationStage least)
+    private RequestRejectedException TooLittle(long bytesMax, long besides, ActivationStage least)
     {
-        // All but the workspace and the loss grows with the sample.
-        long fixedBytes = least.BytesOf(ActivationUse.Workspace) + least.BytesOf(ActivationUse.Loss);
-        double perToken = (double)(least.Bytes - fixedBytes) / _job.Tokens;
-        long tokens = (long)Math.Max(0, (bytesMax - fixedBytes) / perToken);
+        // What is kept grows with the sample, the workspace with the window; logits are those of a few rows.
+        long workspace = least.BytesOf(ActivationUse.Workspace);
+        long loss = least.BytesOf(ActivationUse.Loss);
+        long sample = least.Bytes - workspace - loss;
+        long tokens = (long)((bytesMax - besides - workspace - loss) / ((double)sample / _job.Tokens));
+        tokens = tokens / DeviceKvCache.TokensPerBlock * DeviceKvCache.TokensPerBlock;
+        long rows = (long)((bytesMax - besides - sample - loss) / ((double)workspace / Window));
+        string advice = bytesMax <= besides ? "Fewer modules or a lower rank need less"
+            : tokens >= Window ? $"A sample of {tokens} tokens would fit"
+            : rows >= LossRows ? $"Windows of {rows} rows would fit"
+            : "Shorter samples in smaller windows need less";
         return new RequestRejectedException(
-            Invariant($"{bytesMax / 1e9:0.000} GB for activations cannot hold a sample of {_job.Tokens} tokens: with everything ") +
-            Invariant($"computed again that can be, it needs {least.Bytes / 1e9:0.000} GB. ") +
-            (tokens > 0 ? $"{tokens} tokens would fit." : "A smaller window would need less workspace."));
+            Invariant($"A budget of {bytesMax / 1e9:0.000} GB cannot hold the job: with everything computed again that can be, ") +
+            Invariant($"activations for {_job.Tokens} tokens in windows of {Window} need {least.Bytes / 1e9:0.000} GB") +
+            (besides == 0 ? "" : Invariant($", adapter, gradients and optimizer {besides / 1e9:0.000} GB")) +
+            Invariant($", together {(least.Bytes + besides) / 1e9:0.000} GB. {advice}."));
     }
 
     private CompilerOptions Options(bool dropsCheap) => new()

@@ -31,30 +31,15 @@ internal sealed record PlannedJob
     public int Moments { get; init; } = 2;
 
     /// <summary>What one rank has of the model: its share of the heads and of the MLP; embedding, norms and head are on all.</summary>
-    public ModelConfig LocalModel => Model with
-    {
-        AttentionHeads = Model.AttentionHeads / Ranks,
-        KeyValueHeads = Model.KeyValueHeads / Ranks,
-        IntermediateSize = Model.IntermediateSize / Ranks,
-    };
-
-    /// <summary>Degrees that divide the model's heads, key and value heads and inner width, ascending.</summary>
-    public static IEnumerable<int> DegreesOf(ModelConfig model) => Enumerable.Range(1, model.KeyValueHeads)
-        .Where(p => model.KeyValueHeads % p == 0 && model.AttentionHeads % p == 0 && model.IntermediateSize % p == 0);
+    /// <exception cref="RequestRejectedException">The degree does not divide the model; the message says which do.</exception>
+    public ModelConfig LocalModel => ModelShard.LocalConfig(Model, Ranks);
 
     /// <summary>Refuses what cannot be, and says what could.</summary>
     /// <exception cref="RequestRejectedException">The job does not fit the model, or a number is out of range.</exception>
     public void Validate()
     {
         PeftAdapter.Validate(Method, Model);
-        if (!DegreesOf(Model).Contains(Ranks))
-        {
-            throw new RequestRejectedException(
-                $"A tensor-parallel degree of {Ranks} does not divide the model's {Model.AttentionHeads} heads, " +
-                $"{Model.KeyValueHeads} key and value heads and inner width of {Model.IntermediateSize}; possible are " +
-                $"{string.Join(", ", DegreesOf(Model))}.");
-        }
-
+        _ = LocalModel;
         Require(Tokens >= 1 && Tokens <= Model.MaxPositions, $"{Tokens} tokens: the model takes 1 to {Model.MaxPositions}");
         Require(Window >= 1, $"a window of {Window} rows: it must be at least 1");
         Require(ElementBytes is 2 or 4, $"{ElementBytes} bytes an element: it must be 2 or 4");
@@ -78,30 +63,15 @@ internal sealed record PlannedJob
             .GroupBy(KindOf, module => AdapterSites.ModuleNames[(int)module])
             .Select(g => (
                 string.Join(", ", g),
-                BypassPlanner.Plan(g.Key.Tap, BypassOf(g.Key.Network, g.Key.TapColumns, g.Key.AddColumns), tokens, Ranks, machine)));
+                BypassPlanner.Plan(g.Key.Tap, g.Key.Network.ToBypass(g.Key.TapColumns, g.Key.AddColumns), tokens, Ranks, machine)));
     }
 
     private (BypassTap Tap, BypassNetwork Network, int TapColumns, int AddColumns) KindOf(AdapterModule module)
     {
         BypassNetwork network = Method.NetworkOf(module);
         (int tap, int add) = AdapterSites.WidthsOf(module, network.Attachment, Model);
-        return (TapOf(module, network.Attachment), network, tap, add);
+        return (ModelShard.TapOf(module, network.Attachment), network, tap, add);
     }
-
-    private static BypassTap TapOf(AdapterModule module, BypassAttachment attachment) => attachment switch
-    {
-        BypassAttachment.Around => AdapterSites.OwnsInput(module) ? BypassTap.RowParallel : BypassTap.ColumnParallel,
-        BypassAttachment.Output when AdapterSites.OwnsInput(module) => BypassTap.Replicated,
-        _ => BypassTap.SplitHidden,
-    };
-
-    private static Bypass BypassOf(BypassNetwork network, int tapColumns, int addColumns) => network switch
-    {
-        LoraNetwork lora => Bypass.Lora(tapColumns, addColumns, lora.Rank),
-        SerialAdapterNetwork adapter => Bypass.SerialAdapter(addColumns, adapter.Size),
-        ScaleNetwork => Bypass.Scale(addColumns),
-        _ => throw new ArgumentOutOfRangeException(nameof(network), network, "Say which chain of operators the network is."),
-    };
 
     private static void Require(bool condition, string fault)
     {
