@@ -4,6 +4,7 @@ using FlexLLM.Adapters;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
 using FlexLLM.Formats;
+using FlexLLM.Graph;
 using FlexLLM.Models;
 
 namespace FlexLLM.Benchmarks;
@@ -17,7 +18,7 @@ internal sealed class TrainVerb : IDisposable
 {
     public const string Usage =
         "--model DIR [--tokens 512] [--rank 16] [--modules down_proj|all|NAME,NAME] [--steps 3] [--window N] [--threads 2] " +
-        "[--weights f32|bf16] [--json FILE]";
+        "[--weights f32|bf16] [--saved-mib N] [--json FILE]";
 
     private readonly BenchModel _bench;
     private readonly int _tokens;
@@ -32,7 +33,7 @@ internal sealed class TrainVerb : IDisposable
     private readonly List<StepTime> _times = [];
     private long _residentPeak;
 
-    private TrainVerb(BenchModel bench, LoraConfig lora, int tokens, int window, int steps)
+    private TrainVerb(BenchModel bench, LoraConfig lora, int tokens, int window, int steps, CompilerOptions options)
     {
         _bench = bench;
         _tokens = tokens;
@@ -61,13 +62,13 @@ internal sealed class TrainVerb : IDisposable
             Samples = [TrainingSample.FromTokens(ids, carriesLoss)],
             Epochs = steps,
             Optimizer = new AdamWOptions(),
-        });
+        }, bench.Model.CompileTraining(adapter.Networks, options));
     }
 
     public static int Run(string[] args)
     {
         CommandLine.Allow(
-            args, "--model", "--tokens", "--rank", "--modules", "--steps", "--window", "--threads", "--weights", "--json");
+            args, "--model", "--tokens", "--rank", "--modules", "--steps", "--window", "--threads", "--weights", "--saved-mib", "--json");
         int tokens = CommandLine.Int(args, "--tokens", 512, min: 2);
         int steps = CommandLine.Int(args, "--steps", 3, min: 1);
         int window = Math.Min(tokens, CommandLine.Int(args, "--window", tokens, min: 1));
@@ -81,7 +82,12 @@ internal sealed class TrainVerb : IDisposable
         using BenchModel bench = BenchModel.Open(
             CommandLine.Require(args, "--model"), CommandLine.Int(args, "--threads", 2, min: 1),
             CommandLine.WeightType(args, "--weights"), tokens);
-        using var verb = new TrainVerb(bench, lora, tokens, window, steps + 1);
+        long? savedMax = CommandLine.Text(args, "--saved-mib") is null ? null : CommandLine.Int(args, "--saved-mib", 0, min: 1) * 1048576L;
+        var options = new CompilerOptions
+        {
+            Rematerialization = new RematerializationOptions { SavedColumnsMax = savedMax / sizeof(float) / tokens, SequenceTokens = tokens },
+        };
+        using var verb = new TrainVerb(bench, lora, tokens, window, steps + 1, options);
         verb.Measure(steps);
         verb.Print(Console.Out);
         if (file is not null)

@@ -81,6 +81,21 @@ internal sealed class PeftMethodServingTests
     }
 
     [Test]
+    public async Task Job_WithLittleRoomForActivations_HasTheSameBitsOrIsRefused()
+    {
+        await using CoServingEngine engine = await _model.StartAsync();
+        await engine.TrainAsync(Jobs.Request("roomy"));
+        await engine.TrainAsync(Jobs.Request("tight") with { SavedBytesMax = 40_000 });
+        await engine.TrainAsync(Jobs.Request("lossy") with { SavesAsBF16 = true });
+        byte[] roomy = await Jobs.WeightsAsync(engine, "roomy", _model["roomy"]);
+        Assert.That(await Jobs.WeightsAsync(engine, "tight", _model["tight"]), Is.EqualTo(roomy));
+        Assert.That(await Jobs.WeightsAsync(engine, "lossy", _model["lossy"]), Is.Not.EqualTo(roomy), "bfloat16 is not exact");
+        RequestRejectedException error = Assert.ThrowsAsync<RequestRejectedException>(
+            () => engine.StartFinetuningAsync(Jobs.Request("no room") with { SavedBytesMax = 1000 }))!;
+        Assert.That(error.Message, Does.Contain("at least"));
+    }
+
+    [Test]
     public async Task Folder_OfEachMethod_HasItsNamesAndShapes()
     {
         await using CoServingEngine engine = await _model.StartAsync();

@@ -48,6 +48,17 @@ public sealed record FinetuningRequest
     /// </summary>
     public int? PublishEverySteps { get; init; }
 
+    /// <summary>
+    /// Most bytes of activations kept from the forward to the backward pass, keys and values not counted. What does not fit is
+    /// computed again, which takes time and changes no bit. Null keeps all but what is cheap to compute again.
+    /// </summary>
+    public long? SavedBytesMax { get; init; }
+
+    /// <summary>
+    /// Keeps activations in bfloat16: about half the bytes, but gradients are not exact any more.
+    /// </summary>
+    public bool SavesAsBF16 { get; init; }
+
     /// <summary>Share of the finetuning time relative to other jobs, a positive number.</summary>
     public double Weight { get; init; } = 1;
 
@@ -64,6 +75,7 @@ public sealed record FinetuningRequest
         Require(GradientAccumulation is >= 1 and <= 100_000, nameof(GradientAccumulation), "must be 1 to 100,000");
         Require(SampleTokensMax is null or >= 2, nameof(SampleTokensMax), "must be at least 2");
         Require(PublishEverySteps is null or >= 1, nameof(PublishEverySteps), "must be at least 1");
+        Require(SavedBytesMax is null or >= 0, nameof(SavedBytesMax), "must not be negative");
         Require(double.IsFinite(Weight) && Weight > 0, nameof(Weight), "must be a positive number");
         Require(Optimizer is not null, nameof(Optimizer), "must not be null");
         Optimizer!.Validate();

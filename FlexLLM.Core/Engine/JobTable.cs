@@ -291,8 +291,24 @@ internal sealed class JobTable(
     private TrainingRun Allocate(FinetuningRequest request, BuiltSamples samples)
     {
         PeftConfig method = ConfigOf(request);
-        TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(method, model.Config));
         int tokensMax = samples.Samples.Max(s => s.Ids.Length);
+        TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(method, model.Config), new CompilerOptions
+        {
+            Rematerialization = new RematerializationOptions
+            {
+                SavedColumnsMax = request.SavedBytesMax / sizeof(float) / tokensMax,
+                SequenceTokens = tokensMax,
+            },
+            StoresSavedAsBF16 = request.SavesAsBF16,
+        });
+        long savedBytes = program.SavedColumns * sizeof(float) * tokensMax;
+        if (savedBytes > (request.SavedBytesMax ?? long.MaxValue))
+        {
+            throw new RequestRejectedException(
+                $"FinetuningRequest.SavedBytesMax is {request.SavedBytesMax}; the longest sample has {tokensMax} tokens, which need at " +
+                $"least {savedBytes} bytes with all computed again that can be.");
+        }
+
         budget.Require(NeedsAt(tokensMax).Bytes, $"The job on '{request.Adapter}'", NeedsAt(tokensMax), attainable =>
         {
             int fitting = Bisection.Largest(tokensMax, n => NeedsAt(n).Bytes <= attainable);
