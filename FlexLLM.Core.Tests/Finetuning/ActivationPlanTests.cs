@@ -129,6 +129,15 @@ internal sealed class ActivationPlanTests
     }
 
     [Test]
+    public void Within_ALargeModel_TakesLittleMoreThanItMust([Values(0.35, 0.5, 0.7, 0.9)] double share)
+    {
+        ActivationPlan plan = ActivationPlan.Of(new PlannedJob { Model = ModelShapes.Of("llama-3.1-8b"), Method = DownProj });
+        long budget = (long)(share * plan.TokenLevel.Bytes);
+        long value = 2L * 1024 * 14336;
+        Assert.That(plan.Within(budget).Bytes, Is.InRange(budget - (2 * value), budget), "the widest value of a layer, and its workspace");
+    }
+
+    [Test]
     public void Within_TooLittle_IsRefused_AndWhatWouldFitDoes()
     {
         PlannedJob job = Job(DownProj) with { Window = 16, Tokens = 512 };

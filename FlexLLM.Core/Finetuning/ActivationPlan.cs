@@ -146,7 +146,7 @@ internal sealed class ActivationPlan
     {
         long besides = withAdapter ? AdapterBytes : 0;
         long most = bytesMax - besides;
-        long columns = _standard.After("rematerialize").Kept.Where(r => !_standard.IsCached(r)).Sum(r => r.ColumnsTotal);
+        long columns = _standard.SavedColumns;
         long columnBytes = (long)_job.ElementBytes * _job.Tokens;
         ActivationStage stage = TokenLevel;
         ActivationStage least = stage;
@@ -161,24 +161,23 @@ internal sealed class ActivationPlan
             // little, since the backward workspace grows instead, larger steps come to an end.
             long over = (stage.Bytes - most + columnBytes - 1) / columnBytes;
             columns = Math.Max(0, columns - Math.Max(over, attempt < AttemptsMax ? 1 : 1 + (columns / 4)));
-            stage = Under(columns);
+            (stage, long saved) = Under(columns);
+            columns = saved <= columns ? saved : 0; // More than asked for: there is no more to do without.
             least = stage.Bytes < least.Bytes ? stage : least;
         }
 
         return stage;
     }
 
-    private ActivationStage Under(long columns)
+    private (ActivationStage Stage, long SavedColumns) Under(long columns)
     {
         CompilerOptions options = Options(dropsCheap: true);
         Compiled compiled = Compile(options with
         {
             Rematerialization = options.Rematerialization with { SavedColumnsMax = columns },
         });
-        return OfTokenLevel("byte budget", "the same, linears or attention of some layers computed again", compiled) with
-        {
-            Forced = PassReport.Minus(_standard.Kept, compiled.Kept),
-        };
+        ActivationStage stage = OfTokenLevel("byte budget", "the same, linears or attention of some layers computed again", compiled);
+        return (stage with { Forced = PassReport.Minus(_standard.Kept, compiled.Kept) }, compiled.SavedColumns);
     }
 
     private RequestRejectedException TooLittle(long bytesMax, long besides, ActivationStage least)
@@ -278,6 +277,9 @@ internal sealed class ActivationPlan
 
         /// <summary>What the backward program reads of the forward pass.</summary>
         public IReadOnlyList<RoleSum> Kept => Reports[^1].Kept;
+
+        /// <summary>What the budget of rematerialization counts.</summary>
+        public long SavedColumns => After("rematerialize").Kept.Where(r => !IsCached(r)).Sum(r => r.ColumnsTotal);
 
         // Fusion hides arithmetic inside its nodes.
         public double RecomputedFlops => After("rematerialize").RecomputedFlops;
