@@ -85,7 +85,11 @@ internal sealed class TrainVerb : IDisposable
         long? savedMax = CommandLine.Text(args, "--saved-mib") is null ? null : CommandLine.Int(args, "--saved-mib", 0, min: 1) * 1048576L;
         var options = new CompilerOptions
         {
-            Rematerialization = new RematerializationOptions { SavedColumnsMax = savedMax / sizeof(float) / tokens, SequenceTokens = tokens },
+            Rematerialization = new RematerializationOptions
+            {
+                SavedColumnsMax = savedMax / sizeof(float) / tokens,
+                SequenceTokens = tokens,
+            },
         };
         using var verb = new TrainVerb(bench, lora, tokens, window, steps + 1, options);
         verb.Measure(steps);

@@ -57,8 +57,8 @@ internal sealed class PeftMethodServingTests
             alone[name] = (await engine.CompleteAsync(request with { Adapter = name }).Soon()).Tokens;
         }
 
-        Task<GenerationResult>[] together =
-            [.. Methods.SelectMany(m => new[] { m.Name, $"{m.Name} again" }).Select(n => engine.CompleteAsync(request with { Adapter = n }))];
+        IEnumerable<string> names = Methods.SelectMany(m => new[] { m.Name, $"{m.Name} again" });
+        Task<GenerationResult>[] together = [.. names.Select(n => engine.CompleteAsync(request with { Adapter = n }))];
         GenerationResult[] results = await Task.WhenAll(together).Soon();
         for (int i = 0; i < results.Length; i++)
         {

@@ -47,7 +47,11 @@ internal sealed class GroupTrainingTests
             Activation = AdapterActivation.Silu,
             TargetModules = ["o_proj", "down_proj", "v_proj"],
         }),
-        ("ia3", new Ia3Config { TargetModules = ["k_proj", "v_proj", "o_proj", "down_proj"], FeedforwardModules = ["down_proj", "o_proj"] }),
+        ("ia3", new Ia3Config
+        {
+            TargetModules = ["k_proj", "v_proj", "o_proj", "down_proj"],
+            FeedforwardModules = ["down_proj", "o_proj"],
+        }),
     ];
 
     private string _folder = null!;

@@ -22,7 +22,12 @@ internal sealed class PeftMethodTests(ModelArchitecture architecture)
         new LoraConfig { Rank = 4, Alpha = 6, TargetModules = PeftConfig.AllModules },
         new LoraConfig { Rank = 3, Alpha = 5, UseRsLora = true, TargetModules = ["down_proj"] },
         new SerialAdapterConfig { Size = 5 },
-        new SerialAdapterConfig { Size = 6, Activation = AdapterActivation.Silu, TargetModules = ["q_proj", "o_proj", "up_proj", "down_proj"] },
+        new SerialAdapterConfig
+        {
+            Size = 6,
+            Activation = AdapterActivation.Silu,
+            TargetModules = ["q_proj", "o_proj", "up_proj", "down_proj"],
+        },
         new Ia3Config(),
         new Ia3Config { TargetModules = ["k_proj", "v_proj", "o_proj", "down_proj"], FeedforwardModules = ["o_proj", "down_proj"] },
     ];

@@ -158,7 +158,8 @@ internal sealed class GraphPassTests
         ? line.Split(" = ")[1].Split('(')[0] : string.Empty;
 
     private static string[] Saved(ModelArchitecture architecture, params AdapterModule[] modules) =>
-        [.. GraphPruner.SavedSet(Train(architecture, 2, modules)).Select(v => v.Name).Where(n => !n.Contains("bypass", StringComparison.Ordinal))];
+        [.. GraphPruner.SavedSet(Train(architecture, 2, modules)).Select(v => v.Name)
+            .Where(n => !n.Contains("bypass", StringComparison.Ordinal))];
 
     private static ParallelGraph Train(ModelArchitecture architecture, int layers, params AdapterModule[] modules) =>
         GraphPruner.Prune(Differentiator.Differentiate(Build(architecture, layers, modules)));

@@ -51,7 +51,6 @@ internal sealed class JobEntry(FinetuningRequest request, TrainingRun run, TimeS
         return string.Create(
             CultureInfo.InvariantCulture,
             $"samples={samples.Samples.Count} data={hash.Value:x16} epochs={request.Epochs} accumulation={request.GradientAccumulation} " +
-            $"shuffle={request.ShuffleSeed} {request.Optimizer.Describe()}" +
-            (request.SavesAsBF16 ? " saved=bf16" : string.Empty));
+            $"shuffle={request.ShuffleSeed} {request.Optimizer.Describe()}{(request.SavesAsBF16 ? " saved=bf16" : string.Empty)}");
     }
 }

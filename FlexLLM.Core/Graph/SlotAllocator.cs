@@ -90,7 +90,8 @@ internal sealed class SlotAllocator
     public bool TryInherit(int value, int from, int node)
     {
         BufferRef place = _placeOf[from];
-        if (!DiesAt(from, node) || place.Kind is BufferKind.Saved or BufferKind.None || (place.Kind == BufferKind.Slot && !IsDead(place, node)))
+        if (!DiesAt(from, node) || place.Kind is BufferKind.Saved or BufferKind.None ||
+            (place.Kind == BufferKind.Slot && !IsDead(place, node)))
         {
             return false;
         }

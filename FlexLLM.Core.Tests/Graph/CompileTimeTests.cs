@@ -1,0 +1,37 @@
+using System.Diagnostics;
+using FlexLLM.Graph;
+using FlexLLM.Models;
+using FlexLLM.Tests.Support;
+using NUnit.Framework;
+
+namespace FlexLLM.Tests.Graph;
+
+/// <summary>Compiling grows with the layers and no faster. Times are reported; what is asserted is generous.</summary>
+[TestFixture]
+internal sealed class CompileTimeTests
+{
+    [Test]
+    public void CompileTraining_TwiceTheLayers_TakesAboutTwiceTheTime()
+    {
+        double forty = Milliseconds(40);
+        double eighty = Milliseconds(80);
+        TestContext.Out.WriteLine($"40 layers {forty:F1} ms, 80 layers {eighty:F1} ms");
+        Assert.That(eighty, Is.LessThan(5 * forty), "a pass that is quadratic in layers takes four times as long");
+    }
+
+    // The fastest of several: others share the machine.
+    private static double Milliseconds(int layers)
+    {
+        ModelConfig config = ModelShapes.Of("llama-3.1-70b") with { LayerCount = layers };
+        var compiler = new GraphCompiler(DecoderBuilder.BuildServing(config), layers);
+        double best = double.PositiveInfinity;
+        for (int i = 0; i < 12; i++)
+        {
+            long start = Stopwatch.GetTimestamp();
+            compiler.CompileTraining(TrainingGraphs.Lora(config, AdapterModule.DownProj));
+            best = Math.Min(best, Stopwatch.GetElapsedTime(start).TotalMilliseconds);
+        }
+
+        return best;
+    }
+}
