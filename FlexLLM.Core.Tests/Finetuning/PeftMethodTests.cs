@@ -17,20 +17,7 @@ namespace FlexLLM.Tests.Finetuning;
 [TestFixture(ModelArchitecture.Qwen3)]
 internal sealed class PeftMethodTests(ModelArchitecture architecture)
 {
-    private static readonly PeftConfig[] Methods =
-    [
-        new LoraConfig { Rank = 4, Alpha = 6, TargetModules = PeftConfig.AllModules },
-        new LoraConfig { Rank = 3, Alpha = 5, UseRsLora = true, TargetModules = ["down_proj"] },
-        new SerialAdapterConfig { Size = 5 },
-        new SerialAdapterConfig
-        {
-            Size = 6,
-            Activation = AdapterActivation.Silu,
-            TargetModules = ["q_proj", "o_proj", "up_proj", "down_proj"],
-        },
-        new Ia3Config(),
-        new Ia3Config { TargetModules = ["k_proj", "v_proj", "o_proj", "down_proj"], FeedforwardModules = ["o_proj", "down_proj"] },
-    ];
+    private static readonly PeftConfig[] Methods = PeftMethods.All;
 
     private TinyModel _files = null!;
     private CpuBackend _backend = null!;

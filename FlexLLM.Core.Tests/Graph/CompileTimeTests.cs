@@ -19,6 +19,28 @@ internal sealed class CompileTimeTests
         Assert.That(eighty, Is.LessThan(5 * forty), "a pass that is quadratic in layers takes four times as long");
     }
 
+    [Test]
+    public void CompileTraining_TwiceTheLayers_AllocatesTwiceTheBytes(
+        [ValueSource(typeof(PeftMethods), nameof(PeftMethods.All))] PeftConfig method)
+    {
+        foreach (long? budget in new long?[] { null, 0 })
+        {
+            double ratio = (double)AllocatedBytes(method, 80, budget) / AllocatedBytes(method, 40, budget);
+            Assert.That(ratio, Is.InRange(1.8, 2.2), $"budget {budget}");
+        }
+    }
+
+    // What a pass does for a layer shows in what it allocates; unlike times, bytes are the same on every machine.
+    private static long AllocatedBytes(PeftConfig method, int layers, long? budget)
+    {
+        ModelConfig config = ModelShapes.Of("llama-3.1-70b") with { LayerCount = layers };
+        var compiler = new GraphCompiler(DecoderBuilder.BuildServing(config), layers);
+        var options = new CompilerOptions { Rematerialization = new RematerializationOptions { SavedColumnsMax = budget } };
+        long before = GC.GetAllocatedBytesForCurrentThread();
+        compiler.CompileTraining(TrainingGraphs.Of(config, method), options);
+        return GC.GetAllocatedBytesForCurrentThread() - before;
+    }
+
     // The fastest of several: others share the machine.
     private static double Milliseconds(int layers)
     {

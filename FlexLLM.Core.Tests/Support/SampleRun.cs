@@ -45,8 +45,7 @@ internal sealed class SampleRun : IDisposable
             model.CompileTraining(Adapter.Networks, options));
         _forward = new ForwardPass(model, RowsMax, sampledMax: 4) { PoisonsFreed = poisons };
         _backward = new BackwardPass(model, RowsMax) { PoisonsFreed = poisons };
-        _cache = model.Backend.CreateKvCache(
-            model.Config.LayerCount, 4, model.Config.KeyValueHeads, model.Config.HeadDim);
+        _cache = CacheOf(model);
     }
 
     public IComputeBackend Backend => _model.Backend;
@@ -55,8 +54,26 @@ internal sealed class SampleRun : IDisposable
 
     public TrainingProgram Program => _run.Program;
 
+    /// <summary>The sample.</summary>
+    public int[] Ids => _ids;
+
+    /// <summary>The request that runs beside the sample's windows.</summary>
+    public int[] RequestIds => _ids[2..8];
+
     /// <summary>Logits of the request beside the last sample.</summary>
     public float[] Logits { get; } = new float[2 * TinyModel.Vocabulary];
+
+    /// <summary>Logits of the last two tokens of a request without an adapter.</summary>
+    public static float[] BareLogits(LoadedModel model, int[] ids)
+    {
+        using var forward = new ForwardPass(model, ids.Length, sampledMax: 2);
+        using DeviceKvCache cache = CacheOf(model);
+        var batch = new TokenBatch(ids.Length);
+        batch.AddInference(ids, 0, cache, [0], adapter: null, sampled: 2);
+        float[] logits = new float[2 * TinyModel.Vocabulary];
+        model.Backend.Download(forward.Run(batch), logits);
+        return logits;
+    }
 
     /// <summary>Loss and gradients by name; windows are cut by the seed, in one piece where it is null.</summary>
     public (double Loss, Dictionary<string, float[]> Gradients) Run(ulong? windows = null)
@@ -75,7 +92,7 @@ internal sealed class SampleRun : IDisposable
 
             int count = Window(cursor.Sample.Ids.Length - cursor.PositionsDone);
             _batch.Clear();
-            _batch.AddInference(_ids.AsSpan(2, 6), 0, _cache, [2, 1, 0, 3], Adapter, sampled: 2);
+            _batch.AddInference(RequestIds, 0, _cache, [2, 1, 0, 3], Adapter, sampled: 2);
             _run.AddForwardWindow(_batch, count);
             _model.Backend.Download(_forward.Run(_batch), Logits);
             _run.CompleteForward(count);
@@ -103,6 +120,9 @@ internal sealed class SampleRun : IDisposable
 
         return (_run.LastLoss, gradients);
     }
+
+    private static DeviceKvCache CacheOf(LoadedModel model) =>
+        model.Backend.CreateKvCache(model.Config.LayerCount, 4, model.Config.KeyValueHeads, model.Config.HeadDim);
 
     public float[] Host(AdapterTensor tensor)
     {

@@ -154,8 +154,12 @@ internal sealed class SlotAllocator
         Check.That(_inUse.Remove(slot));
         int start = _slots[slot].Offset;
         int length = ArenaLayout.Padded(_slots[slot].Columns);
-        int next = _free.Keys.ToList().FindIndex(key => key > start);
-        next = next < 0 ? _free.Count : next;
+        int next = 0;
+        while (next < _free.Count && _free.Keys[next] < start)
+        {
+            next++;
+        }
+
         if (next < _free.Count && _free.Keys[next] == start + length)
         {
             length += _free.Values[next];
