@@ -1,16 +1,15 @@
-using FlexLLM.Adapters;
+using System.Runtime.InteropServices;
 using FlexLLM.Backends.Cpu;
 using FlexLLM.Graph;
 using FlexLLM.Models;
-using FlexLLM.Primitives;
 using FlexLLM.Tests.Support;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Finetuning;
 
 /// <summary>
-/// Every PEFT method on the CPU backend: gradients against finite differences, and their bits under everything that the passes
-/// may do to a graph.
+/// The bits of every PEFT method's gradients on the CPU backend under everything that the passes may do to a graph. That they are
+/// the right ones is checked by <see cref="PeftReferenceTests"/>.
 /// </summary>
 [TestFixture(ModelArchitecture.Llama)]
 [TestFixture(ModelArchitecture.Qwen2)]
@@ -40,28 +39,6 @@ internal sealed class PeftMethodTests(ModelArchitecture architecture)
     }
 
     [Test]
-    public void Gradients_EveryTensor_EqualFiniteDifferences([ValueSource(nameof(Methods))] PeftConfig method)
-    {
-        using var run = new SampleRun(_model, method);
-        Dictionary<string, float[]> gradients = run.Run().Gradients;
-        foreach ((string name, double analytic, double numeric) in Derivatives(run, gradients))
-        {
-            Assert.That(numeric, Is.EqualTo(analytic).Within(ToleranceOf(analytic)), $"{method}: {name}");
-        }
-    }
-
-    [Test]
-    public void Gradients_PlantedFault_IsNoticed()
-    {
-        using var run = new SampleRun(_model, Methods[2]);
-        Dictionary<string, float[]> gradients = run.Run().Gradients;
-        string victim = Derivatives(run, gradients).MaxBy(d => Math.Abs(d.Analytic)).Name;
-        gradients[victim] = [.. gradients[victim].Select(v => v * 1.05f)];
-        (string _, double analytic, double numeric) = Derivatives(run, gradients).Single(d => d.Name == victim);
-        Assert.That(Math.Abs(numeric - analytic), Is.GreaterThan(ToleranceOf(analytic)));
-    }
-
-    [Test]
     public void Gradients_UnderAllThatPassesDo_HaveTheSameBits([ValueSource(nameof(Methods))] PeftConfig method)
     {
         using var plain = new SampleRun(_model, method);
@@ -78,17 +55,26 @@ internal sealed class PeftMethodTests(ModelArchitecture architecture)
                 (double again, Dictionary<string, float[]> gradients) = run.Run(windows);
                 Assert.That(again, Is.EqualTo(loss), $"{method}, {options}");
                 Assert.That(run.Logits, Is.EqualTo(logits));
-                foreach ((string name, float[] values) in expected)
-                {
-                    Assert.That(gradients[name].AsSpan().SequenceEqual(values), $"{method}, {options}, windows {windows}: {name}");
-                }
+                AssertSameBits(gradients, expected, $"{method}, {options}, windows {windows}");
             }
         }
 
-        Assert.That(saved[0], Is.GreaterThanOrEqualTo(saved[1]), "the unpruned graph saves most");
-        Assert.That(saved[1], Is.GreaterThanOrEqualTo(columns));
+        Assert.That(saved[0], Is.EqualTo(saved[1]).And.GreaterThan(saved[2]), "the unpruned graph saves most");
+        Assert.That(saved[2], Is.GreaterThanOrEqualTo(columns));
         Assert.That(saved[^1], Is.LessThan(columns), "a budget forces more to be computed again");
-        Assert.That(saved.Skip(2), Is.Ordered.Descending);
+        Assert.That(saved.Skip(3), Is.Ordered.Descending);
+    }
+
+    [Test]
+    public void Unpruned_ComputesWhatPruningLeavesOut([ValueSource(nameof(Methods))] PeftConfig method)
+    {
+        using var pruned = new SampleRun(_model, method);
+        using var run = new SampleRun(_model, method, new CompilerOptions { Prunes = false });
+        OpKind[] ops = [.. run.Program.Layers.SelectMany(l => l).Select(i => i.Op)];
+        Assert.That(ops.Count(o => o == OpKind.LinearBackwardWeight), Is.EqualTo(7 * _model.Config.LayerCount));
+        Assert.That(pruned.Program.Layers.SelectMany(l => l).Select(i => i.Op),
+            Has.None.AnyOf(OpKind.LinearBackwardWeight, OpKind.RmsNormBackwardGain));
+        Assert.That(run.Program.Layers[0].Select(i => i.Op), Does.Contain(OpKind.AttentionBackward), "it goes down to the embedding");
     }
 
     [Test]
@@ -97,15 +83,15 @@ internal sealed class PeftMethodTests(ModelArchitecture architecture)
         using var plain = new SampleRun(_model, method);
         (double loss, Dictionary<string, float[]> expected) = plain.Run();
         float[] logits = [.. plain.Logits];
-        foreach (CompilerOptions options in Options(plain.Program.SavedColumns).Skip(1))
+        foreach (CompilerOptions options in Options(plain.Program.SavedColumns))
         {
             using var run = new SampleRun(_model, method, options, poisons: true);
-            (double again, Dictionary<string, float[]> gradients) = run.Run(5);
-            Assert.That(again, Is.EqualTo(loss));
-            Assert.That(run.Logits, Is.EqualTo(logits));
-            foreach ((string name, float[] values) in expected)
+            foreach (ulong windows in new ulong[] { 5, 6 })
             {
-                Assert.That(gradients[name].AsSpan().SequenceEqual(values), $"{method}, {options}: {name}");
+                (double again, Dictionary<string, float[]> gradients) = run.Run(windows);
+                Assert.That(again, Is.EqualTo(loss));
+                Assert.That(run.Logits, Is.EqualTo(logits));
+                AssertSameBits(gradients, expected, $"{method}, {options}, windows {windows}");
             }
         }
     }
@@ -123,12 +109,33 @@ internal sealed class PeftMethodTests(ModelArchitecture architecture)
     }
 
     [Test]
+    public void Passes_SlotOfTheForwardPassFreedTooEarly_IsNoticed()
+    {
+        var body = (List<Instruction>)_model.Program.Body;
+        int reader = body.FindIndex(i => i.Op == OpKind.SiluGate && i.Layer == 1);
+        Instruction before = body[reader - 1];
+        Assert.That(body[reader].Frees, Does.Contain(body[reader].Inputs[1].Index));
+        body[reader - 1] = before with { Frees = [.. before.Frees, body[reader].Inputs[1].Index] };
+        try
+        {
+            using var run = new SampleRun(_model, Methods[2], poisons: true);
+            Assert.That(run.Run().Loss, Is.NaN);
+            Assert.That(run.Logits, Is.All.NaN);
+        }
+        finally
+        {
+            body[reader - 1] = before;
+        }
+    }
+
+    [Test]
     public void Gradients_SavedAsBF16_AreNearAndHalfTheBytes([ValueSource(nameof(Methods))] PeftConfig method)
     {
         using var plain = new SampleRun(_model, method);
-        Dictionary<string, float[]> expected = plain.Run().Gradients;
+        (double loss, Dictionary<string, float[]> expected) = plain.Run();
         using var run = new SampleRun(_model, method, new CompilerOptions { StoresSavedAsBF16 = true });
-        Dictionary<string, float[]> gradients = run.Run(1).Gradients;
+        (double again, Dictionary<string, float[]> gradients) = run.Run(1);
+        Assert.That(again, Is.EqualTo(loss), "the forward pass reads nothing of it");
         double error = 0;
         double norm = 0;
         foreach ((string name, float[] values) in expected)
@@ -138,52 +145,42 @@ internal sealed class PeftMethodTests(ModelArchitecture architecture)
         }
 
         double relative = Math.Sqrt(error / norm);
+
+        // Eight bits of a mantissa give less than a hundredth. Large scores make more of it: an error of q times |score| is one of
+        // exp(score), and LoRA on queries and keys without head norms has the largest.
+        double bound = method.TargetModules.Count == 7 && architecture != ModelArchitecture.Qwen3 ? 0.08 : 0.01;
         TestContext.Out.WriteLine($"{architecture}, {method}: relative error {relative:E2}, " +
             $"{run.Program.SavedColumns} columns instead of {plain.Program.SavedColumns}");
-        Assert.That(relative, Is.GreaterThan(0).And.LessThan(0.08));
+        Assert.That(relative, Is.GreaterThan(0).And.LessThan(bound));
         Assert.That(run.Program.SavedColumns, Is.LessThan(0.56 * plain.Program.SavedColumns));
     }
 
+    // Unpruned, with nothing dropped, then under budgets down to what no operation can make again, packed and not.
     private static IEnumerable<CompilerOptions> Options(long columns)
     {
         var keepsAll = new RematerializationOptions { DropsCheap = false };
         yield return new CompilerOptions { Prunes = false, Rematerialization = keepsAll, Compresses = false };
+        yield return new CompilerOptions { Prunes = false, Rematerialization = keepsAll };
         yield return new CompilerOptions { Rematerialization = keepsAll, Compresses = false };
-        foreach (double share in new[] { 1, 0.9, 0.7, 0.5, 0 })
+        yield return new CompilerOptions { Compresses = false };
+        foreach (double share in new[] { 1, 0.9, 0.75, 0.6, 0.45, 0.3, 0 })
         {
             yield return new CompilerOptions
             {
                 Rematerialization = new RematerializationOptions { SavedColumnsMax = (long)(share * columns) },
+                Compresses = share is not (0.75 or 0.3),
             };
         }
     }
 
-    // Along a random direction of each tensor: <gradient, direction> and the loss's central difference.
-    private static IEnumerable<(string Name, double Analytic, double Numeric)> Derivatives(
-        SampleRun run, Dictionary<string, float[]> gradients)
+    // Zeros of both signs are told apart.
+    private static void AssertSameBits(Dictionary<string, float[]> gradients, Dictionary<string, float[]> expected, string what)
     {
-        foreach ((int site, AdapterTensor tensor) in run.Adapter.Tensors().ToArray())
+        Assert.That(gradients.Keys, Is.EqualTo(expected.Keys));
+        foreach ((string name, float[] values) in expected)
         {
-            string name = $"{AdapterSites.NameOf(site)}.{tensor.Spec.Name}";
-            float[] values = run.Host(tensor);
-            var random = new SeededRandom((ulong)(site + 99));
-            double[] direction = [.. values.Select(_ => random.NextGaussian())];
-            double length = Math.Sqrt(direction.Sum(d => d * d));
-            double analytic = direction.Zip(gradients[name]).Sum(p => p.First * p.Second) / length;
-            double numeric = ((8 * (LossAt(+1) - LossAt(-1))) - (LossAt(+2) - LossAt(-2))) / (12 * Step);
-            tensor.Upload(run.Backend, values);
-            yield return (name, analytic, numeric);
-
-            double LossAt(int steps)
-            {
-                tensor.Upload(run.Backend, [.. values.Zip(direction, (v, d) => (float)(v + (steps * Step * d / length)))]);
-                return run.Run().Loss;
-            }
+            Assert.That(MemoryMarshal.AsBytes<float>(gradients[name]).SequenceEqual(MemoryMarshal.AsBytes<float>(values)), $"{what}: {name}");
+            Assert.That(values.All(float.IsFinite), name);
         }
     }
-
-    // A loss of about six is known to a millionth; the kinks of a ReLU within the steps cost a little more.
-    private static double ToleranceOf(double derivative) => 2e-3 + (5e-3 * Math.Abs(derivative));
-
-    private const double Step = 4e-3;
 }
