@@ -105,7 +105,7 @@ internal sealed class ParallelGraph(IReadOnlyList<GraphValue> values, IReadOnlyL
         return producers;
     }
 
-    /// <summary>Keys and values that the backward pass reads: they stay in the KV cache in any case.</summary>
+    /// <summary>Keys and values of every layer: they stay in the KV cache in any case, for attention again and backward.</summary>
     public HashSet<int> CachedValues() =>
-        [.. Nodes.Where(n => n.Op == OpKind.AttentionBackward).SelectMany(n => n.Inputs[2..4])];
+        [.. Nodes.Where(n => n.Op == OpKind.Attention && !n.IsBackward).SelectMany(n => n.Inputs[1..3])];
 }

@@ -121,6 +121,11 @@ internal sealed class Rematerializer
             Enqueue(best.Layer);
         }
 
+        if (saved > most && layers.MinBy(l => l.Index) is Layer lowest)
+        {
+            KeepInput(lowest);
+        }
+
         // The candidate of a layer that frees most elements a flop: few flops an element come first, equal ones from the bottom.
         void Enqueue(Layer layer)
         {
@@ -143,6 +148,37 @@ internal sealed class Rematerializer
                 queue.Enqueue((layer, chosen), (cost, layer.Index));
             }
         }
+    }
+
+    /// <summary>
+    /// The lowest layer's backward pass does not read the layer's input. Kept all the same, it leaves less to keep: everything else
+    /// can be made from it again. Where that frees nothing, the layer stays as it is.
+    /// </summary>
+    private void KeepInput(Layer layer)
+    {
+        int[] before = [.. layer.Kept];
+        HashSet<int> inputs =
+        [
+            .. _graph.Nodes.Where(n => !n.IsBackward && n.Layer == layer.Index).SelectMany(n => n.Inputs)
+                .Where(i => _graph.IsActivation(i) && _producers[i]!.Layer != layer.Index),
+        ];
+        layer.Kept.UnionWith(inputs);
+        foreach (int value in layer.Kept.Except(inputs).OrderByDescending(id => _graph.Values[id].Columns).ThenBy(id => id).ToArray())
+        {
+            layer.Kept.Remove(value);
+            if (Recomputed(layer) is null)
+            {
+                layer.Kept.Add(value);
+            }
+        }
+
+        if (layer.Kept.Sum(Columns) >= before.Sum(Columns))
+        {
+            layer.Kept.Clear();
+            layer.Kept.UnionWith(before);
+        }
+
+        long Columns(int value) => _graph.Values[value].Columns;
     }
 
     private double Flops(List<GraphNode> nodes) => nodes.Sum(n => OpCosts.FlopsOf(_graph, n, _options.SequenceTokens));
