@@ -4,6 +4,7 @@ using FlexLLM.Backends.Cpu;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
 using FlexLLM.Formats;
+using FlexLLM.Graph;
 using FlexLLM.Graph.Parallelization;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
@@ -132,6 +133,32 @@ internal sealed class GroupTrainingTests
     }
 
     [Test]
+    public void Group_UnderABudget_HasTheBitsOfOneWithout(
+        [Values("lora", "serial relu", "serial silu", "ia3")] string method, [Values(2, 4)] int ranks, [Range(0, 5)] int choice)
+    {
+        PeftConfig config = Methods.Single(m => m.Name == method).Config;
+        Result expected = OnGroup(config, ranks, Choose);
+        foreach (int budget in new[] { 0, 64, 200 })
+        {
+            Result actual = OnGroup(config, ranks, Choose, new CompilerOptions
+            {
+                Rematerialization = new RematerializationOptions { SavedColumnsMax = budget },
+            });
+            Assert.That(actual.Loss, Is.EqualTo(expected.Loss), $"budget {budget}");
+            foreach ((string name, float[] values) in expected.Weights)
+            {
+                Assert.That(actual.Weights[name].AsSpan().SequenceEqual(values), $"{name}, budget {budget}");
+            }
+        }
+
+        BypassPlan Choose(BypassTap tap, Bypass bypass)
+        {
+            IReadOnlyList<BypassPlan> plans = PlanEnumerator.Enumerate(bypass, tap, ranks, SearchRules.Full);
+            return plans[Math.Min(choice, plans.Count - 1)];
+        }
+    }
+
+    [Test]
     public void Group_DegreeThatDoesNotDivide_IsRefusedWithThoseThatDo()
     {
         RequestRejectedException error = Assert.Throws<RequestRejectedException>(() => ModelShard.LocalConfig(Config, 3))!;
@@ -153,7 +180,7 @@ internal sealed class GroupTrainingTests
         return Train(model, config).Assemble();
     }
 
-    private Result OnGroup(PeftConfig config, int ranks, Func<BypassTap, Bypass, BypassPlan> plans)
+    private Result OnGroup(PeftConfig config, int ranks, Func<BypassTap, Bypass, BypassPlan> plans, CompilerOptions? options = null)
     {
         CpuBackend[] backends = [.. Enumerable.Range(0, ranks).Select(_ => new CpuBackend(1))];
         try
@@ -161,7 +188,7 @@ internal sealed class GroupTrainingTests
             using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(_folder);
             using DeviceGroup group = DeviceGroup.Load(checkpoint, Config, backends, Config.MaxPositions, plans);
             var parts = new Part[ranks];
-            group.Run(model => parts[model.Shard!.Rank] = Train(model, config));
+            group.Run(model => parts[model.Shard!.Rank] = Train(model, config, options));
             return Part.Assemble(parts);
         }
         finally
@@ -174,7 +201,7 @@ internal sealed class GroupTrainingTests
     }
 
     // A sample in two windows beside a request, ten times, on one device or one rank.
-    private static Part Train(LoadedModel model, PeftConfig config)
+    private static Part Train(LoadedModel model, PeftConfig config, CompilerOptions? options = null)
     {
         IComputeBackend backend = model.Backend;
         var adapter = new PeftAdapter(backend, model.Whole, config, model.Shard);
@@ -191,12 +218,13 @@ internal sealed class GroupTrainingTests
         }
 
         int[] ids = TinyModel.Ids(19, 3).Select(i => i % Config.VocabularySize).ToArray();
-        using var run = new TrainingRun(model, adapter, new TrainingPlan
+        var plan = new TrainingPlan
         {
             Samples = [TrainingSample.FromTokens(ids, [.. Enumerable.Repeat(true, ids.Length)])],
             Epochs = Steps,
             Optimizer = new SgdOptions { LearningRate = 0.05f, Momentum = 0.9f },
-        });
+        };
+        using var run = new TrainingRun(model, adapter, plan, model.CompileTraining(adapter.Networks, options));
         using var forward = new ForwardPass(model, Rows, sampledMax: 2);
         using var backward = new BackwardPass(model, Rows);
         using DeviceKvCache cache = backend.CreateKvCache(

@@ -35,14 +35,16 @@ internal static class BypassFusion
         return GraphVerifier.Verify(ParallelGraph.With(values, nodes));
     }
 
-    // base + Widen(Narrow(x, A), B), computed again: the sum's bits depend on being one operation, as in the forward pass.
+    // base + Widen(Narrow(x, A), B), computed again: the sum's bits depend on being one operation exactly where the forward pass
+    // has one, which is where ranks need not talk inside the network.
     private static void FuseForward(
         IGrouping<int, GraphNode> site, Dictionary<int, GraphNode> adds, Dictionary<int, GraphNode?> replaced)
     {
         GraphNode? narrow = site.FirstOrDefault(n => n.Op == OpKind.Narrow && n.Recomputes && n.BypassWeight == 0);
         GraphNode? widen = site.FirstOrDefault(n => n.Op == OpKind.Widen && n.Recomputes && n.BypassWeight == 1);
         if (narrow is null || widen is null || widen.Inputs[0] != narrow.Outputs[0] ||
-            !adds.TryGetValue(widen.Outputs[0], out GraphNode? add))
+            !adds.TryGetValue(widen.Outputs[0], out GraphNode? add) ||
+            site.Any(n => n is { Recomputes: true, Op: OpKind.Move, Move: not MoveKind.Pass }))
         {
             return;
         }
