@@ -179,7 +179,8 @@ internal sealed class PeftMethodTests(ModelArchitecture architecture)
         Assert.That(gradients.Keys, Is.EqualTo(expected.Keys));
         foreach ((string name, float[] values) in expected)
         {
-            Assert.That(MemoryMarshal.AsBytes<float>(gradients[name]).SequenceEqual(MemoryMarshal.AsBytes<float>(values)), $"{what}: {name}");
+            ReadOnlySpan<byte> bits = MemoryMarshal.AsBytes<float>(gradients[name]);
+            Assert.That(bits.SequenceEqual(MemoryMarshal.AsBytes<float>(values)), $"{what}: {name}");
             Assert.That(values.All(float.IsFinite), name);
         }
     }
