@@ -58,6 +58,10 @@ public sealed record CoServingOptions
     /// <summary>Latency targets of requests that name none of their own.</summary>
     public ServiceLevelObjective Slo { get; init; } = new();
 
+    /// <summary>How requests and finetuning jobs share the engine; anything but the default is there to compare with.</summary>
+    /// <value><see cref="SharingPolicy.CoServing"/>.</value>
+    public SharingPolicy Sharing { get; init; } = SharingPolicy.CoServing;
+
     /// <summary>Where to compute.</summary>
     /// <value>The managed CPU backend on all processors.</value>
     public ComputeDevice Device { get; init; } = ComputeDevice.Cpu();
@@ -135,6 +139,7 @@ public sealed record CoServingOptions
     internal void Validate()
     {
         ArgumentNullException.ThrowIfNull(Slo);
+        ArgumentNullException.ThrowIfNull(Sharing);
         ArgumentNullException.ThrowIfNull(Device);
         ArgumentNullException.ThrowIfNull(Clock);
         ArgumentNullException.ThrowIfNull(Logger);

@@ -50,6 +50,7 @@ internal sealed class EngineLoop : IDisposable
         _start = _clock.GetTimestamp();
         _limits = new StepLimits
         {
+            Sharing = options.Sharing,
             TokensPerStepMax = options.TokensPerStepMax,
             SequencesMax = options.SequencesMax,
             BackwardRowsMax = options.TokensPerStepMax,

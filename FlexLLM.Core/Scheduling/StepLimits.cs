@@ -3,6 +3,9 @@ namespace FlexLLM.Scheduling;
 /// <summary>Bounds of one step. Rows are tokens of one step; times are of one step unless they say otherwise.</summary>
 internal sealed record StepLimits
 {
+    /// <summary>How finetuning shares the steps with inference.</summary>
+    public SharingPolicy Sharing { get; init; } = SharingPolicy.CoServing;
+
     /// <summary>Most rows of one batch: inference and forward finetuning together.</summary>
     public int TokensPerStepMax { get; init; } = 512;
 

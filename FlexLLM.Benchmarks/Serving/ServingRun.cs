@@ -1,0 +1,70 @@
+namespace FlexLLM.Benchmarks.Serving;
+
+/// <summary>What became of one request. Times in seconds since the start of its run; null where it never came so far.</summary>
+internal sealed record RequestOutcome(
+    double ArrivalTime, int PromptTokens, int AnswerTokens, double? FirstTokenTime, double? LastTokenTime, int TokensGenerated)
+{
+    /// <summary>Time from arrival to the first token, waiting included, in seconds.</summary>
+    public double? Ttft => FirstTokenTime - ArrivalTime;
+
+    /// <summary>Mean time between tokens in seconds; null for an answer of fewer than two tokens.</summary>
+    public double? Tpot => TokensGenerated < 2 ? null : (LastTokenTime - FirstTokenTime) / (TokensGenerated - 1);
+
+    /// <summary>Whether the whole answer came, within both targets (seconds).</summary>
+    public bool Attains(double ttftTarget, double tpotTarget) =>
+        TokensGenerated >= AnswerTokens && Ttft <= ttftTarget && (Tpot ?? 0.0) <= tpotTarget;
+}
+
+/// <summary>Tokens of one interval of a run.</summary>
+/// <param name="Time">Start of the interval in seconds since the start of the run.</param>
+/// <param name="PromptTokens">Prompt tokens computed.</param>
+/// <param name="GeneratedTokens">Tokens generated.</param>
+/// <param name="TrainedTokens">Finetuning tokens whose forward pass was done.</param>
+internal readonly record struct ThroughputPoint(double Time, long PromptTokens, long GeneratedTokens, long TrainedTokens);
+
+/// <summary>One sharing mode under one load, measured or simulated.</summary>
+internal sealed record ServingRun
+{
+    /// <summary>Such as "co-serving" or "temporal-128".</summary>
+    public required string Mode { get; init; }
+
+    /// <summary>Name of the load, such as "light", or "12 req/s".</summary>
+    public required string Load { get; init; }
+
+    /// <summary>Mean arrivals a second.</summary>
+    public required double RequestsPerSecond { get; init; }
+
+    /// <summary>Length of the window in which tokens were counted, in seconds.</summary>
+    public required double Seconds { get; init; }
+
+    public required double TtftTarget { get; init; }
+
+    public required double TpotTarget { get; init; }
+
+    public required IReadOnlyList<RequestOutcome> Requests { get; init; }
+
+    /// <summary>Tokens generated within the window.</summary>
+    public required long TokensGenerated { get; init; }
+
+    /// <summary>Finetuning tokens whose forward pass was done within the window, each counted once.</summary>
+    public required long TokensTrained { get; init; }
+
+    public required long Steps { get; init; }
+
+    /// <summary>Steps with finetuning that took longer than their budget.</summary>
+    public required long StepsOverBudget { get; init; }
+
+    public required long Preemptions { get; init; }
+
+    public IReadOnlyList<ThroughputPoint> Series { get; init; } = [];
+
+    /// <summary>Digest of the event log of a simulation; null for a measured run.</summary>
+    public string? EventHash { get; init; }
+
+    /// <summary>Share of the requests that were answered within both targets.</summary>
+    public double Attainment => Requests.Count == 0 ? 1.0 : Requests.Count(r => r.Attains(TtftTarget, TpotTarget)) / (double)Requests.Count;
+
+    public double GeneratedPerSecond => TokensGenerated / Seconds;
+
+    public double TrainedPerSecond => TokensTrained / Seconds;
+}
