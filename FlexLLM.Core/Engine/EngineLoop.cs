@@ -38,6 +38,7 @@ internal sealed class EngineLoop : IDisposable
     // In order of arrival; a preempted sequence keeps its place.
     private readonly SortedDictionary<long, InferenceSequence> _sequences = [];
     private long _nextId = 1;
+    private int _stepsSinceFinetuning;
 
     public EngineLoop(
         LoadedModel model, Tokenizer? tokenizer, CoServingOptions options, EngineInbox inbox, IEnumerable<int> eosTokens, int kvBlocks)
@@ -127,7 +128,7 @@ internal sealed class EngineLoop : IDisposable
 
         DropCancelled();
         Budget.GiveBack();
-        if (_sequences.Count == 0 && !Jobs.HasWork)
+        if (_sequences.Count == 0 && (!Jobs.HasWork || _limits.Sharing.Mode == SharingMode.InferenceOnly))
         {
             return _inbox.HasItems;
         }
@@ -155,6 +156,7 @@ internal sealed class EngineLoop : IDisposable
 
         Latency = Latency.Observe(done, elapsed);
         Counters.Steps++;
+        _stepsSinceFinetuning = plan.HasFinetuning ? 0 : _stepsSinceFinetuning + 1;
         Counters.StepsOverBudget += plan.HasFinetuning && elapsed > plan.Budget ? 1 : 0;
         return true;
     }
@@ -300,6 +302,7 @@ internal sealed class EngineLoop : IDisposable
             Now = Now,
             Sequences = sequences.MoveToImmutable(),
             Jobs = Jobs.Snapshot(),
+            StepsSinceFinetuning = _stepsSinceFinetuning,
             FreeBlocks = _blocks.BlocksFree,
             TotalBlocks = _blocks.BlocksTotal,
             TokensPerBlock = DeviceKvCache.TokensPerBlock,

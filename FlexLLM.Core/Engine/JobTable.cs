@@ -104,6 +104,7 @@ internal sealed class JobTable(
                 PositionsDone = cursor.PositionsDone,
                 Layer = cursor.Layer,
                 LowestLayer = cursor.LowestLayer,
+                LayersAbove = model.Config.LayerCount - 1 - cursor.LowestLayer,
                 RowsLeft = cursor.RowsLeft,
             });
         }

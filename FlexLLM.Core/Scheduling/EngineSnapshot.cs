@@ -107,6 +107,12 @@ internal readonly record struct JobSnapshot
     /// <summary>Backward: rows [0, RowsLeft) of Layer are still to do; a window is taken from their end.</summary>
     public int RowsLeft { get; init; }
 
+    /// <summary>Layers of the model above LowestLayer.</summary>
+    public int LayersAbove { get; init; }
+
+    /// <summary>Work done so far for each unit of weight.</summary>
+    public double ServedPerWeight => ServedTokens / Weight;
+
     /// <summary>Forward: tokens of the sample still to go.</summary>
     public int ForwardTokensLeft => SampleTokens - PositionsDone;
 }
@@ -122,6 +128,9 @@ internal sealed record EngineSnapshot
 
     /// <summary>Finetuning jobs, in any order.</summary>
     public ImmutableArray<JobSnapshot> Jobs { get; init; } = [];
+
+    /// <summary>Steps with inference since the last one with finetuning.</summary>
+    public int StepsSinceFinetuning { get; init; }
 
     /// <summary>KV blocks that no sequence holds.</summary>
     public required int FreeBlocks { get; init; }

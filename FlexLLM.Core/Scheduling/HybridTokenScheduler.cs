@@ -1,3 +1,5 @@
+using System.Diagnostics;
+
 namespace FlexLLM.Scheduling;
 
 /// <summary>
@@ -6,8 +8,21 @@ namespace FlexLLM.Scheduling;
 /// </summary>
 internal static class HybridTokenScheduler
 {
-    /// <summary>Plans one step. The inference part does not depend on the jobs.</summary>
-    public static StepPlan Plan(EngineSnapshot now, StepLimits limits, in LatencyModel latency)
+    /// <summary>Plans one step by the limits' sharing policy. Under co-serving the inference part does not depend on the jobs.</summary>
+    public static StepPlan Plan(EngineSnapshot now, StepLimits limits, in LatencyModel latency) => limits.Sharing.Mode switch
+    {
+        SharingMode.CoServing => CoServe(now, limits, latency),
+        SharingMode.InferenceOnly => Infer(now, limits, latency),
+        SharingMode.Temporal or SharingMode.DynamicTemporal => TemporalPolicy.Plan(now, limits, latency),
+        SharingMode.FixedBudget => FixedBudgetPolicy.Plan(now, limits, latency),
+        _ => throw new UnreachableException(),
+    };
+
+    /// <summary>Requests alone.</summary>
+    public static StepPlan Infer(EngineSnapshot now, StepLimits limits, in LatencyModel latency) =>
+        CoServe(now with { Jobs = [] }, limits, latency);
+
+    private static StepPlan CoServe(EngineSnapshot now, StepLimits limits, in LatencyModel latency)
     {
         InferencePlan inference = InferencePolicy.Fill(now, limits, latency);
         TimeSpan budget = FinetunePolicy.BudgetOf(now, inference, limits, latency);
