@@ -3,7 +3,7 @@ using FlexLLM.Primitives;
 namespace FlexLLM.Backends.Null;
 
 /// <summary>The operations that a bypass is composed of.</summary>
-internal sealed partial class NullBackend
+internal partial class NullBackend
 {
     public void Narrow(TensorSlice x, DeviceFactor m, float scale, TensorSlice u, bool accumulate)
     {

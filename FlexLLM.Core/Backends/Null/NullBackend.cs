@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using FlexLLM.Primitives;
 
 namespace FlexLLM.Backends.Null;
@@ -10,7 +11,7 @@ namespace FlexLLM.Backends.Null;
 /// <param name="machine">Whose time it charges.</param>
 /// <param name="clock">The clock that it moves, and nobody else during a call.</param>
 /// <param name="seed">Seed of downloads and jitter.</param>
-internal sealed partial class NullBackend(NullMachine machine, ManualClock clock, ulong seed) : IComputeBackend
+internal partial class NullBackend(NullMachine machine, ManualClock clock, ulong seed) : IComputeBackend
 {
     private readonly NullMemory _memory = new();
     private SeededRandom _downloads = new(seed);
@@ -337,19 +338,31 @@ internal sealed partial class NullBackend(NullMachine machine, ManualClock clock
         Charge(parameter.Rows, 14 * Elements(parameter), bytes);
     }
 
-    public void Dispose()
+    public void Dispose() => GC.SuppressFinalize(this);
+
+    /// <summary>
+    /// Seconds of one call before jitter and slowdown. A simulation that knows the cost of whole steps charges them here instead.
+    /// </summary>
+    /// <param name="operation">Name of the method of <see cref="IComputeBackend"/> that was called.</param>
+    /// <param name="flops">Floating-point operations.</param>
+    /// <param name="bytes">Traffic to and from memory.</param>
+    protected virtual double SecondsOf(string operation, double flops, double bytes)
     {
+        double arithmetic = flops / machine.FlopsPerSecond;
+        double traffic = bytes / machine.BytesPerSecond;
+        double batch = operation == nameof(Gather) ? machine.SecondsPerBatch : 0; // Every batch starts with it.
+        return batch + machine.SecondsPerCall + (machine.Overlaps ? Math.Max(arithmetic, traffic) : arithmetic + traffic);
     }
 
     /// <summary>Moves the clock by the time of one call. A call without rows costs nothing.</summary>
-    private void Charge(int rows, double flops, double bytes)
+    private void Charge(int rows, double flops, double bytes, [CallerMemberName] string operation = "")
     {
-        if (rows == 0)
+        double seconds = rows == 0 ? 0 : SecondsOf(operation, flops, bytes);
+        if (seconds <= 0)
         {
             return;
         }
 
-        double seconds = machine.SecondsPerCall + Math.Max(flops / machine.FlopsPerSecond, bytes / machine.BytesPerSecond);
         if (machine.Jitter > 0 && _slownessSecondsLeft <= 0)
         {
             _slowness = Math.Exp(machine.Jitter * _jitter.NextGaussian());
@@ -368,10 +381,10 @@ internal sealed partial class NullBackend(NullMachine machine, ManualClock clock
     private static long Elements(TensorSlice slice) => (long)slice.Rows * slice.Columns;
 
     // Bytes, of something that is there: reading what was disposed is a fault here as on a real device.
-    private static long BytesOf(TensorSlice slice)
+    private long BytesOf(TensorSlice slice)
     {
         Check.That(slice.Tensor is NullTensor { IsDisposed: false });
-        return Elements(slice) * sizeof(float);
+        return Elements(slice) * machine.ElementBytes;
     }
 
     private static long BytesOf(DeviceWeight weight)
@@ -387,11 +400,11 @@ internal sealed partial class NullBackend(NullMachine machine, ManualClock clock
     }
 
     /// <summary>Traffic of a destination, which is read first where the call adds to it.</summary>
-    private static long Written(TensorSlice slice, bool accumulate) => BytesOf(slice) * (accumulate ? 2 : 1);
+    private long Written(TensorSlice slice, bool accumulate) => BytesOf(slice) * (accumulate ? 2 : 1);
 
     /// <summary>Keys and values of the first positions, in one layer.</summary>
-    private static double KvBytes(in AttentionSegment segment, int positions) =>
-        2.0 * positions * segment.Cache.KvHeads * segment.Cache.HeadDim * sizeof(float);
+    private double KvBytes(in AttentionSegment segment, int positions) =>
+        2.0 * positions * segment.Cache.KvHeads * segment.Cache.HeadDim * machine.ElementBytes;
 
     /// <summary>Positions that the rows of a segment attend, summed: the row at position t attends t + 1.</summary>
     private static double ContextOf(in AttentionSegment segment) =>

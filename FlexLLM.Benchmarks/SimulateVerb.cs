@@ -1,0 +1,107 @@
+using System.Diagnostics;
+using FlexLLM.Benchmarks.Serving;
+using FlexLLM.Benchmarks.Simulation;
+
+namespace FlexLLM.Benchmarks;
+
+/// <summary>
+/// `simulate`: the paper's evaluation on machines that exist only as a clock: all sharing modes at all rates, beside the authors'
+/// figures. With --calibrate, what those machines' rates are and how near they bring the authors' own policy to its figures.
+/// </summary>
+internal static class SimulateVerb
+{
+    public static string Usage { get; } =
+        "[--scenario paper | --model 8b|14b|32b] [--modes NAME,NAME] [--rates 4,8,12,16,20] [--minutes 10] [--seed 1] " +
+        "[--tokens 512] [--trace CSV] [--json FILE] [--html FILE], or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
+
+    public static int Run(string[] args) => Run(args, Console.Out, Console.Error);
+
+    public static int Run(string[] args, TextWriter output, TextWriter progress)
+    {
+        bool calibrates = CommandLine.TakeFlag(ref args, "--calibrate");
+        CommandLine.Allow(
+            args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--tokens", "--trace", "--json", "--html");
+        IReadOnlyList<SimulatedModel> models = ModelsOf(args);
+        double seconds = 60.0 * CommandLine.Int(args, "--minutes", 10, min: 1);
+        ulong seed = (ulong)CommandLine.Int(args, "--seed", 1, min: 0);
+        if (calibrates)
+        {
+            CalibrationReport.Print(output, models, seconds, seed);
+            return 0;
+        }
+
+        string[] modes = CommandLine.Text(args, "--modes")?.Split(',') ?? [.. ModeRunner.Modes];
+        if (modes.FirstOrDefault(m => !ModeRunner.Knows(m)) is string unknown)
+        {
+            throw new ArgumentException($"--modes: '{unknown}' is no mode; known are {string.Join(", ", ModeRunner.Modes)}.");
+        }
+
+        int[] rates = CommandLine.Ints(args, "--rates", [4, 8, 12, 16, 20], min: 1);
+        string? trace = CommandLine.Text(args, "--trace");
+        ArrivalTrace? arrivals = trace is null ? null : ArrivalTrace.Read(trace);
+        int tokens = CommandLine.Int(args, "--tokens", 512, min: 16);
+        var results = new List<(SimulatedModel, IReadOnlyList<ServingRun>)>();
+        foreach (SimulatedModel model in models)
+        {
+            var setting = new SimulationSetting
+            {
+                Model = model,
+                Seconds = seconds,
+                Seed = seed,
+                Trace = arrivals,
+                TokensPerStepMax = tokens,
+            };
+            IReadOnlyList<ServingRun> runs = RunAll(setting, modes, rates, progress);
+            SimulationReport.Print(output, model, runs);
+            results.Add((model, runs));
+        }
+
+        ServingReport report = SimulationReport.Of(results,
+        [
+            ("seconds", $"{seconds:F0}"), ("seed", $"{seed}"), ("arrivals", trace is null ? "drawn" : Path.GetFileName(trace)),
+            ("rows in a step of co-serving", $"{tokens}"),
+        ]);
+        if (CommandLine.Text(args, "--json") is string json)
+        {
+            report.WriteJson(json);
+        }
+
+        if (CommandLine.Text(args, "--html") is string html)
+        {
+            report.WriteHtml(html);
+        }
+
+        return 0;
+    }
+
+    private static IReadOnlyList<SimulatedModel> ModelsOf(string[] args)
+    {
+        string? scenario = CommandLine.Text(args, "--scenario");
+        if (scenario is not (null or "paper"))
+        {
+            throw new ArgumentException($"--scenario: '{scenario}' is unknown; known is paper.");
+        }
+
+        return CommandLine.Text(args, "--model") is string name ? [SimulatedModel.Of(name)] : SimulatedModel.Paper;
+    }
+
+    // Runs share nothing, so that their order and the number of processors change no figure.
+    private static ServingRun[] RunAll(SimulationSetting setting, string[] modes, int[] rates, TextWriter progress)
+    {
+        (string Mode, int Rate)[] tasks = [.. modes.SelectMany(mode => rates.Select(rate => (mode, rate)))];
+        var runs = new ServingRun[tasks.Length];
+        int done = 0;
+        Parallel.For(0, tasks.Length, i =>
+        {
+            var watch = Stopwatch.StartNew();
+            runs[i] = ModeRunner.Run(setting, tasks[i].Mode, tasks[i].Rate);
+            lock (progress)
+            {
+                progress.WriteLine(FormattableString.Invariant(
+                    $"{++done}/{tasks.Length} {setting.Model.Name} {tasks[i].Mode} {tasks[i].Rate} req/s: {runs[i].Steps} steps in ") +
+                    FormattableString.Invariant($"{watch.Elapsed.TotalSeconds:F1} s, log {runs[i].EventHash}"));
+            }
+        });
+        return runs;
+    }
+}

@@ -1,0 +1,74 @@
+using FlexLLM.Benchmarks.Serving;
+
+namespace FlexLLM.Benchmarks.Simulation;
+
+/// <summary>What `simulate --calibrate` prints: the authors' figures beside those of the calibrated machines.</summary>
+internal static class CalibrationReport
+{
+    public static void Print(TextWriter output, IReadOnlyList<SimulatedModel> models, double seconds, ulong seed)
+    {
+        output.WriteLine("Shares and overheads are fitted in closed form, then checked on the simulated engine.");
+        foreach (SimulatedModel model in models)
+        {
+            MachineFit best = Calibration.Fit(model);
+            output.WriteLine();
+            output.WriteLine(FormattableString.Invariant(
+                $"{model.Title} on {model.Ranks} x {model.Gpu.Name}: {100 * model.Fit.TensorShare:F0} % of the tensor peak, ") +
+                FormattableString.Invariant(
+                $"{100 * model.Fit.BandwidthShare:F0} % of the bandwidth, {1e3 * model.Fit.SecondsPerBatch:F1} ms a step ") +
+                FormattableString.Invariant(
+                $"(vLLM {1e3 * model.ServerSecondsPerBatch:F1}); least error on the grid at {100 * best.TensorShare:F0} %, ") +
+                FormattableString.Invariant($"{1e3 * best.SecondsPerBatch:F1} ms"));
+            Print(output, "closed form", Calibration.Rows(model));
+            Print(output, "closed form, the other system on the same device", Calibration.ServerRows(model));
+            Print(output, $"simulated engine, {seconds:F0} s a rate", SimulatedRows(model, seconds, seed));
+        }
+
+        SimulatedModel profiled = SimulatedModel.Profiled;
+        output.WriteLine();
+        output.WriteLine(FormattableString.Invariant(
+            $"{profiled.Title}: {100 * profiled.Fit.TensorShare:F0} % of the tensor peak, {1e3 * profiled.Fit.SecondsPerBatch:F1} ms ") +
+            FormattableString.Invariant($"a step, {1e3 * profiled.Fit.SecondsPerItem:F1} ms a layer backward"));
+        Print(output, "closed form", Calibration.ProfileRows(profiled));
+    }
+
+    /// <summary>The authors' policy on the simulated engine, one pipeline.</summary>
+    public static IReadOnlyList<CalibrationRow> SimulatedRows(SimulatedModel model, double seconds, ulong seed, params double[] rates)
+    {
+        PaperFigures paper = PaperFigures.Of(model.Name);
+        var rows = new List<CalibrationRow>();
+        var setting = new SimulationSetting { Model = model, Seconds = seconds, Seed = seed };
+        foreach ((int i, double rate) in PaperFigures.PipelineRates.Index())
+        {
+            if (rates.Length > 0 && !rates.Contains(rate))
+            {
+                continue;
+            }
+
+            ServingRun run = ModeRunner.Run(setting, ModeRunner.FixedBudget, rate * PaperFigures.Pipelines);
+            double tpot = run.Requests.Average(r => r.Tpot) ?? double.NaN;
+            if (!double.IsNaN(paper.TpotMs[i]))
+            {
+                rows.Add(new CalibrationRow($"fixed budget, {rate} req/s: TPOT ms", paper.TpotMs[i], tpot * 1e3));
+            }
+
+            rows.Add(new CalibrationRow(
+                $"fixed budget, {rate} req/s: finetuning tok/s", paper.Trained[i], run.TrainedPerSecond / PaperFigures.Pipelines));
+            rows.Add(new CalibrationRow(
+                $"fixed budget, {rate} req/s: generated tok/s", paper.Generated[i], run.GeneratedPerSecond / PaperFigures.Pipelines));
+        }
+
+        return rows;
+    }
+
+    private static void Print(TextWriter output, string title, IReadOnlyList<CalibrationRow> rows)
+    {
+        output.WriteLine($"  {title,-56}{"paper",10}{"ours",10}{"ratio",8}");
+        foreach (CalibrationRow row in rows)
+        {
+            output.WriteLine(FormattableString.Invariant($"    {row.Figure,-54}{row.Theirs,10:F1}{row.Ours,10:F1}{row.Ratio,8:F3}"));
+        }
+
+        output.WriteLine(FormattableString.Invariant($"    {"largest distance",-54}{string.Empty,20}{100 * Calibration.Error(rows),7:F1}%"));
+    }
+}

@@ -1,0 +1,160 @@
+using FlexLLM.Benchmarks.Serving;
+using FlexLLM.Scheduling;
+
+namespace FlexLLM.Benchmarks.Simulation;
+
+/// <summary>Everything but the mode and the rate of a simulated run.</summary>
+internal sealed record SimulationSetting
+{
+    public required SimulatedModel Model { get; init; }
+
+    public double Seconds { get; init; } = 600;
+
+    public ulong Seed { get; init; } = 1;
+
+    /// <summary>A profile measured on a real machine; null for the calibrated roofline.</summary>
+    public LatencyModel? Profile { get; init; }
+
+    /// <summary>Whose arrivals to scale; null draws them.</summary>
+    public ArrivalTrace? Trace { get; init; }
+
+    /// <summary>Most rows of a batch of co-serving.</summary>
+    public int TokensPerStepMax { get; init; } = 512;
+}
+
+/// <summary>
+/// The modes of the paper's evaluation on four pipelines, of which one is simulated (paper.md g.1). Spatial sharing and machines
+/// split between serving and finetuning are two engines with a clock each.
+/// </summary>
+internal static class ModeRunner
+{
+    /// <summary>What the authors' released scheduler does.</summary>
+    public const string FixedBudget = "fixed-budget";
+
+    public const string Oracle = "oracle";
+
+    // A machine that only finetunes has nobody to be quick for.
+    private static readonly TimeSpan AloneStepMax = TimeSpan.FromSeconds(10);
+
+    /// <summary>All modes, ours first.</summary>
+    public static IReadOnlyList<string> Modes { get; } =
+    [
+        "co-serving", Oracle, FixedBudget, "temporal-64", "temporal-128", "temporal-512", "temporal-dynamic", "spatial", "split-1/4",
+        "split-2/4", "split-3/4", "inference-only",
+    ];
+
+    /// <summary>Whether a mode has this name; temporal sharing takes any number of steps.</summary>
+    public static bool Knows(string mode) =>
+        Modes.Contains(mode) || (mode.StartsWith("temporal-", StringComparison.Ordinal) && int.TryParse(mode[9..], out int n) && n > 0);
+
+    /// <summary>Simulates one mode.</summary>
+    /// <param name="setting">Model, duration, seed.</param>
+    /// <param name="mode">One of <see cref="Modes"/>.</param>
+    /// <param name="rate">Arrivals a second on all four pipelines.</param>
+    /// <exception cref="ArgumentException">There is no such mode.</exception>
+    public static ServingRun Run(SimulationSetting setting, string mode, double rate)
+    {
+        string load = FormattableString.Invariant($"{rate} req/s");
+        double perPipeline = rate / PaperFigures.Pipelines;
+        SimulatedLoad shared = Shared(setting, perPipeline);
+        ServingRun run = mode switch
+        {
+            "co-serving" => Simulate(shared),
+            Oracle => Simulate(shared with { KnowsTimes = true, Jitter = 0 }),
+            FixedBudget => Simulate(shared with
+            {
+                Policy = SharingPolicy.FixedBudget(Calibration.BackwardLayers),
+                TokensPerStepMax = Calibration.TokensPerBatch,
+                WholeLayers = true,
+            }),
+            "temporal-dynamic" => Simulate(WholeSamples(shared, SharingPolicy.DynamicTemporal())),
+            "spatial" => Both(
+                Simulate(ServesAlone(shared) with { Model = setting.Model.OnShare(0.5) }),
+                Simulate(TrainsAlone(shared) with { Model = setting.Model.OnShare(0.5) }), 1, 1),
+            "split-1/4" or "split-2/4" or "split-3/4" => Split(setting, rate, mode[6] - '0'),
+            "inference-only" => Simulate(ServesAlone(shared)),
+            _ when mode.StartsWith("temporal-", StringComparison.Ordinal) && int.TryParse(mode[9..], out int steps) =>
+                Simulate(WholeSamples(shared, SharingPolicy.Temporal(steps))),
+            _ => throw new ArgumentException($"'{mode}' is no mode; known are {string.Join(", ", Modes)}."),
+        };
+        bool isSplit = mode.StartsWith("split-", StringComparison.Ordinal);
+        return isSplit ? run : Times(run, PaperFigures.Pipelines, PaperFigures.Pipelines);
+
+        ServingRun Simulate(SimulatedLoad what)
+        {
+            using var simulation = new ServingSimulation(what, setting.Seed);
+            return simulation.Run(mode, load) with { RequestsPerSecond = rate };
+        }
+
+        // Both with their own clock; a request waits for its own engine alone.
+        ServingRun Both(ServingRun serving, ServingRun training, int serve, int train)
+        {
+            (serving, training) = (Times(serving, serve, serve), Times(training, train, train));
+            return serving with
+            {
+                TokensTrained = training.TokensTrained,
+                Series = [.. serving.Series.Zip(training.Series, (s, t) => s with { TrainedTokens = t.TrainedTokens })],
+                EventHash = $"{serving.EventHash}-{training.EventHash}",
+            };
+        }
+
+        ServingRun Split(SimulationSetting s, double total, int servers)
+        {
+            SimulationSetting server = s with { Model = s.Model.AsServer };
+            return Both(
+                Simulate(ServesAlone(Shared(server, total / servers))), Simulate(TrainsAlone(Shared(server, 1))), servers,
+                PaperFigures.Pipelines - servers);
+        }
+    }
+
+    private static SimulatedLoad Shared(SimulationSetting setting, double rate)
+    {
+        var workload = new SimulatedWorkload { RequestsPerSecond = rate, Seconds = setting.Seconds, Trace = setting.Trace };
+        return new SimulatedLoad
+        {
+            Model = setting.Model,
+            Seconds = setting.Seconds,
+            Arrivals = workload.Draw(setting.Seed),
+            Samples = workload.DrawSamples(setting.Seed),
+            Times = setting.Profile is LatencyModel profile ? new ProfileTimes(profile) : null,
+            TokensPerStepMax = setting.TokensPerStepMax,
+        };
+    }
+
+    // The authors' temporal sharing takes a sample of up to 8,192 tokens forward at once (paper.md e.3).
+    private static SimulatedLoad WholeSamples(SimulatedLoad load, SharingPolicy policy) => load with
+    {
+        Policy = policy,
+        TokensPerStepMax = SimulatedWorkload.TokensMax,
+    };
+
+    private static SimulatedLoad ServesAlone(SimulatedLoad load) => load with
+    {
+        Policy = SharingPolicy.InferenceOnly,
+        Samples = [],
+        TokensPerStepMax = Calibration.TokensPerBatch,
+    };
+
+    private static SimulatedLoad TrainsAlone(SimulatedLoad load) => load with
+    {
+        Policy = SharingPolicy.CoServing,
+        Arrivals = [],
+        TokensPerStepMax = SimulatedWorkload.TokensMax,
+        IdleStepMax = AloneStepMax,
+    };
+
+    private static ServingRun Times(ServingRun run, int serving, int training) => run with
+    {
+        TokensGenerated = run.TokensGenerated * serving,
+        TokensTrained = run.TokensTrained * training,
+        Series =
+        [
+            .. run.Series.Select(p => p with
+            {
+                PromptTokens = p.PromptTokens * serving,
+                GeneratedTokens = p.GeneratedTokens * serving,
+                TrainedTokens = p.TrainedTokens * training,
+            }),
+        ],
+    };
+}

@@ -1,0 +1,313 @@
+using System.Runtime.InteropServices;
+using System.Security.Cryptography;
+using FlexLLM.Backends.Null;
+using FlexLLM.Benchmarks.Serving;
+using FlexLLM.Engine;
+using FlexLLM.Execution;
+using FlexLLM.Finetuning;
+using FlexLLM.KvCache;
+using FlexLLM.Models;
+using FlexLLM.Primitives;
+using FlexLLM.Scheduling;
+
+namespace FlexLLM.Benchmarks.Simulation;
+
+/// <summary>What one engine of a simulation does.</summary>
+internal sealed record SimulatedLoad
+{
+    public required SimulatedModel Model { get; init; }
+
+    public SharingPolicy Policy { get; init; } = SharingPolicy.CoServing;
+
+    /// <summary>Time in which tokens are counted, in seconds. What has arrived is served beyond it.</summary>
+    public required double Seconds { get; init; }
+
+    /// <summary>Requests; empty for a machine that finetunes alone.</summary>
+    public IReadOnlyList<TraceArrival> Arrivals { get; init; } = [];
+
+    /// <summary>Lengths of the job's samples; empty for a machine without a job.</summary>
+    public IReadOnlyList<int> Samples { get; init; } = [];
+
+    /// <summary>What steps take; null for the roofline of the model's machine.</summary>
+    public StepTimes? Times { get; init; }
+
+    /// <summary>See <see cref="RooflineTimes"/>.</summary>
+    public bool WholeLayers { get; init; }
+
+    /// <summary>Plans with exact times, not with what it learns: a bound for what any latency model could do.</summary>
+    public bool KnowsTimes { get; init; }
+
+    /// <summary>Most rows of a batch.</summary>
+    public int TokensPerStepMax { get; init; } = 256;
+
+    /// <summary>Longest finetuning while no request is there.</summary>
+    public TimeSpan IdleStepMax { get; init; } = TimeSpan.FromMilliseconds(100);
+
+    /// <summary>Deviation of the logarithm of a step's time from what the machine's rates say.</summary>
+    public double Jitter { get; init; } = 0.02;
+
+    public double TtftTarget { get; init; } = 5.0;
+}
+
+/// <summary>
+/// The engine's own loop on a machine that exists only as a clock. Callers come at their times through the inbox; the backend's
+/// work alone moves the clock, and the next arrival where there is none. Everything follows from load and seed.
+/// </summary>
+internal sealed class ServingSimulation : IDisposable
+{
+    private const double BinSeconds = 10;
+
+    // A machine that falls behind for ever is not simulated for ever.
+    private const double DrainFactorMax = 1.0;
+
+    private readonly SimulatedLoad _load;
+    private readonly ManualClock _clock = new();
+    private readonly EngineInbox _inbox = new(capacity: 4096);
+    private readonly LoadedModel _model;
+    private readonly EngineLoop _loop;
+    private readonly SimulatedBackend _backend;
+    private readonly LatencyModel _exact;
+    private readonly TimeSpan _start;
+    private readonly ulong _seed;
+    private readonly List<(TraceArrival Arrival, Task<InferenceSequence> Submitted)> _requests = [];
+    private readonly List<InferenceSequence> _active = [];
+    private readonly List<double> _errors = [];
+    private readonly IncrementalHash _log = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+    private readonly ThroughputPoint[] _series;
+    private SeededRandom _random;
+    private long _generatedCounted;
+    private long _trainedCounted;
+    private int _next;
+
+    public ServingSimulation(SimulatedLoad load, ulong seed)
+    {
+        _load = load;
+        _seed = seed;
+        _random = new SeededRandom(~seed);
+        _series = new ThroughputPoint[(int)Math.Ceiling(load.Seconds / BinSeconds)];
+        StepTimes times = load.Times ?? new RooflineTimes(StepCosts.Of(load.Model), load.WholeLayers);
+        _exact = times.Calibrated;
+        NullMachine jitter = new() { FlopsPerSecond = 1, BytesPerSecond = 1, Jitter = load.Jitter };
+        _backend = new SimulatedBackend(times, jitter, _clock, seed);
+        ModelConfig config = StandIn(load.Model.Config);
+        _model = LoadedModel.CreateEmpty(config, _backend, DType.BF16, config.MaxPositions);
+        var options = new CoServingOptions
+        {
+            Clock = _clock,
+            Sharing = load.Policy,
+            Slo = new ServiceLevelObjective
+            {
+                TimePerOutputToken = TimeSpan.FromSeconds(load.Model.TpotTarget),
+                TimeToFirstToken = TimeSpan.FromSeconds(load.TtftTarget),
+            },
+            TokensPerStepMax = load.TokensPerStepMax,
+            SequencesMax = Math.Min(256, load.TokensPerStepMax),
+            IdleStepMax = load.IdleStepMax,
+            InboxCapacity = 4096,
+            Seed = seed,
+            DeviceBytesMax = 1L << 40, // The stand-in's bytes say nothing about the model's.
+        };
+        options.Validate();
+        int blocks = BlockTable.BlocksFor(Math.Max(load.Model.KvTokens, config.MaxPositions));
+        _loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], blocks) { Latency = _exact };
+        if (load.Samples.Count > 0)
+        {
+            _ = Call(StartJob(load.Samples));
+        }
+
+        _backend.Plan = () => _loop.LastPlan;
+        _start = _loop.Now;
+    }
+
+    /// <summary>Time in seconds since the start.</summary>
+    public double Now => (_loop.Now - _start).TotalSeconds;
+
+    /// <summary>Measured over expected time of the steps so far, less 1.</summary>
+    public IReadOnlyList<double> PredictionErrors => _errors;
+
+    /// <summary>Seconds of budget that steps with finetuning did not use; what an oracle might have.</summary>
+    public double SecondsUnused { get; private set; }
+
+    /// <summary>Runs to the end of the load and serves what is left.</summary>
+    public ServingRun Run(string mode, string loadName)
+    {
+        while (Now < _load.Seconds * (1 + DrainFactorMax))
+        {
+            while (_next < _load.Arrivals.Count && _load.Arrivals[_next].Time <= Now)
+            {
+                Submit(_load.Arrivals[_next++]);
+            }
+
+            bool isOver = Now >= _load.Seconds && _next == _load.Arrivals.Count && _active.Count == 0 &&
+                _requests.All(r => r.Submitted.IsCompleted);
+            if (isOver)
+            {
+                break;
+            }
+
+            Step();
+        }
+
+        return Outcome(mode, loadName);
+    }
+
+    public void Dispose()
+    {
+        _inbox.Close(new ObjectDisposedException(nameof(ServingSimulation)));
+        _loop.Stop(new ObjectDisposedException(nameof(ServingSimulation)), jobs: null);
+        _loop.Dispose();
+        _model.Dispose();
+        _backend.Dispose();
+        _log.Dispose();
+    }
+
+    // Layers, because backward items are layers; of all else the least that a decoder can have.
+    private static ModelConfig StandIn(ModelConfig model) => new()
+    {
+        Architecture = ModelArchitecture.Llama,
+        HiddenSize = 32,
+        IntermediateSize = 32,
+        LayerCount = model.LayerCount,
+        AttentionHeads = 1,
+        KeyValueHeads = 1,
+        HeadDim = 32,
+        VocabularySize = 64,
+        MaxPositions = SimulatedWorkload.TokensMax,
+    };
+
+    private void Step()
+    {
+        double begun = Now;
+        if (_load.KnowsTimes)
+        {
+            _loop.Latency = _exact;
+        }
+
+        LatencyModel believed = _loop.Latency;
+        if (_loop.RunStep())
+        {
+            Record(begun, believed);
+        }
+        else
+        {
+            double next = _next < _load.Arrivals.Count ? _load.Arrivals[_next].Time : Math.Max(_load.Seconds, begun);
+            _clock.Advance(TimeSpan.FromSeconds(Math.Max(next - Now, 1e-6)));
+        }
+    }
+
+    // The clock stands still while a caller submits, so that a full inbox would wait for ever.
+    private Task<T> Call<T>(Func<EngineLoop, T> action)
+    {
+        var submission = new Submission<T>(action);
+        Check.That(_inbox.SubmitAsync(submission, CancellationToken.None).AsTask().IsCompletedSuccessfully, "the inbox is full");
+        return submission.Result;
+    }
+
+    private void Submit(TraceArrival arrival)
+    {
+        int[] prompt = new int[arrival.PromptTokens];
+        var request = new GenerationRequest(prompt)
+        {
+            MaxTokens = arrival.AnswerTokens,
+            Sampling = SamplingOptions.Greedy,
+            IgnoreEos = true,
+        };
+        long arrived = _clock.GetTimestamp() - TimeSpan.FromSeconds(Math.Max(0, Now - arrival.Time)).Ticks;
+        Task<InferenceSequence> submitted = Call(loop => Started(loop.Submit(request, new PreparedRequest(
+            prompt, request.Sampling.Resolve(new SamplingDefaults(), 0), StopSequences.None, arrived, () => { }))));
+        _requests.Add((arrival, submitted));
+
+        InferenceSequence Started(InferenceSequence sequence)
+        {
+            _active.Add(sequence);
+            return sequence;
+        }
+    }
+
+    private Func<EngineLoop, FinetuningJob> StartJob(IReadOnlyList<int> lengths)
+    {
+        TrainingSample[] samples =
+            [.. lengths.Select(n => TrainingSample.FromTokens(new int[n], Enumerable.Repeat(true, n).ToArray()))];
+        var request = new FinetuningRequest
+        {
+            Adapter = "job",
+            Dataset = TrainingDataset.FromExamples([]),
+            Method = new LoraConfig { Rank = 16, TargetModules = ["down_proj"] },
+            Optimizer = new SgdOptions { LearningRate = 1e-3f },
+            GradientAccumulation = 8,
+            Epochs = 10_000,
+        };
+        return loop => loop.Jobs.Start(_inbox, request, new BuiltSamples(samples, 0, 0, 0), loop.Now);
+    }
+
+    private void Record(double begun, LatencyModel believed)
+    {
+        if (_loop.LastPlan is not StepPlan plan || plan.IsEmpty)
+        {
+            return;
+        }
+
+        double took = Now - begun;
+        _errors.Add((took / Math.Max(believed.Expect(plan.Features).TotalSeconds, 1e-9)) - 1);
+        bool isBound = !plan.Inference.IsEmpty && plan.HasFinetuning;
+        SecondsUnused += isBound && Now < _load.Seconds ? Math.Max(0, plan.Budget.TotalSeconds - took) : 0;
+        Count(plan);
+        Log([
+            BitConverter.DoubleToInt64Bits(begun), BitConverter.DoubleToInt64Bits(took), plan.Features.InferenceRows,
+            plan.Features.InferenceContext, plan.Features.ForwardRows, plan.Features.BackwardRows, plan.Admissions.Length,
+            plan.Preemptions.Length,
+        ]);
+        foreach (InferenceSequence sequence in _active)
+        {
+            while (sequence.Stream.TryRead(out GeneratedToken? token))
+            {
+                Log([sequence.Id.Value, token.TokenId]);
+            }
+        }
+
+        _active.RemoveAll(s => s.Stream.Completion.IsCompleted);
+    }
+
+    private void Count(StepPlan plan)
+    {
+        long generated = _loop.Counters.GeneratedTokens - _generatedCounted;
+        long trained = _loop.Jobs.TokensTrained - _trainedCounted;
+        (_generatedCounted, _trainedCounted) = (_loop.Counters.GeneratedTokens, _loop.Jobs.TokensTrained);
+        int bin = (int)(Now / BinSeconds);
+        if (bin < _series.Length)
+        {
+            ThroughputPoint point = _series[bin];
+            int prompts = plan.Inference.Where(w => w.Tokens > 1).Sum(w => w.Tokens);
+            _series[bin] = new ThroughputPoint(
+                bin * BinSeconds, point.PromptTokens + prompts, point.GeneratedTokens + generated, point.TrainedTokens + trained);
+        }
+    }
+
+    private void Log(ReadOnlySpan<long> values) => _log.AppendData(MemoryMarshal.AsBytes(values));
+
+    private ServingRun Outcome(string mode, string loadName) => new()
+    {
+        Mode = mode,
+        Load = loadName,
+        RequestsPerSecond = _load.Arrivals.Count / _load.Seconds,
+        Seconds = _load.Seconds,
+        TtftTarget = _load.TtftTarget,
+        TpotTarget = _load.Model.TpotTarget,
+        Requests = [.. _requests.Select(r => OutcomeOf(r.Arrival, r.Submitted))],
+        TokensGenerated = _series.Sum(p => p.GeneratedTokens),
+        TokensTrained = _series.Sum(p => p.TrainedTokens),
+        Steps = _loop.Counters.Steps,
+        StepsOverBudget = _loop.Counters.StepsOverBudget,
+        Preemptions = _loop.Counters.Preemptions,
+        Series = _series,
+        EventHash = Convert.ToHexString(_log.GetCurrentHash())[..16],
+    };
+
+    private RequestOutcome OutcomeOf(TraceArrival arrival, Task<InferenceSequence> submitted)
+    {
+        InferenceSequence? s = submitted.IsCompletedSuccessfully ? submitted.Result : null;
+        return new RequestOutcome(
+            arrival.Time, arrival.PromptTokens, arrival.AnswerTokens, (s?.FirstTokenTime - _start)?.TotalSeconds,
+            (s?.LastTokenTime - _start)?.TotalSeconds, s?.Generated ?? 0);
+    }
+}

@@ -1,0 +1,105 @@
+using FlexLLM.Backends;
+using FlexLLM.Backends.Null;
+using FlexLLM.Benchmarks.Serving;
+using FlexLLM.Benchmarks.Simulation;
+using FlexLLM.Execution;
+using FlexLLM.KvCache;
+using FlexLLM.Models;
+using FlexLLM.Scheduling;
+using NUnit.Framework;
+
+namespace FlexLLM.Tests.Simulation;
+
+/// <summary>The simulator of the `simulate` verb: replay, composed modes, a profile as a clock.</summary>
+[TestFixture]
+internal sealed class ServingSimulationTests
+{
+    private static readonly SimulationSetting Short = new() { Model = SimulatedModel.Of("8b"), Seconds = 30 };
+
+    [Test]
+    public void Run_SameSeed_SameHash([Values("co-serving", "fixed-budget", "spatial")] string mode)
+    {
+        ServingRun run = ModeRunner.Run(Short, mode, 12);
+
+        Assert.That(ModeRunner.Run(Short, mode, 12).EventHash, Is.EqualTo(run.EventHash));
+        Assert.That(ModeRunner.Run(Short with { Seed = 2 }, mode, 12).EventHash, Is.Not.EqualTo(run.EventHash));
+    }
+
+    [Test]
+    public void Run_CoServing_AnswersAllAndTrains()
+    {
+        ServingRun run = ModeRunner.Run(Short, "co-serving", 8);
+
+        Assert.That(run.Requests, Has.Count.EqualTo(60));
+        Assert.That(run.Requests.All(r => r.TokensGenerated == r.AnswerTokens), Is.True);
+        Assert.That(run.TrainedPerSecond, Is.GreaterThan(0));
+        Assert.That(run.Series.Sum(p => p.TrainedTokens), Is.EqualTo(run.TokensTrained));
+    }
+
+    [Test]
+    public void Split_TwoOfFour_TwiceOneServerAndTwiceOneTrainer()
+    {
+        ServingRun one = ModeRunner.Run(Short, "split-1/4", 4);
+        ServingRun two = ModeRunner.Run(Short, "split-2/4", 8); // As many a second for each server.
+
+        Assert.That(two.TokensGenerated, Is.EqualTo(2 * one.TokensGenerated));
+        Assert.That(two.TokensTrained * 3, Is.EqualTo(one.TokensTrained * 2));
+        Assert.That(two.Attainment, Is.EqualTo(one.Attainment));
+    }
+
+    [Test]
+    public void Spatial_HalfTheMachine_TrainsAboutHalf()
+    {
+        double whole = ModeRunner.Run(Short, "split-3/4", 4).TrainedPerSecond;
+
+        Assert.That(ModeRunner.Run(Short, "spatial", 4).TrainedPerSecond / 4, Is.EqualTo(whole / 2).Within(0.15 * whole));
+    }
+
+    [Test]
+    public void Mode_Unknown_IsRefused()
+    {
+        Assert.That(() => ModeRunner.Run(Short, "temporal-x", 4), Throws.ArgumentException);
+        Assert.That(ModeRunner.Knows("temporal-32") && !ModeRunner.Knows("temporal-0"), Is.True);
+    }
+
+    [Test]
+    public void Profile_OneRequest_TakesWhatTheProfileSays()
+    {
+        var profile = new LatencyModel(
+            new LatencyCoefficients(
+                Step: 0.020, Row: 1e-3, Context: 0, ForwardWindow: 0, ForwardRow: 1e-3, ForwardContext: 0, BackwardItem: 0,
+                BackwardRow: 1e-5, BackwardContext: 0),
+            Correction: 1.0, Tail: 1.0);
+        var load = new SimulatedLoad
+        {
+            Model = Short.Model,
+            Seconds = 10,
+            Arrivals = [new TraceArrival(1.0, 100, 50)],
+            Times = new ProfileTimes(profile),
+            Jitter = 0,
+        };
+
+        using var simulation = new ServingSimulation(load, seed: 1);
+        RequestOutcome outcome = simulation.Run("profile", "one").Requests[0];
+
+        Assert.That(outcome.Ttft, Is.EqualTo(0.020 + (100 * 1e-3)).Within(1e-5), "a step with the prompt");
+        Assert.That(outcome.Tpot, Is.EqualTo(0.021).Within(1e-6), "steps of one row");
+    }
+
+    [Test]
+    public void Workload_AnyRate_SameBurstsAndMeans([Values(1.0, 5.0)] double rate)
+    {
+        var workload = new SimulatedWorkload { RequestsPerSecond = rate };
+        TraceArrival[] arrivals = workload.Draw(seed: 3);
+        double early = arrivals.Count(a => a.Time < 200) / (double)arrivals.Length;
+        TraceArrival[] other = (workload with { RequestsPerSecond = 3 }).Draw(seed: 3);
+
+        Assert.That(arrivals, Has.Length.EqualTo((int)(600 * rate)));
+        Assert.That(arrivals.Select(a => a.Time), Is.Ordered.And.All.InRange(0.0, 600.0));
+        Assert.That(arrivals.Average(a => a.AnswerTokens), Is.EqualTo(260).Within(2));
+        Assert.That(arrivals.Average(a => a.PromptTokens), Is.EqualTo(300).Within(2));
+        Assert.That(early, Is.EqualTo(other.Count(a => a.Time < 200) / (double)other.Length).Within(0.06));
+        Assert.That(workload.DrawSamples(seed: 3).Average(), Is.EqualTo(3600).Within(40));
+        Assert.That(workload.DrawSamples(seed: 3), Is.All.LessThan(SimulatedWorkload.TokensMax));
+    }
+}
