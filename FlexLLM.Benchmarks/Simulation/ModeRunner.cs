@@ -19,7 +19,7 @@ internal sealed record SimulationSetting
     public ArrivalTrace? Trace { get; init; }
 
     /// <summary>Most rows of a batch of co-serving.</summary>
-    public int TokensPerStepMax { get; init; } = 512;
+    public int TokensPerStepMax { get; init; } = 2048;
 }
 
 /// <summary>
