@@ -113,7 +113,7 @@ internal sealed class ElasticPoolTests
                 pool.Blocks.Free(block);
                 held.Remove(block);
             }
-        });
+        }, relinquish: () => false);
         foreach ((int what, int number) in calls)
         {
             switch (what)

@@ -55,6 +55,7 @@ internal sealed class EngineSimulation : IDisposable
         {
             Clock = _clock,
             Slo = scenario.Slo,
+            Sharing = scenario.Sharing,
             TokensPerStepMax = 512,
             SequencesMax = 64,
             Seed = seed,
@@ -192,6 +193,7 @@ internal sealed class EngineSimulation : IDisposable
             Dataset = TrainingDataset.FromExamples([]),
             Method = new LoraConfig { Rank = 16, TargetModules = ["q_proj", "v_proj", "down_proj"] },
             Epochs = scenario.Epochs,
+            GradientAccumulation = scenario.GradientAccumulation,
         };
         return loop => loop.Jobs.Start(_inbox, request, new BuiltSamples(samples, 0, 0, 0), loop.Now);
     }

@@ -36,7 +36,11 @@ internal sealed record Scenario
 
     public ServiceLevelObjective Slo { get; init; } = new() { TimePerOutputToken = TimeSpan.FromMilliseconds(50) };
 
+    public SharingPolicy Sharing { get; init; } = SharingPolicy.CoServing;
+
     public int Jobs { get; init; } = 1;
+
+    public int GradientAccumulation { get; init; } = 1;
 
     /// <summary>Samples of a job, of 64 to 1,023 tokens.</summary>
     public int Samples { get; init; } = 32;

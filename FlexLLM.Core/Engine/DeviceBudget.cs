@@ -15,6 +15,7 @@ internal sealed class DeviceBudget
     private readonly KvPool _pool;
     private readonly Func<int> _blocksPromised;
     private readonly Action<int> _vacate;
+    private readonly Func<bool> _relinquish;
     private readonly int _blocksMin;
     private long _bytesAtFailure = -1;
 
@@ -24,14 +25,17 @@ internal sealed class DeviceBudget
     /// <param name="blocksMin">Blocks that the KV cache keeps in any case.</param>
     /// <param name="blocksPromised">Blocks that the longest request in the engine may come to need.</param>
     /// <param name="vacate">Makes requests give up all blocks from this one on.</param>
+    /// <param name="relinquish">Frees what is held only because nobody else needed it; false where there is no such thing.</param>
     public DeviceBudget(
-        IComputeBackend backend, KvPool pool, long bytesMax, int blocksMin, Func<int> blocksPromised, Action<int> vacate)
+        IComputeBackend backend, KvPool pool, long bytesMax, int blocksMin, Func<int> blocksPromised, Action<int> vacate,
+        Func<bool> relinquish)
     {
         _backend = backend;
         _pool = pool;
         _blocksMin = blocksMin;
         _blocksPromised = blocksPromised;
         _vacate = vacate;
+        _relinquish = relinquish;
         BytesMax = bytesMax;
     }
 
@@ -39,6 +43,9 @@ internal sealed class DeviceBudget
 
     /// <summary>Bytes that nobody holds.</summary>
     public long BytesFree => BytesMax - _backend.AllocatedBytes;
+
+    /// <summary>Whether so many bytes are free while the KV cache has its full size: for what is good to have, no more.</summary>
+    public bool HasSpare(long bytes) => _pool.Blocks.BlocksTotal == _pool.BlocksMax && bytes <= BytesFree;
 
     /// <summary>Bytes that the KV cache would give besides.</summary>
     public long BytesLendable => (_pool.Blocks.BlocksTotal - Floor) * _pool.BlockBytes;
@@ -50,7 +57,7 @@ internal sealed class DeviceBudget
     /// </summary>
     public bool TryFree(long bytes)
     {
-        if (bytes <= BytesFree)
+        if (bytes <= BytesFree || (_relinquish() && bytes <= BytesFree))
         {
             return true;
         }

@@ -80,7 +80,7 @@ internal sealed class EngineLoop : IDisposable
         _eos = [.. eosTokens];
         Adapters = new AdapterStore(options.AdaptersMax);
         int blocksMin = Math.Min(kvBlocks, EngineMemory.KvBlocksMin(options, model.PositionsMax));
-        Budget = new DeviceBudget(model.Backend, _pool, options.DeviceBytesLimit, blocksMin, BlocksPromised, Vacate);
+        Budget = new DeviceBudget(model.Backend, _pool, options.DeviceBytesLimit, blocksMin, BlocksPromised, Vacate, () => Jobs!.StopAhead());
         Jobs = new JobTable(model, Adapters, backward, _memory, Budget, options, new GuardedLogger(options.Logger));
     }
 
@@ -143,8 +143,11 @@ internal sealed class EngineLoop : IDisposable
         TimeSpan elapsed = _clock.GetElapsedTime(begun);
         foreach (BackwardWindow window in plan.Backward)
         {
-            // A step that took longer than planned leaves the rest to a later one: a job can stop after any item.
-            if (_sequences.Count > 0 && elapsed > plan.Budget)
+            // A job can stop after any item: a step that took longer than planned leaves the rest to a later one, and so does an idle
+            // one as soon as somebody calls, though not before its first item: callers that never stop must not stop the job.
+            bool isCalled = Preempts && done.BackwardItems > 0 && _inbox.HasItems;
+            bool isLate = _sequences.Count > 0 ? elapsed > plan.Budget : isCalled;
+            if (isLate)
             {
                 break;
             }
@@ -279,6 +282,9 @@ internal sealed class EngineLoop : IDisposable
         Adapters.Dispose();
         _owned.Dispose();
     }
+
+    // The baselines do not: they are compared with as they are described.
+    private bool Preempts => _limits.Sharing.Mode == SharingMode.CoServing;
 
     private void DropCancelled()
     {

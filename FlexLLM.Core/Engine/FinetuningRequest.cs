@@ -63,9 +63,16 @@ public sealed record FinetuningRequest
     public double Weight { get; init; } = 1;
 
     /// <summary>
+    /// Each level counts like four times the <see cref="Weight"/>: urgent jobs get most of the time, no job none. -8 to 8.
+    /// </summary>
+    public int Priority { get; init; }
+
+    /// <summary>
     /// Folder of a checkpoint that <see cref="FinetuningJob.SaveCheckpointAsync"/> wrote for the same request, or null.
     /// </summary>
     public string? ResumeFrom { get; init; }
+
+    internal const double SharePerPriority = 4.0;
 
     internal void Validate()
     {
@@ -77,6 +84,7 @@ public sealed record FinetuningRequest
         Require(PublishEverySteps is null or >= 1, nameof(PublishEverySteps), "must be at least 1");
         Require(SavedBytesMax is null or >= 0, nameof(SavedBytesMax), "must not be negative");
         Require(double.IsFinite(Weight) && Weight > 0, nameof(Weight), "must be a positive number");
+        Require(Priority is >= -8 and <= 8, nameof(Priority), "must be -8 to 8");
         Require(Optimizer is not null, nameof(Optimizer), "must not be null");
         Optimizer!.Validate();
     }

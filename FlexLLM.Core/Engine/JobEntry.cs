@@ -19,12 +19,18 @@ internal sealed class JobEntry(FinetuningRequest request, TrainingRun run, TimeS
     /// <summary>Tokens that an earlier run, before a resume, had done.</summary>
     public long TokensBefore { get; } = run.Cursor.TokensTotal * run.Cursor.Step / Math.Max(1, run.Cursor.Steps);
 
+    /// <summary>Share of the slack relative to other jobs.</summary>
+    public double Weight { get; } = WeightOf(request);
+
     public FinetuningJob? Handle { get; set; }
 
     public bool Paused { get; set; }
 
     /// <summary>Tokens of work it had, or was taken to have had when it joined the others.</summary>
     public double Served { get; set; }
+
+    /// <summary>A level of priority multiplies the share: the lowest still gets its part, so none starves.</summary>
+    public static double WeightOf(FinetuningRequest request) => request.Weight * Math.Pow(FinetuningRequest.SharePerPriority, request.Priority);
 
     public FinetuningProgress ProgressAt(FinetuningStatus status, TimeSpan now)
     {

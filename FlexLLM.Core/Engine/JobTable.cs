@@ -72,11 +72,12 @@ internal sealed class JobTable(
         }
 
         var id = new JobId(_nextId++);
-        var entry = new JobEntry(request, run, now, parameters) { Served = LeastServed(request.Weight) };
+        var entry = new JobEntry(request, run, now, parameters) { Served = LeastServed(JobEntry.WeightOf(request)) };
         var job = new FinetuningJob(
             inbox, id, request.Adapter, samples.Samples.Count, samples.Skipped, entry.ProgressAt(FinetuningStatus.Running, now));
         entry.Handle = job;
         _jobs.Add(id.Value, entry);
+        StartAhead(entry);
         logger.LogInformation(
             "Finetuning of '{Adapter}' started: {Samples} samples, {Steps} steps.", request.Adapter, job.Samples, run.Cursor.Steps);
         if (run.Cursor.Phase == TrainingPhase.Done)
@@ -97,11 +98,13 @@ internal sealed class JobTable(
             snapshots.Add(new JobSnapshot
             {
                 Id = new JobId(id),
-                Weight = entry.Request.Weight,
+                Weight = entry.Weight,
                 Phase = entry.Paused ? JobPhase.Blocked : forward ? JobPhase.Forward : JobPhase.Backward,
                 ServedTokens = (long)entry.Served,
                 SampleTokens = cursor.Sample.Ids.Length,
                 PositionsDone = cursor.PositionsDone,
+                AheadTokens = entry.Run.RunsAhead ? cursor.Ahead?.Ids.Length ?? 0 : 0,
+                AheadDone = cursor.AheadDone,
                 Layer = cursor.Layer,
                 LowestLayer = cursor.LowestLayer,
                 LayersAbove = model.Config.LayerCount - 1 - cursor.LowestLayer,
@@ -164,13 +167,28 @@ internal sealed class JobTable(
             }
         }
 
+        StartAhead(entry);
         entry.Handle!.Report(entry.ProgressAt(FinetuningStatus.Running, now));
+    }
+
+    /// <summary>Gives back the room for second samples. False where no job had any.</summary>
+    public bool StopAhead()
+    {
+        bool had = false;
+        foreach (JobEntry entry in _jobs.Values.Where(j => j.Run.RunsAhead))
+        {
+            TokensTrained -= entry.Run.StopAhead();
+            had = true;
+        }
+
+        return had;
     }
 
     /// <summary>Stops a job after the work in progress; what can be made again is given back to the device.</summary>
     public bool Pause(JobId id)
     {
         JobEntry entry = Find(id);
+        TokensTrained -= entry.Run.StopAhead();
         if (entry.Run.Park() is int tokens)
         {
             TokensTrained -= tokens;
@@ -214,8 +232,9 @@ internal sealed class JobTable(
         }
 
         // What it missed while it slept is not owed to it: it would shut the others out until it had caught up.
-        entry.Served = Math.Max(entry.Served, LeastServed(entry.Request.Weight));
+        entry.Served = Math.Max(entry.Served, LeastServed(entry.Weight));
         entry.Paused = false;
+        StartAhead(entry);
         entry.Handle!.Report(entry.Handle.Latest with { Status = FinetuningStatus.Running });
         return true;
     }
@@ -355,6 +374,25 @@ internal sealed class JobTable(
         FitScratch();
     }
 
+    // Two samples of a job in flight, where memory is left over: the slack of a step can then always take forward tokens, which share
+    // the reading of the weights with the requests.
+    private void StartAhead(JobEntry entry)
+    {
+        TrainingRun run = entry.Run;
+        if (entry.Request.GradientAccumulation > 1 && run.HasArenas && !run.RunsAhead && options.Sharing.Mode == SharingMode.CoServing &&
+            budget.HasSpare(memory.OfSample(run.Program, run.TokensMax).Bytes))
+        {
+            try
+            {
+                run.StartAhead();
+            }
+            catch (OutOfMemoryException)
+            {
+                logger.LogWarning("No room for a second sample of the job on '{Adapter}'.", entry.Request.Adapter);
+            }
+        }
+    }
+
     // A resumed adapter's shape, else an existing one's, else a new one's. It must be what the request asks for, where it does.
     private PeftConfig ConfigOf(FinetuningRequest request)
     {
@@ -458,5 +496,5 @@ internal sealed class JobTable(
 
     // The least work per weight that a job in progress had, as work of a job of this weight.
     private double LeastServed(double weight) =>
-        _jobs.Values.Where(j => !j.Paused).Select(j => j.Served / j.Request.Weight).DefaultIfEmpty(0).Min() * weight;
+        _jobs.Values.Where(j => !j.Paused).Select(j => j.Served / j.Weight).DefaultIfEmpty(0).Min() * weight;
 }

@@ -85,20 +85,29 @@ internal sealed class MemoryPlan
     /// <param name="tokens">Longest sample.</param>
     public MemoryTable OfJob(TrainingProgram program, PeftConfig method, int moments, int tokens)
     {
-        int kvColumns = _config.KeyValueHeads * _config.HeadDim;
-        int blocks = BlockTable.BlocksFor(tokens);
         BypassWeight[] tensors = [.. PeftAdapter.WeightsOf(method, _config)];
         long gradients = tensors.Sum(t => _backend.TensorBytes(Math.Max(1, t.Inner), t.Wide));
+        return new MemoryTable(
+        [
+            .. OfSample(program, tokens).Rows,
+            new(MemoryUse.BackwardWorkspace, "slots", program.Arena.Slots.Count, ArenaBytes(program.Arena.Columns)),
+            .. OfAdapter(method).Rows,
+            new(MemoryUse.AdapterGradients, "tensors", tensors.Length, gradients),
+            new(MemoryUse.OptimizerState, "tensors", moments * tensors.Length, moments * gradients),
+        ]);
+    }
+
+    /// <summary>What a job holds for one sample, from its first forward window to its last backward item.</summary>
+    public MemoryTable OfSample(TrainingProgram program, int tokens)
+    {
+        int kvColumns = _config.KeyValueHeads * _config.HeadDim;
+        int blocks = BlockTable.BlocksFor(tokens);
         return new MemoryTable(
         [
             .. SavedRows(program, i => _backend.TensorBytes(tokens, program.Saved[i].Columns)),
             new(MemoryUse.SampleKv, "blocks", blocks, KvBytes(blocks)),
             new(MemoryUse.LayerGradient, "rows", tokens, _backend.TensorBytes(tokens, _config.HiddenSize)),
             new(MemoryUse.KvGradients, "accumulators", 2, 2 * _backend.TensorBytes(tokens, kvColumns)),
-            new(MemoryUse.BackwardWorkspace, "slots", program.Arena.Slots.Count, ArenaBytes(program.Arena.Columns)),
-            .. OfAdapter(method).Rows,
-            new(MemoryUse.AdapterGradients, "tensors", tensors.Length, gradients),
-            new(MemoryUse.OptimizerState, "tensors", moments * tensors.Length, moments * gradients),
         ]);
     }
 

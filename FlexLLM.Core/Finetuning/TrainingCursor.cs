@@ -92,6 +92,9 @@ internal sealed class TrainingCursor
     /// <summary>Optimizer steps of the whole job.</summary>
     public int Steps => StepsPerEpoch * _epochs;
 
+    /// <summary>Place of the sample at work in the epoch's order.</summary>
+    public int SampleIndex => _indexInEpoch;
+
     public TrainingSample Sample => _samples[_order[_indexInEpoch]];
 
     /// <summary>Forward: positions already computed.</summary>
@@ -120,6 +123,16 @@ internal sealed class TrainingCursor
         }
     }
 
+    /// <summary>
+    /// Backward: the next sample of the same group, whose forward pass may run already, since no optimizer step lies between; else
+    /// null.
+    /// </summary>
+    public TrainingSample? Ahead =>
+        Phase == TrainingPhase.Backward && _indexInEpoch + 1 < GroupEnd ? _samples[_order[_indexInEpoch + 1]] : null;
+
+    /// <summary>Positions of <see cref="Ahead"/> that are computed already.</summary>
+    public int AheadDone { get; private set; }
+
     /// <summary>Tokens of the whole job, each counted once.</summary>
     public long TokensTotal { get; }
 
@@ -139,10 +152,24 @@ internal sealed class TrainingCursor
             return false;
         }
 
-        Phase = TrainingPhase.Backward;
-        Layer = _topLayer;
-        RowsLeft = Sample.Ids.Length;
+        StartBackward();
         return true;
+    }
+
+    /// <summary>A forward window of <see cref="Ahead"/> is done. True when it was that sample's last.</summary>
+    public bool AdvanceAhead(int tokens)
+    {
+        Check.That(Ahead is not null && tokens > 0 && AheadDone + tokens <= Ahead.Ids.Length);
+        AheadDone += tokens;
+        return AheadDone == Ahead.Ids.Length;
+    }
+
+    /// <summary>What was done of <see cref="Ahead"/> is lost. Returns its tokens.</summary>
+    public int DropAhead()
+    {
+        int done = AheadDone;
+        AheadDone = 0;
+        return done;
     }
 
     /// <summary>The sample's forward phase begins again. Returns the tokens of it that were done.</summary>
@@ -184,14 +211,20 @@ internal sealed class TrainingCursor
         return true;
     }
 
-    /// <summary>Moves on to the next sample, epoch, or the end.</summary>
+    /// <summary>Moves on to the next sample, epoch, or the end. What ran ahead of the sample before is done in it.</summary>
     public void NextSample()
     {
-        PositionsDone = 0;
+        PositionsDone = AheadDone;
+        AheadDone = 0;
         RowsLeft = 0;
         Phase = TrainingPhase.Forward;
         if (++_indexInEpoch < _samples.Count)
         {
+            if (PositionsDone == Sample.Ids.Length)
+            {
+                StartBackward();
+            }
+
             return;
         }
 
@@ -212,6 +245,7 @@ internal sealed class TrainingCursor
         Step = step;
         Epoch = step / StepsPerEpoch;
         PositionsDone = 0;
+        AheadDone = 0;
         RowsLeft = 0;
         if (Epoch == _epochs)
         {
@@ -222,6 +256,13 @@ internal sealed class TrainingCursor
         Phase = TrainingPhase.Forward;
         StartEpoch();
         _indexInEpoch = step % StepsPerEpoch * _accumulation;
+    }
+
+    private void StartBackward()
+    {
+        Phase = TrainingPhase.Backward;
+        Layer = _topLayer;
+        RowsLeft = Sample.Ids.Length;
     }
 
     // Each epoch has an order of its own that depends on the seed and the epoch alone, so that a resumed job sees the same one.

@@ -29,9 +29,11 @@ internal sealed class TrainingRun : IDisposable
 {
     private readonly LoadedModel _model;
     private readonly AdapterGradients _gradients;
-    private readonly float[] _losses;
+    private float[] _losses;
+    private float[] _aheadLosses = [];
     private readonly ResourceSet _owned = new();
     private ActivationStore? _store;
+    private ActivationStore? _ahead;
     private bool _ownsAdapter;
     private double _groupLoss;
 
@@ -85,6 +87,9 @@ internal sealed class TrainingRun : IDisposable
     /// <summary>False while the run is parked and holds nothing for a sample.</summary>
     public bool HasArenas => _store is not null;
 
+    /// <summary>Whether the run holds room for a second sample.</summary>
+    public bool RunsAhead => _ahead is not null;
+
     /// <summary>
     /// What the run holds, in the rows of <see cref="MemoryPlan.OfJob"/>; the workspace of the backward pass is that pass's.
     /// </summary>
@@ -94,6 +99,7 @@ internal sealed class TrainingRun : IDisposable
         return new MemoryTable(
         [
             .. _store?.Memory() ?? [],
+            .. _ahead?.Memory() ?? [],
             new(MemoryUse.AdapterWeights, "tensors", tensors, Adapter.Bytes),
             new(MemoryUse.AdapterGradients, "tensors", tensors, _gradients.Bytes),
             new(MemoryUse.OptimizerState, "tensors", Optimizer.State().Count(), Optimizer.Bytes),
@@ -111,9 +117,31 @@ internal sealed class TrainingRun : IDisposable
             return null;
         }
 
+        Check.That(_ahead is null, "it goes before the sample does");
         _store.Dispose();
         _store = null;
         int tokens = Cursor.RestartForward();
+        TokensDone -= tokens;
+        return tokens;
+    }
+
+    /// <summary>
+    /// Takes room for a second sample, so that one can go forward while the other goes backward. It changes no bit: both see the same
+    /// weights, and gradients are summed in the order of the samples.
+    /// </summary>
+    public void StartAhead()
+    {
+        Check.That(_store is not null && _ahead is null);
+        _ahead = new ActivationStore(_model, Program, TokensMax);
+        _aheadLosses = new float[TokensMax];
+    }
+
+    /// <summary>Gives that room back. Returns the tokens that will go forward a second time.</summary>
+    public int StopAhead()
+    {
+        _ahead?.Dispose();
+        _ahead = null;
+        int tokens = Cursor.DropAhead();
         TokensDone -= tokens;
         return tokens;
     }
@@ -124,34 +152,29 @@ internal sealed class TrainingRun : IDisposable
     /// <summary>Appends the next forward window to a batch.</summary>
     public void AddForwardWindow(TokenBatch batch, int tokens)
     {
-        TrainingSample sample = Cursor.Sample;
-        int start = Cursor.PositionsDone;
-        Check.That(Cursor.Phase == TrainingPhase.Forward && start + tokens <= sample.Ids.Length);
-        Check.That(_store is not null, "a parked run does nothing");
+        bool isAhead = Cursor.Phase == TrainingPhase.Backward;
+        TrainingSample? sample = isAhead ? Cursor.Ahead : Cursor.Sample;
+        ActivationStore? store = isAhead ? _ahead : _store;
+        int start = isAhead ? Cursor.AheadDone : Cursor.PositionsDone;
+        Check.That(Cursor.Phase != TrainingPhase.Done && sample is not null && start + tokens <= sample.Ids.Length);
+        Check.That(store is not null, "a parked run does nothing");
         batch.AddWindow(
-            sample.Ids.AsSpan(start, tokens), sample.Targets.AsMemory(start, tokens), start, _store, Adapter,
-            1f / Cursor.GroupTargets, _losses.AsMemory(start, tokens));
+            sample.Ids.AsSpan(start, tokens), sample.Targets.AsMemory(start, tokens), start, store, Adapter,
+            1f / Cursor.GroupTargets, (isAhead ? _aheadLosses : _losses).AsMemory(start, tokens));
     }
 
     /// <summary>The window that was added last has run.</summary>
     public void CompleteForward(int tokens)
     {
-        int length = Cursor.Sample.Ids.Length;
-        int groupTargets = Cursor.GroupTargets;
         TokensDone += tokens;
-        if (!Cursor.AdvanceForward(tokens))
+        if (Cursor.Phase == TrainingPhase.Backward)
         {
-            return;
+            _ = Cursor.AdvanceAhead(tokens);
         }
-
-        // In position order, whatever the windows were.
-        double sum = 0;
-        for (int i = 0; i < length; i++)
+        else if (Cursor.AdvanceForward(tokens))
         {
-            sum += _losses[i];
+            AddLosses();
         }
-
-        _groupLoss += sum / groupTargets;
     }
 
     /// <summary>
@@ -162,8 +185,20 @@ internal sealed class TrainingRun : IDisposable
     {
         Check.That(Cursor.Phase == TrainingPhase.Backward && rows <= Cursor.RowsLeft);
         Check.That(_store is not null, "a parked run does nothing");
+        int index = Cursor.SampleIndex;
         pass.Run(_store, Cursor.Layer, Cursor.RowsLeft - rows, rows, Cursor.Sample.Ids.Length, Adapter, _gradients);
-        return Cursor.AdvanceBackward(rows);
+        bool isGroupDone = Cursor.AdvanceBackward(rows);
+        if (Cursor.SampleIndex != index && _ahead is not null)
+        {
+            (_store, _ahead) = (_ahead, _store);
+            (_losses, _aheadLosses) = (_aheadLosses, _losses);
+            if (Cursor.Phase == TrainingPhase.Backward) // All of it ran ahead.
+            {
+                AddLosses();
+            }
+        }
+
+        return isGroupDone;
     }
 
     /// <summary>Updates the adapter with the group's gradients and moves on.</summary>
@@ -201,13 +236,26 @@ internal sealed class TrainingRun : IDisposable
     public void Dispose()
     {
         _store?.Dispose();
-        _store = null;
+        _ahead?.Dispose();
+        (_store, _ahead) = (null, null);
         _owned.Dispose();
         if (_ownsAdapter)
         {
             Adapter.Dispose();
             _ownsAdapter = false;
         }
+    }
+
+    // In position order, whatever the windows were.
+    private void AddLosses()
+    {
+        double sum = 0;
+        foreach (float loss in _losses.AsSpan(0, Cursor.Sample.Ids.Length))
+        {
+            sum += loss;
+        }
+
+        _groupLoss += sum / Cursor.GroupTargets;
     }
 
     // What a rank of a group has of these is its share of a sum, which is due once a step.

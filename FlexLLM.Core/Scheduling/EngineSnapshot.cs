@@ -75,7 +75,7 @@ internal enum JobPhase
     /// <summary>In the forward pass of a sample.</summary>
     Forward,
 
-    /// <summary>In the backward pass of a sample.</summary>
+    /// <summary>In the backward pass of a sample, perhaps with the forward pass of the next one beside it.</summary>
     Backward,
 }
 
@@ -92,11 +92,17 @@ internal readonly record struct JobSnapshot
     /// <summary>Work done so far, in tokens; the job with the least per weight goes first.</summary>
     public long ServedTokens { get; init; }
 
-    /// <summary>Tokens of the sample.</summary>
+    /// <summary>Tokens of the sample that is in the phase.</summary>
     public int SampleTokens { get; init; }
 
     /// <summary>Forward: tokens of the sample that went through all layers.</summary>
     public int PositionsDone { get; init; }
+
+    /// <summary>Backward: tokens of the sample after it, which may go forward at the same time; 0 where that has to wait.</summary>
+    public int AheadTokens { get; init; }
+
+    /// <summary>Tokens of the sample ahead that went through all layers.</summary>
+    public int AheadDone { get; init; }
 
     /// <summary>Backward: the layer at work, counting down to LowestLayer.</summary>
     public int Layer { get; init; }
@@ -113,8 +119,11 @@ internal readonly record struct JobSnapshot
     /// <summary>Work done so far for each unit of weight.</summary>
     public double ServedPerWeight => ServedTokens / Weight;
 
-    /// <summary>Forward: tokens of the sample still to go.</summary>
-    public int ForwardTokensLeft => SampleTokens - PositionsDone;
+    /// <summary>Tokens that can go forward.</summary>
+    public int ForwardTokensLeft => Phase == JobPhase.Forward ? SampleTokens - PositionsDone : AheadTokens - AheadDone;
+
+    /// <summary>Position of the first of them.</summary>
+    public int ForwardStart => Phase == JobPhase.Forward ? PositionsDone : AheadDone;
 }
 
 /// <summary>All that a plan depends on, besides limits and latency model. Immutable.</summary>

@@ -57,11 +57,23 @@ internal static class FinetunePolicy
         {
             if (job.Phase == JobPhase.Forward)
             {
-                AddForward(job, budget, limits, latency, forward, ref features);
+                features = AddForward(job, features, budget, limits, latency, forward);
+                continue;
             }
-            else
+
+            // Half of the time each, so that the sample ahead is done when the one before it is; what one leaves is the other's.
+            StepFeatures before = features;
+            int ahead = forward.Count;
+            if (job.ForwardTokensLeft > 0)
             {
-                AddBackward(job, budget, limits, latency, backward, ref features);
+                TimeSpan spent = latency.Predict(before);
+                features = AddForward(job, before, spent + ((budget - spent) / 2), limits, latency, forward);
+            }
+
+            features = AddBackward(job, features, budget, limits, latency, backward);
+            if (job.ForwardTokensLeft > 0)
+            {
+                features = Extend(job, features, ahead, budget, limits, latency, forward);
             }
         }
 
@@ -93,27 +105,46 @@ internal static class FinetunePolicy
     private static double ServedPerWeight(JobSnapshot job)
     {
         Check.That(job.Weight > 0.0);
-        return job.ServedTokens / job.Weight;
+        return job.ServedPerWeight;
     }
 
-    private static void AddForward(
-        JobSnapshot job, TimeSpan budget, StepLimits limits, LatencyModel latency,
-        ImmutableArray<ForwardWindow>.Builder forward, ref StepFeatures features)
+    private static StepFeatures AddForward(
+        JobSnapshot job, StepFeatures features, TimeSpan budget, StepLimits limits, LatencyModel latency,
+        ImmutableArray<ForwardWindow>.Builder forward)
     {
         Check.That(job.ForwardTokensLeft > 0);
-        StepFeatures before = features;
-        int tokensMax = Math.Min(job.ForwardTokensLeft, limits.TokensPerStepMax - before.InferenceRows - before.ForwardRows);
-        int tokens = Bisection.Largest(tokensMax, n => latency.Predict(before.WithForward(job.PositionsDone, n)) <= budget);
-        if (tokens > 0)
+        int tokensMax = Math.Min(job.ForwardTokensLeft, limits.TokensPerStepMax - features.InferenceRows - features.ForwardRows);
+        int tokens = Bisection.Largest(tokensMax, n => latency.Predict(features.WithForward(job.ForwardStart, n)) <= budget);
+        if (tokens == 0)
         {
-            forward.Add(new ForwardWindow(job.Id, tokens));
-            features = before.WithForward(job.PositionsDone, tokens);
+            return features;
         }
+
+        forward.Add(new ForwardWindow(job.Id, tokens));
+        return features.WithForward(job.ForwardStart, tokens);
     }
 
-    private static void AddBackward(
-        JobSnapshot job, TimeSpan budget, StepLimits limits, LatencyModel latency,
-        ImmutableArray<BackwardWindow>.Builder backward, ref StepFeatures features)
+    /// <summary>Makes the job's window, at this place in the list where it has one, as large as fits now.</summary>
+    private static StepFeatures Extend(
+        JobSnapshot job, StepFeatures features, int place, TimeSpan budget, StepLimits limits, LatencyModel latency,
+        ImmutableArray<ForwardWindow>.Builder forward)
+    {
+        if (place == forward.Count)
+        {
+            return AddForward(job, features, budget, limits, latency, forward);
+        }
+
+        int had = forward[place].Tokens;
+        int start = job.ForwardStart + had;
+        int tokensMax = Math.Min(job.ForwardTokensLeft - had, limits.TokensPerStepMax - features.InferenceRows - features.ForwardRows);
+        int more = Bisection.Largest(tokensMax, n => latency.Predict(features.WithLongerForward(start, n)) <= budget);
+        forward[place] = new ForwardWindow(job.Id, had + more);
+        return more == 0 ? features : features.WithLongerForward(start, more);
+    }
+
+    private static StepFeatures AddBackward(
+        JobSnapshot job, StepFeatures features, TimeSpan budget, StepLimits limits, LatencyModel latency,
+        ImmutableArray<BackwardWindow>.Builder backward)
     {
         Check.That(job.RowsLeft > 0 && job.RowsLeft <= job.SampleTokens && job.Layer >= job.LowestLayer);
         int rowsLeft = job.RowsLeft;
@@ -128,7 +159,7 @@ internal static class FinetunePolicy
                 int rows = Largest(rowsMax, budget);
                 if (rows == 0)
                 {
-                    return;
+                    return features;
                 }
 
                 rowsLeft -= rows;
@@ -139,6 +170,8 @@ internal static class FinetunePolicy
                     Bisection.Largest(max, n => latency.Predict(before.WithBackward(end - n, n)) <= most);
             }
         }
+
+        return features;
     }
 
     /// <summary>

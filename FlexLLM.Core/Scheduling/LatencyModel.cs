@@ -39,6 +39,13 @@ internal readonly record struct StepFeatures
         ForwardContext = ForwardContext + ContextOf(start, tokens),
     };
 
+    /// <summary>Makes a forward window longer: so many more tokens, the first of them at position <paramref name="start"/>.</summary>
+    public StepFeatures WithLongerForward(int start, int tokens) => this with
+    {
+        ForwardRows = ForwardRows + tokens,
+        ForwardContext = ForwardContext + ContextOf(start, tokens),
+    };
+
     /// <summary>Adds a backward window of one layer.</summary>
     public StepFeatures WithBackward(int start, int rows) => this with
     {
