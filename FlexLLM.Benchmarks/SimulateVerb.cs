@@ -12,7 +12,7 @@ internal static class SimulateVerb
 {
     public static string Usage { get; } =
         "[--scenario paper | --model 8b|14b|32b] [--modes NAME,NAME] [--rates 4,8,12,16,20] [--minutes 10] [--seed 1] " +
-        "[--tokens 512] [--trace CSV] [--json FILE] [--html FILE], or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
+        "[--tokens 2048] [--trace CSV] [--json FILE] [--html FILE], or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
 
     public static int Run(string[] args) => Run(args, Console.Out, Console.Error);
 
@@ -39,7 +39,7 @@ internal static class SimulateVerb
         int[] rates = CommandLine.Ints(args, "--rates", [4, 8, 12, 16, 20], min: 1);
         string? trace = CommandLine.Text(args, "--trace");
         ArrivalTrace? arrivals = trace is null ? null : ArrivalTrace.Read(trace);
-        int tokens = CommandLine.Int(args, "--tokens", 512, min: 16);
+        int tokens = CommandLine.Int(args, "--tokens", 2048, min: 16);
         var results = new List<(SimulatedModel, IReadOnlyList<ServingRun>)>();
         foreach (SimulatedModel model in models)
         {

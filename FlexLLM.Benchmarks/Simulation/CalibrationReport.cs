@@ -17,10 +17,12 @@ internal static class CalibrationReport
                 FormattableString.Invariant(
                 $"{100 * model.Fit.BandwidthShare:F0} % of the bandwidth, {1e3 * model.Fit.SecondsPerBatch:F1} ms a step ") +
                 FormattableString.Invariant(
-                $"(vLLM {1e3 * model.ServerSecondsPerBatch:F1}); least error on the grid at {100 * best.TensorShare:F0} %, ") +
-                FormattableString.Invariant($"{1e3 * best.SecondsPerBatch:F1} ms"));
+                $"(least error on the grid: {100 * best.TensorShare:F0} %, {1e3 * best.SecondsPerBatch:F1} ms)"));
             Print(output, "closed form", Calibration.Rows(model));
-            Print(output, "closed form, the other system on the same device", Calibration.ServerRows(model));
+            MachineFit server = model.AsServer.Fit;
+            Print(
+                output, FormattableString.Invariant(
+                $"closed form, vLLM ({100 * server.TensorShare:F0} %, {1e3 * server.SecondsPerBatch:F1} ms)"), Calibration.ServerRows(model));
             Print(output, $"simulated engine, {seconds:F0} s a rate", SimulatedRows(model, seconds, seed));
         }
 

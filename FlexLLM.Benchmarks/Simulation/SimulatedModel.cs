@@ -52,10 +52,8 @@ internal sealed record SimulatedModel
     /// <summary>What the authors' system makes of the machine.</summary>
     public required MachineFit Fit { get; init; }
 
-    /// <summary>
-    /// What a step adds in the system that the paper splits machines with (vLLM, eager): another software on the same device.
-    /// </summary>
-    public double ServerSecondsPerBatch { get; init; }
+    /// <summary>What the system makes of it that the paper splits machines with (vLLM, eager); null where none was reported.</summary>
+    public MachineFit? ServerFit { get; init; }
 
     /// <summary>TPOT target in seconds (the paper's text; its scripts use 45 ms for 8B).</summary>
     public double TpotTarget { get; init; } = 0.075;
@@ -67,8 +65,8 @@ internal sealed record SimulatedModel
 
     public NullMachine Machine => Fit.Of(Gpu, Ranks);
 
-    /// <summary>The same model served by the other system.</summary>
-    public SimulatedModel AsServer => this with { Fit = Fit with { SecondsPerBatch = ServerSecondsPerBatch } };
+    /// <summary>The same model in the other system.</summary>
+    public SimulatedModel AsServer => this with { Fit = ServerFit ?? Fit };
 
     /// <summary>The same model on a share of the machine's rates.</summary>
     public SimulatedModel OnShare(double share) => this with
@@ -86,8 +84,8 @@ internal sealed record SimulatedModel
             Config = ModelShapes.Of("llama-3.1-8b"),
             Ranks = 1,
             TpotTarget = 0.050,
-            Fit = new MachineFit(0.68, 0.85, 7e-3),
-            ServerSecondsPerBatch = 3.5e-3,
+            Fit = new MachineFit(0.76, 0.85, 8e-3),
+            ServerFit = new MachineFit(0.62, 0.85, 3.5e-3),
         },
         new()
         {
@@ -95,8 +93,8 @@ internal sealed record SimulatedModel
             Title = "Qwen2.5-14B, TP 2",
             Config = ModelShapes.Of("qwen2.5-14b"),
             Ranks = 2,
-            Fit = new MachineFit(0.58, 0.85, 33.5e-3),
-            ServerSecondsPerBatch = 15.5e-3,
+            Fit = new MachineFit(0.58, 0.85, 34e-3),
+            ServerFit = new MachineFit(0.58, 0.85, 15.5e-3),
         },
         new()
         {
@@ -106,7 +104,7 @@ internal sealed record SimulatedModel
             Ranks = 4,
             KvTokens = 60_000,
             Fit = new MachineFit(0.64, 0.85, 31e-3),
-            ServerSecondsPerBatch = 14.5e-3,
+            ServerFit = new MachineFit(0.64, 0.85, 14.5e-3),
         },
     ];
 
