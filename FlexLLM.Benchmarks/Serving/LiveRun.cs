@@ -43,7 +43,7 @@ internal static class LiveRun
             TtftTarget = slo.TimeToFirstToken.TotalSeconds,
             TpotTarget = slo.TimePerOutputToken.TotalSeconds,
             Requests = await requests.ConfigureAwait(false),
-            TokensGenerated = window.Generated,
+            TokensGenerated = series.Sum(p => p.GeneratedTokens),
             TokensTrained = window.Trained,
             Steps = window.Steps,
             StepsOverBudget = window.StepsOverBudget,
@@ -52,7 +52,7 @@ internal static class LiveRun
         };
     }
 
-    // An answer of the engine's counters comes between two steps, so intervals are as long as they turn out to be.
+    // The engine tells its counters between two steps, so intervals are as long as they turn out to be.
     private static async Task<(List<ThroughputPoint> Series, LiveCounters Done, double Seconds)> SampleAsync(
         LiveServer server, double seconds, TraceReplay? replay, Task requests, LiveCounters begun, long begin, Action<string> progress)
     {
@@ -60,7 +60,7 @@ internal static class LiveRun
         LiveCounters before = begun;
         double timeBefore = 0;
         double reported = 0;
-        long promptsBefore = 0;
+        (long Prompts, long Generated) servedBefore = (0, 0);
         while (timeBefore < seconds)
         {
             double left = Math.Max(0.001, seconds - Stopwatch.GetElapsedTime(begin).TotalSeconds);
@@ -72,17 +72,17 @@ internal static class LiveRun
 
             LiveCounters now = await server.ReadAsync().ConfigureAwait(false);
             double time = Stopwatch.GetElapsedTime(begin).TotalSeconds;
-            long prompts = replay?.PromptTokens ?? 0;
-            LiveCounters delta = now - before;
-            series.Add(new ThroughputPoint(timeBefore, prompts - promptsBefore, delta.Generated, delta.Trained));
-            (before, timeBefore, promptsBefore) = (now, time, prompts);
+            (long Prompts, long Generated) served = (replay?.PromptTokens ?? 0, replay?.GeneratedTokens ?? 0);
+            series.Add(new ThroughputPoint(
+                timeBefore, served.Prompts - servedBefore.Prompts, served.Generated - servedBefore.Generated,
+                (now - before).Trained));
+            (before, timeBefore, servedBefore) = (now, time, served);
             if (time - reported >= ReportInterval.TotalSeconds)
             {
                 reported = time;
-                LiveCounters sum = now - begun;
                 progress(
                     $"{time.Fixed(0)} of {seconds.Fixed(0)} s, {replay?.Answered ?? 0} of {replay?.Sent ?? 0} requests answered, " +
-                    $"{(sum.Generated / time).Fixed(1)} generated/s, {(sum.Trained / time).Fixed(1)} trained/s");
+                    $"{(served.Generated / time).Fixed(1)} generated/s, {((now - begun).Trained / time).Fixed(1)} trained/s");
             }
         }
 

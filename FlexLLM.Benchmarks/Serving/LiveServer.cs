@@ -1,22 +1,21 @@
 namespace FlexLLM.Benchmarks.Serving;
 
 /// <summary>Counters of all engines of a mode together, since they were loaded.</summary>
-internal readonly record struct LiveCounters(long Generated, long Trained, long Steps, long StepsOverBudget, long Preemptions)
+internal readonly record struct LiveCounters(long Trained, long Steps, long StepsOverBudget, long Preemptions)
 {
     public static LiveCounters operator +(LiveCounters a, LiveCounters b) => new(
-        a.Generated + b.Generated, a.Trained + b.Trained, a.Steps + b.Steps, a.StepsOverBudget + b.StepsOverBudget,
-        a.Preemptions + b.Preemptions);
+        a.Trained + b.Trained, a.Steps + b.Steps, a.StepsOverBudget + b.StepsOverBudget, a.Preemptions + b.Preemptions);
 
     public static LiveCounters operator -(LiveCounters a, LiveCounters b) => new(
-        a.Generated - b.Generated, a.Trained - b.Trained, a.Steps - b.Steps, a.StepsOverBudget - b.StepsOverBudget,
-        a.Preemptions - b.Preemptions);
+        a.Trained - b.Trained, a.Steps - b.Steps, a.StepsOverBudget - b.StepsOverBudget, a.Preemptions - b.Preemptions);
 }
 
 /// <summary>The engine or the two engines of a mode, with a finetuning job that outlasts every run.</summary>
 internal sealed class LiveServer : IAsyncDisposable
 {
-    // A trainer that serves nobody takes whole samples: nothing can arrive that would have to wait.
-    private static readonly TimeSpan TrainerStepMax = TimeSpan.FromSeconds(30);
+    // A trainer that serves nobody may take long steps: nothing can arrive that would have to wait. But its counters, which are
+    // read between steps, should not lag behind the window by much.
+    private static readonly TimeSpan TrainerStepMax = TimeSpan.FromMilliseconds(500);
     private const int Epochs = 10_000;
     private readonly List<CoServingEngine> _engines = [];
     private FinetuningJob? _job;
@@ -90,7 +89,7 @@ internal sealed class LiveServer : IAsyncDisposable
         foreach (CoServingEngine engine in _engines)
         {
             EngineStatistics s = await engine.GetStatisticsAsync().ConfigureAwait(false);
-            sum += new LiveCounters(s.TokensGenerated, s.TokensTrained, s.Steps, s.StepsOverBudget, s.Preemptions);
+            sum += new LiveCounters(s.TokensTrained, s.Steps, s.StepsOverBudget, s.Preemptions);
         }
 
         return sum;
@@ -105,18 +104,21 @@ internal sealed class LiveServer : IAsyncDisposable
     }
 
     private static CoServingOptions ServerOptions(
-        ServeSettings settings, int threads, SharingPolicy policy, ServiceLevelObjective slo) => new()
+        ServeSettings settings, int threads, SharingPolicy policy, ServiceLevelObjective slo)
     {
-        Slo = slo,
-        Sharing = policy,
-        Device = ComputeDevice.Cpu(threads),
-        WeightType = settings.Weights,
-        ContextTokensMax = settings.ContextTokens,
-        KvCacheTokens = settings.Sequences * settings.ContextTokens,
-        TokensPerStepMax = Math.Max(settings.StepTokens, settings.Sequences),
-        SequencesMax = settings.Sequences,
-        Seed = settings.Seed,
-    };
+        return new CoServingOptions
+        {
+            Slo = slo,
+            Sharing = policy,
+            Device = ComputeDevice.Cpu(threads),
+            WeightType = settings.Weights,
+            ContextTokensMax = settings.ContextTokens,
+            KvCacheTokens = settings.Sequences * settings.ContextTokens,
+            TokensPerStepMax = Math.Max(settings.StepTokens, settings.Sequences),
+            SequencesMax = settings.Sequences,
+            Seed = settings.Seed,
+        };
+    }
 
     private static CoServingOptions TrainerOptions(ServeSettings settings, int threads) => new()
     {

@@ -11,11 +11,15 @@ internal sealed class TraceReplay(CoServingEngine engine, ulong seed)
     private readonly Lock _gate = new();
     private SeededRandom _random = new(seed);
     private long _promptTokens;
+    private long _generatedTokens;
     private int _sent;
     private int _answered;
 
     /// <summary>Prompt tokens computed so far; those of a request count when its first token is there.</summary>
     public long PromptTokens => Interlocked.Read(ref _promptTokens);
+
+    /// <summary>Tokens received so far.</summary>
+    public long GeneratedTokens => Interlocked.Read(ref _generatedTokens);
 
     /// <summary>Requests sent so far.</summary>
     public int Sent => Volatile.Read(ref _sent);
@@ -64,6 +68,7 @@ internal sealed class TraceReplay(CoServingEngine engine, ulong seed)
                 }
 
                 last = Stopwatch.GetElapsedTime(begin).TotalSeconds;
+                Interlocked.Increment(ref _generatedTokens);
                 if (++tokens == 1)
                 {
                     first = last;

@@ -1,6 +1,5 @@
 using System.Diagnostics;
 using FlexLLM.Benchmarks.Serving;
-using FlexLLM.Models;
 using FlexLLM.Tests.Formats;
 using FlexLLM.Tests.Support;
 using NUnit.Framework;
@@ -110,7 +109,8 @@ internal sealed class LiveServingTests
     {
         Assert.That(ServingMode.Parse("temporal-100").Policy, Is.EqualTo(SharingPolicy.Temporal(100)));
         Assert.That(ServingMode.Parse("fixed-budget-3").Policy, Is.EqualTo(SharingPolicy.FixedBudget(3)));
-        Assert.That(ServingMode.Defaults.Split(',').Select(name => ServingMode.Parse(name).Name), Is.EqualTo(ServingMode.Defaults.Split(',')));
+        string[] names = ServingMode.Defaults.Split(',');
+        Assert.That(names.Select(name => ServingMode.Parse(name).Name), Is.EqualTo(names));
         Assert.That(() => ServingMode.Parse("temporal-0"), Throws.ArgumentException.With.Message.Contains("temporal-0"));
     }
 
@@ -144,7 +144,8 @@ internal sealed class LiveServingTests
     // An arrival every quarter of a second.
     private static ArrivalTrace Trace()
     {
-        IEnumerable<string> rows = Enumerable.Range(0, 40).Select(i => $"2023-11-16 18:15:{10 + (i / 4)}.{i % 4 * 25:00},{i + 3},{i % 6 + 1}");
+        IEnumerable<string> rows = Enumerable.Range(0, 40).Select(i =>
+            $"2023-11-16 18:15:{10 + (i / 4)}.{i % 4 * 25:00},{i + 3},{(i % 6) + 1}");
         using var reader = new StringReader("TIMESTAMP,ContextTokens,GeneratedTokens\n" + string.Join('\n', rows));
         return ArrivalTrace.Read(reader, "trace.csv");
     }
