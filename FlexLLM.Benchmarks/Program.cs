@@ -11,6 +11,7 @@ internal static class Program
         ("train", TrainVerb.Usage, TrainVerb.Run),
         ("plan", PlanVerb.Usage, PlanVerb.Run),
         ("tokenize", TokenizeVerb.Usage, TokenizeVerb.Run),
+        ("latency", LatencyVerb.Usage, LatencyVerb.Run),
         ("kernels", KernelBenchmarks.Usage, KernelBenchmarks.Run),
     ];
 
