@@ -13,6 +13,7 @@ internal static class Program
         ("plan", PlanVerb.Usage, PlanVerb.Run),
         ("simulate", SimulateVerb.Usage, SimulateVerb.Run),
         ("tokenize", TokenizeVerb.Usage, TokenizeVerb.Run),
+        ("latency", LatencyVerb.Usage, LatencyVerb.Run),
         ("kernels", KernelBenchmarks.Usage, KernelBenchmarks.Run),
     ];
 
