@@ -7,11 +7,18 @@ namespace FlexLLM.Scheduling;
 internal static class HybridTokenScheduler
 {
     /// <summary>Plans one step. The inference part does not depend on the jobs.</summary>
-    public static StepPlan Plan(EngineSnapshot now, StepLimits limits, in LatencyModel latency)
+    /// <param name="now">What there is.</param>
+    /// <param name="limits">Bounds of the step.</param>
+    /// <param name="latency">What work costs.</param>
+    /// <param name="scratch">Buffers to use again; they save allocations and change nothing else.</param>
+    public static StepPlan Plan(
+        EngineSnapshot now, StepLimits limits, in LatencyModel latency, PlannerScratch? scratch = null)
     {
-        InferencePlan inference = InferencePolicy.Fill(now, limits, latency);
+        scratch ??= new PlannerScratch();
+        scratch.Reset(now);
+        InferencePlan inference = InferencePolicy.Fill(now, limits, latency, scratch);
         TimeSpan budget = FinetunePolicy.BudgetOf(now, inference, limits, latency);
-        FinetunePlan finetuning = FinetunePolicy.Fill(now, inference.Features, budget, limits, latency);
+        FinetunePlan finetuning = FinetunePolicy.Fill(now, inference.Features, budget, limits, latency, scratch);
         return new StepPlan
         {
             Preemptions = inference.Preemptions,
