@@ -8,6 +8,7 @@ using FlexLLM.Models;
 using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
 using FlexLLM.Tokenization;
+using Microsoft.Extensions.Logging;
 
 namespace FlexLLM.Engine;
 
