@@ -36,7 +36,8 @@ internal sealed class OptionsTests
         yield return Case(
             new CoServingOptions { Slo = new ServiceLevelObjective { InterTokenLatency = TimeSpan.Zero } }, "InterTokenLatency");
         yield return Case(new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["x"] = 0.0 } }, "TenantWeights zero");
-        yield return Case(new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["x"] = -1.0 } }, "TenantWeights negative");
+        yield return Case(
+            new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["x"] = -1.0 } }, "TenantWeights negative");
         yield return Case(
             new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["x"] = double.NaN } }, "TenantWeights not a number");
 

@@ -49,7 +49,7 @@ internal sealed class RequestPolicyTests
         Assert.That(Order(waiting, a, a), Is.EqualTo(new long[] { 1, 3, 2, 4 }));
         Assert.That(Order(waiting), Is.EqualTo(new long[] { 1, 2, 3, 4 }), "one tenant: by arrival");
         SequenceSnapshot[] urgent = [.. waiting[..3], waiting[3] with { Priority = 1 }];
-        Assert.That(Order(urgent, b, a), Is.EqualTo(new long[] { 4, 1, 3, 2 }), "priority first");
+        Assert.That(Order(urgent, b, a), Is.EqualTo(new long[] { 4, 1, 2, 3 }), "priority first");
 
         static long[] Order(SequenceSnapshot[] sequences, params TenantSnapshot[] tenants) =>
             [.. HybridTokenScheduler.Plan(Snapshot(sequences) with { Tenants = [.. tenants] }, Limits, Latency)
