@@ -19,7 +19,8 @@ internal static class KernelBenchmarks
         // In this process: a generated project would inherit the rules of this repository and not pass them.
         IConfig config = DefaultConfig.Instance.AddJob(Job.ShortRun.WithToolchain(InProcessEmitToolchain.Instance));
         string[] chosen = args.Contains("--filter") || args.Contains("--list") ? args : [.. args, "--filter", "*"];
-        Type[] types = [typeof(WeightKernels), typeof(RowKernels), typeof(SamplerKernels), typeof(CompilerBenchmarks)];
+        Type[] types =
+            [typeof(WeightKernels), typeof(RowKernels), typeof(SamplerKernels), typeof(CompilerBenchmarks), typeof(SchedulerBenchmarks)];
         return BenchmarkSwitcher.FromTypes(types).Run(chosen, config).Any(summary => summary.HasCriticalValidationErrors) ? 2 : 0;
     }
 }

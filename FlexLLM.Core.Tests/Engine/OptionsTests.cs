@@ -34,6 +34,15 @@ internal sealed class OptionsTests
         yield return Case(new CoServingOptions { LatencyProfileFolder = " " }, "LatencyProfileFolder");
         yield return Case(new CoServingOptions { Slo = new ServiceLevelObjective { TimeToFirstToken = TimeSpan.Zero } }, "Slo");
 
+        yield return Case(new CoServingOptions { BatchSlo = new ServiceLevelObjective { TimePerOutputToken = TimeSpan.Zero } }, "BatchSlo");
+        yield return Case(
+            new CoServingOptions { Slo = new ServiceLevelObjective { InterTokenLatency = TimeSpan.Zero } }, "InterTokenLatency");
+        yield return Case(new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["x"] = 0.0 } }, "TenantWeights zero");
+        yield return Case(
+            new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["x"] = -1.0 } }, "TenantWeights negative");
+        yield return Case(
+            new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["x"] = double.NaN } }, "TenantWeights not a number");
+
         static TestCaseData Case(CoServingOptions options, string name) => new TestCaseData(options).SetArgDisplayNames(name);
     }
 
@@ -78,5 +87,22 @@ internal sealed class OptionsTests
         Assert.That((await engine.GetStatisticsAsync().Soon()).DeviceBytes,
             Is.LessThan((await wide.GetStatisticsAsync().Soon()).DeviceBytes));
         Assert.That(await engine.AskAsync(Answers.Mixed(1, 8)[0]), Does.Contain("Length"));
+    }
+
+    [Test]
+    public async Task Slo_BelowOneToken_IsRefusedOrServedByOption()
+    {
+        var impossible = new ServiceLevelObjective { TimePerOutputToken = TimeSpan.FromTicks(1) };
+        var request = new GenerationRequest(TinyModel.Ids(4, 1)) { MaxTokens = 4, IgnoreEos = true };
+        Exception? load = await CoServingEngine.LoadAsync(
+            _model.Folder, new CoServingOptions { Slo = impossible, UnattainableSlo = UnattainableSlo.Refuse }).FaultAsync();
+        Assert.That(load, Is.TypeOf<RequestRejectedException>().With.Message.Contains("TimePerOutputToken"));
+        await using CoServingEngine warned = await _model.StartAsync(new CoServingOptions { Slo = impossible });
+        Assert.That((await warned.CompleteAsync(request).Soon()).Tokens, Has.Count.EqualTo(4));
+        await using CoServingEngine strict = await _model.StartAsync(new CoServingOptions { UnattainableSlo = UnattainableSlo.Refuse });
+        Exception? own = await strict.CompleteAsync(request with { Slo = impossible }).FaultAsync();
+        Assert.That(own, Is.TypeOf<RequestRejectedException>().With.Message.Contains("measured"));
+        GenerationRequest batch = request with { Class = RequestClass.Batch, Tenant = "t" };
+        Assert.That((await strict.CompleteAsync(batch).Soon()).Tokens, Has.Count.EqualTo(4));
     }
 }

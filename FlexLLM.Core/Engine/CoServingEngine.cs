@@ -85,7 +85,8 @@ public sealed class CoServingEngine : IAsyncDisposable
     /// <exception cref="InvalidFileException">A file is missing or malformed; the error names file, field and fault.</exception>
     /// <exception cref="ArgumentException">An option is out of its range.</exception>
     /// <exception cref="RequestRejectedException">
-    /// Weights, workspace and the smallest KV cache would not fit into <see cref="CoServingOptions.DeviceBytesMax"/>.
+    /// Weights, workspace and the smallest KV cache would not fit into <see cref="CoServingOptions.DeviceBytesMax"/>, or a latency
+    /// target cannot be met and <see cref="CoServingOptions.UnattainableSlo"/> says to refuse.
     /// </exception>
     public static async Task<CoServingEngine> LoadAsync(
         string folder, CoServingOptions? options = null, CancellationToken cancellationToken = default)
@@ -268,6 +269,7 @@ public sealed class CoServingEngine : IAsyncDisposable
                 checkpoint, config, backend, options.WeightType, positions, shard: null, compiler, cancellationToken);
             engine = new CoServingEngine(folder, options, backend, model, files, kvBlocks);
             engine.LearnLatency();
+            engine._loop.CheckTargets();
             return engine;
         }
         catch
@@ -404,6 +406,11 @@ public sealed class CoServingEngine : IAsyncDisposable
         ArgumentNullException.ThrowIfNull(request.StopSequences);
         request.Sampling.Validate();
         request.Slo?.Validate();
+        if (!Enum.IsDefined(request.Class))
+        {
+            throw new ArgumentOutOfRangeException(nameof(request), request.Class, "Class is none of the request classes.");
+        }
+
         if (request.StopSequences.Count > 0 && Tokenizer is null)
         {
             throw new RequestRejectedException("The checkpoint has no tokenizer.json: stop sequences cannot be matched.");

@@ -19,18 +19,49 @@ public sealed record ServiceLevelObjective
     /// <value>2 s.</value>
     public TimeSpan TimeToFirstToken { get; init; } = TimeSpan.FromSeconds(2);
 
+    /// <summary>
+    /// Longest time between any two tokens, in about 99 % of the steps (p99); null for none. No step in which the answer grows is
+    /// planned longer, whatever time it has saved: prompts of others and finetuning wait instead. May be above or below
+    /// <see cref="TimePerOutputToken"/>, which stays a mean.
+    /// </summary>
+    public TimeSpan? InterTokenLatency { get; init; }
+
     /// <summary>The same targets, none longer than an hour.</summary>
     internal ServiceLevelObjective Bounded() => new()
     {
         TimePerOutputToken = TimePerOutputToken < TargetMax ? TimePerOutputToken : TargetMax,
         TimeToFirstToken = TimeToFirstToken < TargetMax ? TimeToFirstToken : TargetMax,
+        InterTokenLatency = InterTokenLatency < TargetMax ? InterTokenLatency : null,
     };
+
+    /// <summary>What a machine that takes so long for one token cannot keep of it; null where it can.</summary>
+    internal string? FaultAgainst(TimeSpan stepTimeMin)
+    {
+        TimeSpan target = InterTokenLatency < TimePerOutputToken ? InterTokenLatency.Value : TimePerOutputToken;
+        string name = target == TimePerOutputToken ? nameof(TimePerOutputToken) : nameof(InterTokenLatency);
+        return target >= stepTimeMin
+            ? null
+            : FormattableString.Invariant($"{name} is {target.TotalMilliseconds:G4} ms, but a token takes at least ") +
+              FormattableString.Invariant($"{stepTimeMin.TotalMilliseconds:G4} ms here even alone (measured at load).");
+    }
 
     internal void Validate()
     {
         ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(TimePerOutputToken, TimeSpan.Zero, nameof(TimePerOutputToken));
         ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(TimeToFirstToken, TimeSpan.Zero, nameof(TimeToFirstToken));
+        ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(
+            InterTokenLatency ?? TimeSpan.MaxValue, TimeSpan.Zero, nameof(InterTokenLatency));
     }
+}
+
+/// <summary>What happens to latency targets that the machine cannot keep even for one request alone.</summary>
+public enum UnattainableSlo
+{
+    /// <summary>A warning in the log; requests are served as well as possible, finetuning gets nothing beside them.</summary>
+    Warn,
+
+    /// <summary>The engine does not load, or the request is refused.</summary>
+    Refuse,
 }
 
 /// <summary>Where an engine computes.</summary>
@@ -55,8 +86,26 @@ public abstract class ComputeDevice
 /// <summary>Limits and targets of a <see cref="CoServingEngine"/>; checked when the engine is loaded.</summary>
 public sealed record CoServingOptions
 {
-    /// <summary>Latency targets of requests that name none of their own.</summary>
+    /// <summary>Latency targets of interactive requests that name none of their own.</summary>
     public ServiceLevelObjective Slo { get; init; } = new();
+
+    /// <summary>Latency targets of batch requests that name none of their own.</summary>
+    /// <value>TPOT 1 s, TTFT 60 s.</value>
+    public ServiceLevelObjective BatchSlo { get; init; } = new()
+    {
+        TimePerOutputToken = TimeSpan.FromSeconds(1),
+        TimeToFirstToken = TimeSpan.FromSeconds(60),
+    };
+
+    /// <summary>What to do about TPOT and inter-token targets below the time of one token that was measured at load.</summary>
+    /// <value><see cref="FlexLLM.UnattainableSlo.Warn"/>.</value>
+    public UnattainableSlo UnattainableSlo { get; init; }
+
+    /// <summary>
+    /// Shares of tenants relative to each other, by <see cref="GenerationRequest.Tenant"/>; the empty name is the anonymous tenant.
+    /// More than 0 and finite. Who is not named has 1.
+    /// </summary>
+    public IReadOnlyDictionary<string, double> TenantWeights { get; init; } = new Dictionary<string, double>();
 
     /// <summary>How requests and finetuning jobs share the engine; anything but the default is there to compare with.</summary>
     /// <value><see cref="SharingPolicy.CoServing"/>.</value>
@@ -149,9 +198,28 @@ public sealed record CoServingOptions
 
     internal long DeviceBytesLimit => DeviceBytesMax ?? (long)(GC.GetGCMemoryInfo().TotalAvailableMemoryBytes * 0.9);
 
+    internal ServiceLevelObjective SloOf(RequestClass requestClass) => requestClass == RequestClass.Batch ? BatchSlo : Slo;
+
     internal void Validate()
     {
         ArgumentNullException.ThrowIfNull(Slo);
+        ArgumentNullException.ThrowIfNull(BatchSlo);
+        ArgumentNullException.ThrowIfNull(TenantWeights);
+        BatchSlo.Validate();
+        foreach ((string tenant, double weight) in TenantWeights)
+        {
+            if (!(weight > 0.0 && double.IsFinite(weight)))
+            {
+                throw new ArgumentOutOfRangeException(
+                    nameof(TenantWeights), weight, $"The weight of tenant '{tenant}' must be more than 0 and finite.");
+            }
+        }
+
+        if (!Enum.IsDefined(UnattainableSlo))
+        {
+            throw new ArgumentOutOfRangeException(nameof(UnattainableSlo), UnattainableSlo, "Warn or Refuse.");
+        }
+
         ArgumentNullException.ThrowIfNull(Sharing);
         ArgumentNullException.ThrowIfNull(Device);
         ArgumentNullException.ThrowIfNull(Clock);

@@ -8,6 +8,7 @@ using FlexLLM.Models;
 using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
 using FlexLLM.Tokenization;
+using Microsoft.Extensions.Logging;
 
 namespace FlexLLM.Engine;
 
@@ -38,8 +39,11 @@ internal sealed class EngineLoop : IDisposable
 
     // In order of arrival; a preempted sequence keeps its place.
     private readonly SortedDictionary<long, InferenceSequence> _sequences = [];
+    private readonly TenantTable _tenants;
+    private readonly PlannerScratch _scratch = new();
     private long _nextId = 1;
     private int _stepsSinceFinetuning;
+    private TimeSpan? _stepTimeMin;
 
     public EngineLoop(
         LoadedModel model, Tokenizer? tokenizer, CoServingOptions options, EngineInbox inbox, IEnumerable<int> eosTokens, int kvBlocks)
@@ -79,6 +83,7 @@ internal sealed class EngineLoop : IDisposable
         _sampler = new Sampler(config.VocabularySize);
         _logits = new float[config.VocabularySize];
         _eos = [.. eosTokens];
+        _tenants = new TenantTable(options.TenantWeights);
         Adapters = new AdapterStore(options.AdaptersMax);
         int blocksMin = Math.Min(kvBlocks, EngineMemory.KvBlocksMin(options, model.PositionsMax));
         Budget = new DeviceBudget(model.Backend, _pool, options.DeviceBytesLimit, blocksMin, BlocksPromised, Vacate, () => Jobs!.StopAhead());
@@ -134,7 +139,7 @@ internal sealed class EngineLoop : IDisposable
             return _inbox.HasItems;
         }
 
-        StepPlan plan = HybridTokenScheduler.Plan(TakeSnapshot(), _limits, Latency);
+        StepPlan plan = HybridTokenScheduler.Plan(TakeSnapshot(), _limits, Latency, _scratch);
         LastPlan = plan;
         Check.That(!plan.IsEmpty, "a step with work plans some of it");
         long begun = _clock.GetTimestamp();
@@ -178,6 +183,16 @@ internal sealed class EngineLoop : IDisposable
             new ProfiledEngine(_model, _limits, _memory, Budget, _pool, _forward, _backward, _batch, _clock));
     }
 
+    /// <summary>Takes what <see cref="Calibrate"/> measured as the least that a token can cost, and checks the engine's targets.</summary>
+    /// <exception cref="RequestRejectedException">A target is below it, and options say to refuse.</exception>
+    public void CheckTargets()
+    {
+        // Without a measurement there is nothing to hold against anybody.
+        _stepTimeMin = Latency == LatencyModel.Default ? null : Latency.Expect(default(StepFeatures).WithInference(0, 1, sampled: 1));
+        CheckTargets(_options.Slo, nameof(CoServingOptions.Slo));
+        CheckTargets(_options.BatchSlo, nameof(CoServingOptions.BatchSlo));
+    }
+
     /// <summary>
     /// Takes a request in, or refuses it. Adapter names are resolved here, everything else was checked by the caller.
     /// </summary>
@@ -190,6 +205,11 @@ internal sealed class EngineLoop : IDisposable
             throw new RequestRejectedException(
                 $"The prompt has {prompt.Length} tokens; with room for an answer at most {tokensMax - 1} fit " +
                 $"(context {_model.PositionsMax}, KV cache {KvTokensMax} tokens).");
+        }
+
+        if (request.Slo is not null)
+        {
+            CheckTargets(request.Slo, "The request's Slo");
         }
 
         // Without a seed of its own each request draws from another stream.
@@ -209,10 +229,11 @@ internal sealed class EngineLoop : IDisposable
             Decoder = _tokenizer is null ? null : new StreamingDecoder(_tokenizer, skipSpecialTokens: true),
             OnEnded = prepared.OnEnded,
             IgnoreEos = request.IgnoreEos,
-            Priority = request.Priority,
-            Slo = (request.Slo ?? _options.Slo).Bounded(),
+            Priority = request.PriorityLevel,
+            Slo = (request.Slo ?? _options.SloOf(request.Class)).Bounded(),
             ArrivalTime = _clock.GetElapsedTime(_start, prepared.Arrived),
             Adapter = request.Adapter is null ? null : Adapters.Get(request.Adapter).Acquire(),
+            Tenant = _tenants.Enter(request.Tenant),
         };
         _sequences.Add(id.Value, sequence);
         Counters.Requests++;
@@ -267,6 +288,21 @@ internal sealed class EngineLoop : IDisposable
         }
     }
 
+    private void CheckTargets(ServiceLevelObjective slo, string name)
+    {
+        if (_stepTimeMin is not TimeSpan least || slo.FaultAgainst(least) is not string fault)
+        {
+            return;
+        }
+
+        if (_options.UnattainableSlo == UnattainableSlo.Refuse)
+        {
+            throw new RequestRejectedException($"{name}: {fault}");
+        }
+
+        new GuardedLogger(_options.Logger).LogWarning("{Name}: {Fault}", name, fault);
+    }
+
     private EngineSnapshot TakeSnapshot()
     {
         var sequences = ImmutableArray.CreateBuilder<SequenceSnapshot>(_sequences.Count);
@@ -281,6 +317,7 @@ internal sealed class EngineLoop : IDisposable
             Sequences = sequences.MoveToImmutable(),
             Jobs = Jobs.Snapshot(),
             StepsSinceFinetuning = _stepsSinceFinetuning,
+            Tenants = _tenants.Snapshot(),
             FreeBlocks = _blocks.BlocksFree,
             TotalBlocks = _blocks.BlocksTotal,
             TokensPerBlock = DeviceKvCache.TokensPerBlock,
@@ -296,8 +333,11 @@ internal sealed class EngineLoop : IDisposable
 
         foreach (SequenceId id in plan.Admissions)
         {
-            Check.That(_sequences[id.Value].Phase == SequencePhase.Waiting);
-            _sequences[id.Value].Phase = SequencePhase.Running;
+            InferenceSequence sequence = _sequences[id.Value];
+            Check.That(sequence.Phase == SequencePhase.Waiting);
+            sequence.Phase = SequencePhase.Running;
+            _tenants.Admit(sequence.Tenant, sequence.PromptCharged ? 0 : sequence.PromptLength, Now);
+            sequence.PromptCharged = true;
         }
     }
 
@@ -305,6 +345,11 @@ internal sealed class EngineLoop : IDisposable
     private void Preempt(InferenceSequence sequence)
     {
         sequence.Blocks.Release(_blocks);
+        if (sequence.Phase == SequencePhase.Running)
+        {
+            _tenants.Wait(sequence.Tenant);
+        }
+
         sequence.Phase = SequencePhase.Waiting;
         sequence.Computed = 0;
         Counters.Preemptions++;
@@ -378,6 +423,7 @@ internal sealed class EngineLoop : IDisposable
             return;
         }
 
+        TenantTable.Generated(sequence.Tenant);
         sequence.Tokens.Add(token.TokenId);
         sequence.History.AddGenerated(token.TokenId);
         Counters.Observe(sequence, now);
@@ -426,6 +472,7 @@ internal sealed class EngineLoop : IDisposable
     private void Remove(InferenceSequence sequence)
     {
         _sequences.Remove(sequence.Id.Value);
+        _tenants.Leave(sequence.Tenant, sequence.Phase == SequencePhase.Waiting);
         sequence.Blocks.Release(_blocks);
         sequence.Adapter?.Release();
         sequence.End();

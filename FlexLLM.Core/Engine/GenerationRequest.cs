@@ -1,5 +1,15 @@
 namespace FlexLLM;
 
+/// <summary>What a request is to its caller.</summary>
+public enum RequestClass
+{
+    /// <summary>Somebody waits: <see cref="CoServingOptions.Slo"/> holds.</summary>
+    Interactive,
+
+    /// <summary>Nobody watches: <see cref="CoServingOptions.BatchSlo"/> holds, and interactive requests go first.</summary>
+    Batch,
+}
+
 /// <summary>One prompt and how to answer it.</summary>
 public sealed record GenerationRequest
 {
@@ -59,11 +69,26 @@ public sealed record GenerationRequest
     /// <summary>Goes on past end-of-sequence tokens up to <see cref="MaxTokens"/>.</summary>
     public bool IgnoreEos { get; init; }
 
-    /// <summary>Higher goes first.</summary>
+    /// <summary>
+    /// Higher goes first; waiting makes up for it in time, so that none starves. <see cref="RequestClass.Batch"/> requests count one
+    /// level lower than they say: one of priority 1 stands beside interactive ones of priority 0.
+    /// </summary>
     public int Priority { get; init; }
 
-    /// <summary>Latency targets of this request, or null for the engine's.</summary>
+    /// <summary>Which latency targets hold, and who goes first.</summary>
+    /// <value><see cref="RequestClass.Interactive"/>.</value>
+    public RequestClass Class { get; init; }
+
+    /// <summary>
+    /// Who pays: of waiting requests of one priority, those go first whose tenant got least so far, counting prompt tokens and
+    /// generated tokens twice (virtual token counters; Sheng et al., OSDI'24). Null, or empty, is one tenant too.
+    /// </summary>
+    public string? Tenant { get; init; }
+
+    /// <summary>Latency targets of this request, or null for the engine's targets of its class.</summary>
     public ServiceLevelObjective? Slo { get; init; }
+
+    internal int PriorityLevel => Class == RequestClass.Batch ? Math.Max(Priority, int.MinValue + 1) - 1 : Priority;
 }
 
 /// <summary>Why an answer ended.</summary>

@@ -58,6 +58,12 @@ internal sealed class InferenceSequence
 
     public required TimeSpan ArrivalTime { get; init; }
 
+    /// <summary>Who pays for it.</summary>
+    public required Tenant Tenant { get; init; }
+
+    /// <summary>Whether its tenant was charged for its prompt, which happens with its first place.</summary>
+    public bool PromptCharged { get; set; }
+
     /// <summary>The version that serves this request to its end; held by a reference.</summary>
     public required AdapterVersion? Adapter { get; init; }
 
@@ -109,5 +115,8 @@ internal sealed class InferenceSequence
         TokensGenerated = Generated,
         TpotTarget = Slo.TimePerOutputToken,
         TtftTarget = Slo.TimeToFirstToken,
+        InterTokenTarget = Slo.InterTokenLatency,
+        Tenant = Tenant.Slot,
+        ServiceDue = PromptCharged ? 0 : PromptLength,
     };
 }

@@ -54,6 +54,15 @@ internal readonly record struct SequenceSnapshot
     /// <summary>Longest time from arrival to the first token.</summary>
     public required TimeSpan TtftTarget { get; init; }
 
+    /// <summary>Longest step in which it decodes; null where only the mean counts.</summary>
+    public TimeSpan? InterTokenTarget { get; init; }
+
+    /// <summary>Index of its tenant in <see cref="EngineSnapshot.Tenants"/>.</summary>
+    public int Tenant { get; init; }
+
+    /// <summary>Service that its tenant is charged with on admission: its prompt, 0 when it was admitted before.</summary>
+    public int ServiceDue { get; init; }
+
     /// <summary>Tokens known but not computed.</summary>
     public int TokensLeft => TokensTotal - TokensComputed;
 
@@ -64,6 +73,21 @@ internal readonly record struct SequenceSnapshot
     /// Longest time from now to the next token that keeps the mean so far within target; null before the first.
     /// </summary>
     public TimeSpan? TpotSlack(TimeSpan now) => FirstTokenTime + (TpotTarget * TokensGenerated) - now;
+}
+
+/// <summary>
+/// A tenant with sequences in the engine, as the planner sees it: the virtual token counter of Sheng et al., OSDI'24.
+/// </summary>
+internal readonly record struct TenantSnapshot
+{
+    /// <summary>Service so far (prompt tokens, generated tokens twice) divided by its weight.</summary>
+    public required double Served { get; init; }
+
+    /// <summary>Share relative to other tenants; more than 0.</summary>
+    public required double Weight { get; init; }
+
+    /// <summary>When a sequence of it was last admitted.</summary>
+    public TimeSpan LastAdmission { get; init; }
 }
 
 /// <summary>What a finetuning job could do next.</summary>
@@ -140,6 +164,9 @@ internal sealed record EngineSnapshot
 
     /// <summary>Steps with inference since the last one with finetuning.</summary>
     public int StepsSinceFinetuning { get; init; }
+
+    /// <summary>Tenants that sequences name by index; empty where all sequences are one tenant's.</summary>
+    public ImmutableArray<TenantSnapshot> Tenants { get; init; } = [];
 
     /// <summary>KV blocks that no sequence holds.</summary>
     public required int FreeBlocks { get; init; }

@@ -17,12 +17,17 @@ internal static class FinetunePolicy
     /// How long the step may take. The mean time per token of a request may not pass its target, so what it was ahead
     /// may be spent, a part per step; prompts come first, so finetuning gets only what they can surely spare.
     /// </summary>
-    public static TimeSpan BudgetOf(EngineSnapshot now, InferencePlan inference, StepLimits limits, in LatencyModel latency)
+    public static TimeSpan BudgetOf(EngineSnapshot now, in InferencePlan inference, StepLimits limits, in LatencyModel latency)
     {
         TimeSpan own = now.Sequences.IsEmpty ? TimeSpan.Zero : latency.Predict(inference.Features);
         TimeSpan budget = own + limits.IdleStepMax;
-        foreach (SequenceSnapshot s in now.Sequences)
+        foreach (ref readonly SequenceSnapshot s in now.Sequences.AsSpan())
         {
+            if (s.IsDecoding && s.FirstTokenTime is not null && s.InterTokenTarget is TimeSpan interToken)
+            {
+                budget = Min(budget, interToken);
+            }
+
             if (s.TpotSlack(now.Now) is TimeSpan slack)
             {
                 TimeSpan spendable = slack * (1.0 - limits.SlackHeldBack);
@@ -31,8 +36,9 @@ internal static class FinetunePolicy
         }
 
         long tokensAhead = 0;
-        foreach ((SequenceSnapshot s, int tokensLeft) in inference.Prompts)
+        foreach ((int index, int tokensLeft) in inference.Prompts)
         {
+            ref readonly SequenceSnapshot s = ref now.Sequences.ItemRef(index);
             tokensAhead += tokensLeft;
             if (s.FirstTokenTime is null)
             {
@@ -53,15 +59,17 @@ internal static class FinetunePolicy
             : Math.Min(1.0, (double)now.FreeBlocks / now.TotalBlocks / limits.FreeBlocksShare);
 
     public static FinetunePlan Fill(
-        EngineSnapshot now, StepFeatures inference, TimeSpan budget, StepLimits limits, in LatencyModel latency)
+        EngineSnapshot now, StepFeatures inference, TimeSpan budget, StepLimits limits, in LatencyModel latency,
+        PlannerScratch scratch)
     {
-        var forward = ImmutableArray.CreateBuilder<ForwardWindow>();
-        var backward = ImmutableArray.CreateBuilder<BackwardWindow>();
+        ImmutableArray<ForwardWindow>.Builder forward = scratch.Forward;
+        ImmutableArray<BackwardWindow>.Builder backward = scratch.Backward;
         StepFeatures features = inference;
-        JobSnapshot[] jobs =
-            [.. now.Jobs.Where(j => j.Phase != JobPhase.Blocked).OrderBy(ServedPerWeight).ThenBy(j => j.Id.Value)];
-        foreach (JobSnapshot job in jobs)
+        List<int> order = scratch.Jobs;
+        OrderJobs(now, order);
+        foreach (int index in order)
         {
+            JobSnapshot job = now.Jobs[index];
             if (job.Phase == JobPhase.Forward)
             {
                 features = AddForward(job, features, budget, limits, latency, forward);
@@ -84,10 +92,10 @@ internal static class FinetunePolicy
             }
         }
 
-        bool idle = now.Sequences.IsEmpty && jobs.Length > 0 && forward.Count + backward.Count == 0;
+        bool idle = now.Sequences.IsEmpty && order.Count > 0 && forward.Count + backward.Count == 0;
         if (idle)
         {
-            AddLeast(jobs[0], forward, backward, ref features);
+            AddLeast(now.Jobs[order[0]], forward, backward, ref features);
         }
 
         return new FinetunePlan(forward.ToImmutable(), backward.ToImmutable(), features);
@@ -109,7 +117,33 @@ internal static class FinetunePolicy
         return spare > TimeSpan.Zero ? spare : TimeSpan.Zero;
     }
 
-    private static double ServedPerWeight(JobSnapshot job)
+    // Jobs are few: each is put in front of those that had more.
+    private static void OrderJobs(EngineSnapshot now, List<int> order)
+    {
+        for (int i = 0; i < now.Jobs.Length; i++)
+        {
+            if (now.Jobs[i].Phase == JobPhase.Blocked)
+            {
+                continue;
+            }
+
+            int place = order.Count;
+            while (place > 0 && GoesBefore(now.Jobs[i], now.Jobs[order[place - 1]]))
+            {
+                place--;
+            }
+
+            order.Insert(place, i);
+        }
+    }
+
+    private static bool GoesBefore(in JobSnapshot a, in JobSnapshot b)
+    {
+        int byService = ServedPerWeight(a).CompareTo(ServedPerWeight(b));
+        return byService != 0 ? byService < 0 : a.Id.Value < b.Id.Value;
+    }
+
+    private static double ServedPerWeight(in JobSnapshot job)
     {
         Check.That(job.Weight > 0.0);
         return job.ServedPerWeight;
@@ -120,8 +154,10 @@ internal static class FinetunePolicy
         ImmutableArray<ForwardWindow>.Builder forward)
     {
         Check.That(job.ForwardTokensLeft > 0);
-        int tokensMax = Math.Min(job.ForwardTokensLeft, limits.TokensPerStepMax - features.InferenceRows - features.ForwardRows);
-        int tokens = Bisection.Largest(tokensMax, n => latency.Predict(features.WithForward(job.ForwardStart, n)) <= budget);
+        int tokensMax = Math.Min(job.ForwardTokensLeft, limits.TokensPerStepMax - features.BatchRows);
+        int tokens = Bisection.Largest(
+            tokensMax, new Search(features, job.ForwardStart, budget, latency),
+            static (in Search s, int n) => s.Latency.Predict(s.Before.WithForward(s.Position, n)) <= s.Most);
         if (tokens == 0)
         {
             return features;
@@ -143,8 +179,10 @@ internal static class FinetunePolicy
 
         int had = forward[place].Tokens;
         int start = job.ForwardStart + had;
-        int tokensMax = Math.Min(job.ForwardTokensLeft - had, limits.TokensPerStepMax - features.InferenceRows - features.ForwardRows);
-        int more = Bisection.Largest(tokensMax, n => latency.Predict(features.WithLongerForward(start, n)) <= budget);
+        int tokensMax = Math.Min(job.ForwardTokensLeft - had, limits.TokensPerStepMax - features.BatchRows);
+        int more = Bisection.Largest(
+            tokensMax, new Search(features, start, budget, latency),
+            static (in Search s, int n) => s.Latency.Predict(s.Before.WithLongerForward(s.Position, n)) <= s.Most);
         forward[place] = new ForwardWindow(job.Id, had + more);
         return more == 0 ? features : features.WithLongerForward(start, more);
     }
@@ -162,8 +200,8 @@ internal static class FinetunePolicy
                 StepFeatures before = features;
                 int end = rowsLeft;
                 TimeSpan itemEnd = latency.Predict(before) + limits.BackwardItemTimeMax;
-                int rowsMax = Math.Max(1, Largest(Math.Min(end, limits.BackwardRowsMax), itemEnd));
-                int rows = Largest(rowsMax, budget);
+                int rowsMax = Math.Max(1, BackwardRows(Math.Min(end, limits.BackwardRowsMax), new Search(before, end, itemEnd, latency)));
+                int rows = BackwardRows(rowsMax, new Search(before, end, budget, latency));
                 if (rows == 0)
                 {
                     return features;
@@ -172,14 +210,14 @@ internal static class FinetunePolicy
                 rowsLeft -= rows;
                 backward.Add(new BackwardWindow(job.Id, layer, rowsLeft, rows));
                 features = before.WithBackward(rowsLeft, rows);
-
-                int Largest(int max, TimeSpan most) =>
-                    Bisection.Largest(max, n => latency.Predict(before.WithBackward(end - n, n)) <= most);
             }
         }
 
         return features;
     }
+
+    private static int BackwardRows(int max, in Search search) => Bisection.Largest(
+        max, search, static (in Search s, int n) => s.Latency.Predict(s.Before.WithBackward(s.Position - n, n)) <= s.Most);
 
     /// <summary>
     /// The least work there is. An idle machine always does it: a model that expects too much would never learn better.
@@ -201,4 +239,7 @@ internal static class FinetunePolicy
     }
 
     private static TimeSpan Min(TimeSpan a, TimeSpan b) => a < b ? a : b;
+
+    // A search for the most rows at a position; backward, the position is their end.
+    private readonly record struct Search(StepFeatures Before, int Position, TimeSpan Most, LatencyModel Latency);
 }

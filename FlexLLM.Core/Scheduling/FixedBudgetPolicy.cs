@@ -13,9 +13,9 @@ internal static class FixedBudgetPolicy
     // A machine on which everything is free: prompts fill the step whatever it costs the others.
     private static readonly LatencyModel Careless = new(default, Correction: 1.0, Tail: 1.0);
 
-    public static StepPlan Plan(EngineSnapshot now, StepLimits limits, in LatencyModel latency)
+    public static StepPlan Plan(EngineSnapshot now, StepLimits limits, in LatencyModel latency, PlannerScratch scratch)
     {
-        StepPlan inference = HybridTokenScheduler.Infer(now, limits, Careless);
+        StepPlan inference = HybridTokenScheduler.Infer(now, limits, Careless, scratch);
         StepFeatures features = inference.Features;
         ImmutableArray<ForwardWindow> forward = [];
         ImmutableArray<BackwardWindow> backward = [];

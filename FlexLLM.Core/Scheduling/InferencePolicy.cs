@@ -3,8 +3,11 @@ using FlexLLM.Primitives;
 
 namespace FlexLLM.Scheduling;
 
+/// <summary>A sequence, by its index in the snapshot, with the tokens of its prompt that are left after the step.</summary>
+internal readonly record struct PromptLeft(int Index, int TokensLeft);
+
 /// <summary>The inference part of a plan, and what stage 2 must know about it.</summary>
-internal sealed record InferencePlan
+internal readonly record struct InferencePlan
 {
     public required ImmutableArray<SequenceId> Preemptions { get; init; }
 
@@ -14,8 +17,8 @@ internal sealed record InferencePlan
 
     public required StepFeatures Features { get; init; }
 
-    /// <summary>Sequences with a prompt to compute, first come first, each with its tokens left after this step.</summary>
-    public required ImmutableArray<(SequenceSnapshot Sequence, int TokensLeft)> Prompts { get; init; }
+    /// <summary>Sequences with a prompt to compute, first come first; the scratch object's, until its next use.</summary>
+    public required List<PromptLeft> Prompts { get; init; }
 
     /// <summary>Prompt tokens in this step.</summary>
     public required int PromptTokens { get; init; }
@@ -24,58 +27,77 @@ internal sealed record InferencePlan
 /// <summary>
 /// Stage 1: places inference without a look at finetuning. Every decoding sequence gets its token, prompts fill what tokens,
 /// blocks and the decoders' time leave, in one order that never changes: arrival, put forward by priority. The first in
-/// that order always makes progress, so all finish.
+/// that order always makes progress, so all finish. Where several tenants wait, the places that waiting sequences of one
+/// priority have in the order go to the tenant that had least so far (Sheng et al., OSDI'24).
 /// </summary>
 internal static class InferencePolicy
 {
-    public static InferencePlan Fill(EngineSnapshot now, StepLimits limits, in LatencyModel latency)
+    public static InferencePlan Fill(EngineSnapshot now, StepLimits limits, in LatencyModel latency, PlannerScratch scratch)
     {
-        SequenceSnapshot[] order = [.. now.Sequences];
-        Array.Sort(order, (a, b) => Compare(a, b, limits));
-        CheckDoor(now, order);
-
-        bool[] preempted = new bool[order.Length];
-        int free = now.FreeBlocks + Preempt(now, order, preempted);
-        int[] left = [.. order.Select(s => s.TokensLeft)];
-        var work = ImmutableArray.CreateBuilder<InferenceWork>(order.Length);
-        StepFeatures features = default;
-        int running = 0;
-        for (int i = 0; i < order.Length; i++)
+        ReadOnlySpan<SequenceSnapshot> sequences = now.Sequences.AsSpan();
+        Span<OrderKey> order = scratch.Order.AsSpan(0, sequences.Length);
+        Span<PlanMarks> marks = scratch.Marks.AsSpan(0, sequences.Length);
+        Span<int> left = scratch.TokensLeft.AsSpan(0, sequences.Length);
+        for (int i = 0; i < sequences.Length; i++)
         {
-            running += order[i].Phase == SequencePhase.Running && !preempted[i] ? 1 : 0;
-            if (order[i].IsDecoding && !preempted[i])
-            {
-                free -= BlocksToAdd(now, order[i], 1);
-                features = features.WithInference(order[i].TokensComputed, 1, sampled: 1);
-                work.Add(new InferenceWork(order[i].Id, 1, order[i].TokensComputed));
-                left[i]--;
-            }
+            // Earlier arrival first, each level of priority worth some waiting.
+            TimeSpan place = sequences[i].ArrivalTime - (limits.AgeingPerPriority * sequences[i].Priority);
+            order[i] = new OrderKey(place.Ticks, sequences[i].Id.Value, i);
+            left[i] = sequences[i].TokensLeft;
         }
 
-        Check.That(free >= 0);
-        Check.That(work.Count <= limits.TokensPerStepMax);
-        int decodes = work.Count;
-        TimeSpan? timeMax = DecodeTimeMax(now, order, preempted, limits);
-        bool admits = !preempted.Contains(true); // Admitting into a full cache would only preempt again.
-        bool[] admitted = new bool[order.Length];
-        int passed = 0;
-        for (int i = 0; i < order.Length; i++)
+        order.Sort();
+        CheckDoor(now, sequences);
+        int free = now.FreeBlocks + Preempt(now, sequences, order, marks, latency);
+        StepFeatures features = default;
+        int running = 0;
+        long demand = 0; // Blocks of all that run, each grown by the horizon.
+        foreach (OrderKey key in order)
         {
-            SequenceSnapshot sequence = order[i];
-            bool waits = sequence.Phase == SequencePhase.Waiting;
-            if (preempted[i] || sequence.IsDecoding || (waits && !admits))
+            ref readonly SequenceSnapshot s = ref sequences[key.Index];
+            if (s.Phase != SequencePhase.Running || marks[key.Index] != PlanMarks.None)
             {
                 continue;
             }
 
+            running++;
+            demand += GrownBlocks(now, s, limits.GrowthHorizon);
+            if (s.IsDecoding)
+            {
+                free -= BlocksToAdd(now, s, 1);
+                features = features.WithInference(s.TokensComputed, 1, sampled: 1);
+                scratch.Work.Add(new InferenceWork(s.Id, 1, s.TokensComputed));
+                left[key.Index]--;
+            }
+        }
+
+        Check.That(free >= 0);
+        Check.That(scratch.Work.Count <= limits.TokensPerStepMax);
+        int decodes = scratch.Work.Count;
+        TimeSpan? timeMax = DecodeTimeMax(now, sequences, marks, limits, latency.Predict(features), out bool isStrict);
+        bool admits = !marks.Contains(PlanMarks.Preempted); // Admitting into a full cache would only preempt again.
+        int passed = 0;
+        for (int place = 0; place < order.Length; place++)
+        {
+            int i = order[place].Index;
+            bool waits = sequences[i].Phase == SequencePhase.Waiting;
+            if ((marks[i] & PlanMarks.Preempted) != 0 || sequences[i].IsDecoding || (waits && !admits))
+            {
+                continue;
+            }
+
+            i = waits ? NextOfFairest(now, sequences, order, scratch, sequences[i].Priority, limits) : i;
+            marks[i] |= waits ? PlanMarks.Considered : PlanMarks.None;
+            ref readonly SequenceSnapshot sequence = ref sequences[i];
             int tokensMax = Math.Min(limits.TokensPerStepMax - features.InferenceRows, limits.PrefillChunkMax);
             int tokens = Math.Min(sequence.TokensLeft, tokensMax);
-            tokens = WithinTime(tokens, sequence, features, timeMax, decodes == work.Count ? limits.PrefillChunkMin : 0, latency);
+            int tokensMin = isStrict || decodes < scratch.Work.Count ? 0 : limits.PrefillChunkMin;
+            tokens = WithinTime(tokens, sequence, features, timeMax, tokensMin, latency);
             if (waits)
             {
                 admits = tokens > 0 && running < limits.SequencesMax;
                 int stepsMore = (sequence.TokensLeft - tokens) / Math.Max(1, limits.TokensPerStepMax - decodes);
-                if (!admits || !Fits(now, order, preempted, admitted, i, Math.Max(stepsMore, limits.GrowthHorizon)))
+                if (!admits || !Fits(now, sequences, marks, i, stepsMore, limits.GrowthHorizon, demand))
                 {
                     // Smaller ones may pass, but few, and not for long.
                     admits &= ++passed <= limits.SkipAheadMax && now.Now - sequence.ArrivalTime < limits.SkipAheadWaitMax;
@@ -91,45 +113,97 @@ internal static class InferencePolicy
             }
 
             free -= BlocksToAdd(now, sequence, tokens);
-            features = features.WithInference(sequence.TokensComputed, tokens, SampledOf(sequence, tokens));
-            work.Add(new InferenceWork(sequence.Id, tokens, sequence.TokensComputed));
+            features = features.WithInference(sequence.TokensComputed, tokens, SampledOf(sequence.TokensLeft, tokens));
+            scratch.Work.Add(new InferenceWork(sequence.Id, tokens, sequence.TokensComputed));
             left[i] -= tokens;
-            admitted[i] = waits;
-            running += waits ? 1 : 0;
+            if (waits)
+            {
+                marks[i] |= PlanMarks.Admitted;
+                running++;
+                demand += GrownBlocks(now, sequence, limits.GrowthHorizon);
+                Charge(now, sequence, scratch);
+            }
+        }
+
+        foreach (OrderKey key in order)
+        {
+            if (!sequences[key.Index].IsDecoding || sequences[key.Index].FirstTokenTime is null)
+            {
+                scratch.Prompts.Add(new PromptLeft(key.Index, left[key.Index]));
+            }
         }
 
         return new InferencePlan
         {
-            Preemptions = Ids(order, preempted),
-            Admissions = Ids(order, admitted),
-            Work = work.ToImmutable(),
+            Preemptions = Ids(sequences, order, scratch, PlanMarks.Preempted),
+            Admissions = Ids(sequences, order, scratch, PlanMarks.Admitted),
+            Work = scratch.Work.ToImmutable(),
             Features = features,
-            Prompts = [.. order.Zip(left).Where(pair => !pair.First.IsDecoding || pair.First.FirstTokenTime is null)],
+            Prompts = scratch.Prompts,
             PromptTokens = features.InferenceRows - decodes,
         };
     }
 
-    /// <summary>The one order of all sequences: earlier arrival first, each level of priority worth some waiting.</summary>
-    private static int Compare(in SequenceSnapshot a, in SequenceSnapshot b, StepLimits limits)
-    {
-        int byTime = (a.ArrivalTime - (limits.AgeingPerPriority * a.Priority))
-            .CompareTo(b.ArrivalTime - (limits.AgeingPerPriority * b.Priority));
-        return byTime != 0 ? byTime : a.Id.Value.CompareTo(b.Id.Value);
-    }
-
-    private static void CheckDoor(EngineSnapshot now, SequenceSnapshot[] order)
+    private static void CheckDoor(EngineSnapshot now, ReadOnlySpan<SequenceSnapshot> sequences)
     {
         int held = 0;
-        foreach (SequenceSnapshot s in order)
+        foreach (ref readonly SequenceSnapshot s in sequences)
         {
             Check.That(s.TokensComputed >= 0 && s.TokensLeft >= 1 && s.TokensTotal <= s.TokensMax);
             Check.That(s.Phase == SequencePhase.Running || (s.TokensComputed == 0 && s.BlocksHeld == 0));
             Check.That(s.BlocksHeld >= now.BlocksFor(s.TokensComputed));
             Check.That(now.BlocksFor(s.TokensMax) <= now.TotalBlocks); // Else it could never finish: refused at the door.
+            Check.That(now.Tenants.IsEmpty || (uint)s.Tenant < (uint)now.Tenants.Length);
             held += s.BlocksHeld;
         }
 
         Check.That(now.FreeBlocks + held == now.TotalBlocks);
+    }
+
+    /// <summary>
+    /// Who of the waiting sequences of a priority is next: the first of the tenant with the least service, where a tenant that has
+    /// got nothing for too long counts as one that never had any; with one tenant, the first.
+    /// </summary>
+    private static int NextOfFairest(
+        EngineSnapshot now, ReadOnlySpan<SequenceSnapshot> sequences, ReadOnlySpan<OrderKey> order, PlannerScratch scratch,
+        int priority, StepLimits limits)
+    {
+        int best = -1;
+        double least = double.PositiveInfinity;
+        foreach (OrderKey key in order)
+        {
+            ref readonly SequenceSnapshot s = ref sequences[key.Index];
+            bool isOpen = s.Phase == SequencePhase.Waiting && (scratch.Marks[key.Index] & PlanMarks.Considered) == 0;
+            if (!isOpen || s.Priority != priority)
+            {
+                continue;
+            }
+
+            if (now.Tenants.IsEmpty)
+            {
+                return key.Index;
+            }
+
+            TimeSpan since = scratch.TenantAdmitted[s.Tenant];
+            bool isAged = now.Now - (since > s.ArrivalTime ? since : s.ArrivalTime) > limits.TenantWaitMax;
+            double served = isAged ? double.NegativeInfinity : scratch.TenantServed[s.Tenant];
+            if (best < 0 || served < least)
+            {
+                (best, least) = (key.Index, served);
+            }
+        }
+
+        Check.That(best >= 0); // As many are taken as have places in the order.
+        return best;
+    }
+
+    private static void Charge(EngineSnapshot now, in SequenceSnapshot admitted, PlannerScratch scratch)
+    {
+        if (!now.Tenants.IsEmpty)
+        {
+            scratch.TenantServed[admitted.Tenant] += admitted.ServiceDue / now.Tenants[admitted.Tenant].Weight;
+            scratch.TenantAdmitted[admitted.Tenant] = now.Now;
+        }
     }
 
     private static int BlocksToAdd(EngineSnapshot now, in SequenceSnapshot sequence, int tokens) =>
@@ -138,80 +212,99 @@ internal static class InferencePolicy
     /// <summary>
     /// Preempts until every decoding sequence, and the first of all, has room for its next token. Returns blocks freed.
     /// </summary>
-    private static int Preempt(EngineSnapshot now, SequenceSnapshot[] order, bool[] preempted)
+    private static int Preempt(
+        EngineSnapshot now, ReadOnlySpan<SequenceSnapshot> sequences, ReadOnlySpan<OrderKey> order, Span<PlanMarks> marks,
+        in LatencyModel latency)
     {
-        int first = Array.FindIndex(order, s => s.Phase == SequencePhase.Running);
-        int needed = 0;
-        for (int i = 0; i < order.Length; i++)
+        int first = 0;
+        while (first < order.Length && sequences[order[first].Index].Phase != SequencePhase.Running)
         {
-            needed += MustProgress(i) ? BlocksToAdd(now, order[i], 1) : 0;
+            first++;
+        }
+
+        int needed = 0;
+        for (int place = first; place < order.Length; place++)
+        {
+            ref readonly SequenceSnapshot s = ref sequences[order[place].Index];
+            needed += s.IsDecoding || place == first ? BlocksToAdd(now, s, 1) : 0;
         }
 
         int freed = 0;
         while (needed > now.FreeBlocks + freed)
         {
-            int victim = Victim(now, order, preempted, first);
+            int victim = Victim(now, sequences, order, marks, first, latency);
             Check.That(victim >= 0); // The first alone fits: the door refuses what does not.
-            preempted[victim] = true;
-            freed += order[victim].BlocksHeld;
-            needed -= MustProgress(victim) ? BlocksToAdd(now, order[victim], 1) : 0;
+            marks[victim] |= PlanMarks.Preempted;
+            freed += sequences[victim].BlocksHeld;
+            needed -= sequences[victim].IsDecoding ? BlocksToAdd(now, sequences[victim], 1) : 0;
         }
 
         return freed;
-
-        bool MustProgress(int i) => order[i].IsDecoding || i == first;
     }
 
     /// <summary>
-    /// Who loses least: the lowest priority, then the most slack, then the last in order; never the first of all.
+    /// Who loses least: the lowest priority, then the most slack after all that it must compute again, then the last in order;
+    /// never the first of all.
     /// </summary>
-    private static int Victim(EngineSnapshot now, SequenceSnapshot[] order, bool[] preempted, int first)
+    private static int Victim(
+        EngineSnapshot now, ReadOnlySpan<SequenceSnapshot> sequences, ReadOnlySpan<OrderKey> order, ReadOnlySpan<PlanMarks> marks,
+        int first, in LatencyModel latency)
     {
         int victim = -1;
-        for (int i = order.Length - 1; i > first; i--)
+        TimeSpan most = default;
+        for (int place = order.Length - 1; place > first; place--)
         {
-            bool helps = order[i].BlocksHeld > 0 || order[i].IsDecoding;
-            if (order[i].Phase != SequencePhase.Running || preempted[i] || !helps)
+            int i = order[place].Index;
+            ref readonly SequenceSnapshot s = ref sequences[i];
+            bool helps = s.BlocksHeld > 0 || s.IsDecoding;
+            if (s.Phase != SequencePhase.Running || marks[i] != PlanMarks.None || !helps)
             {
                 continue;
             }
 
-            if (victim < 0 || order[i].Priority < order[victim].Priority ||
-                (order[i].Priority == order[victim].Priority && Slack(order[i]) > Slack(order[victim])))
+            TimeSpan slack = s.TpotSlack(now.Now) ?? (s.ArrivalTime + s.TtftTarget - now.Now);
+            TimeSpan kept = slack - latency.Expect(default(StepFeatures).WithInference(0, s.TokensComputed));
+            if (victim < 0 || s.Priority < sequences[victim].Priority || (s.Priority == sequences[victim].Priority && kept > most))
             {
-                victim = i;
+                (victim, most) = (i, kept);
             }
         }
 
         return victim;
-
-        TimeSpan Slack(in SequenceSnapshot s) => s.TpotSlack(now.Now) ?? (s.ArrivalTime + s.TtftTarget - now.Now);
     }
 
     /// <summary>
     /// How long prompts may make a step while others decode: what the tightest has saved, but always one TPOT target, since
-    /// a late answer must not stop all new ones. Null where nobody decodes.
+    /// a late answer must not stop all new ones. Null where nobody decodes. An inter-token target is strict, unless decoding
+    /// alone breaks it: prompts then wait for the end of that answer, and only a target that is lost anyway stops nobody.
     /// </summary>
-    private static TimeSpan? DecodeTimeMax(EngineSnapshot now, SequenceSnapshot[] order, bool[] preempted, StepLimits limits)
+    private static TimeSpan? DecodeTimeMax(
+        EngineSnapshot now, ReadOnlySpan<SequenceSnapshot> sequences, ReadOnlySpan<PlanMarks> marks, StepLimits limits,
+        TimeSpan decodeTime, out bool isStrict)
     {
         TimeSpan? tightest = null;
-        for (int i = 0; i < order.Length; i++)
+        TimeSpan? strictest = null;
+        for (int i = 0; i < sequences.Length; i++)
         {
-            if (order[i].IsDecoding && !preempted[i] && order[i].TpotSlack(now.Now) is TimeSpan slack)
+            ref readonly SequenceSnapshot s = ref sequences[i];
+            if (s.IsDecoding && marks[i] == PlanMarks.None && s.TpotSlack(now.Now) is TimeSpan slack)
             {
-                TimeSpan target = order[i].TpotTarget;
+                TimeSpan target = s.TpotTarget;
                 TimeSpan spendable = slack * (1.0 - limits.SlackHeldBack);
                 TimeSpan most = target * Math.Max(1.0, limits.SlackTargetsMax);
                 TimeSpan allowed = spendable < target ? target : spendable > most ? most : spendable;
                 tightest = tightest is null || allowed < tightest ? allowed : tightest;
+                bool isTighter = s.InterTokenTarget >= decodeTime && (strictest is null || s.InterTokenTarget < strictest);
+                strictest = isTighter ? s.InterTokenTarget : strictest;
             }
         }
 
-        return tightest;
+        isStrict = strictest is not null;
+        return strictest < tightest ? strictest : tightest;
     }
 
     private static int WithinTime(
-        int tokens, SequenceSnapshot sequence, StepFeatures features, TimeSpan? timeMax, int tokensMin, LatencyModel latency)
+        int tokens, in SequenceSnapshot sequence, in StepFeatures features, TimeSpan? timeMax, int tokensMin, in LatencyModel latency)
     {
         if (timeMax is not TimeSpan most)
         {
@@ -219,33 +312,54 @@ internal static class InferencePolicy
         }
 
         int fitting = Bisection.Largest(
-            tokens, n => latency.Predict(features.WithInference(sequence.TokensComputed, n, SampledOf(sequence, n))) <= most);
+            tokens, (features, sequence.TokensComputed, sequence.TokensLeft, most, latency),
+            static (in (StepFeatures Before, int Start, int Left, TimeSpan Most, LatencyModel Latency) s, int n) =>
+                s.Latency.Predict(s.Before.WithInference(s.Start, n, SampledOf(s.Left, n))) <= s.Most);
         return Math.Max(fitting, Math.Min(tokens, tokensMin));
     }
 
     // The row that ends what is known of a sequence tells its next token.
-    private static int SampledOf(in SequenceSnapshot sequence, int tokens) => tokens == sequence.TokensLeft ? 1 : 0;
+    private static int SampledOf(int tokensLeft, int tokens) => tokens == tokensLeft ? 1 : 0;
 
     /// <summary>
-    /// Whether all that run, and this one, can grow by so many tokens without a preemption (paper.md e.2, per step).
+    /// Whether all that run, and this one, can grow by so many tokens without a preemption (paper.md e.2, per step): as many as
+    /// its prompt takes steps, at least the horizon.
     /// </summary>
     private static bool Fits(
-        EngineSnapshot now, SequenceSnapshot[] order, bool[] preempted, bool[] admitted, int candidate, int growth)
+        EngineSnapshot now, ReadOnlySpan<SequenceSnapshot> sequences, ReadOnlySpan<PlanMarks> marks, int candidate, int steps,
+        int horizon, long demandAtHorizon)
     {
-        long demand = 0;
-        for (int i = 0; i < order.Length; i++)
+        if (steps <= horizon)
         {
-            SequenceSnapshot s = order[i];
-            if (i == candidate || admitted[i] || (s.Phase == SequencePhase.Running && !preempted[i]))
-            {
-                int tokens = (int)Math.Min(s.TokensMax, (long)s.TokensTotal + growth);
-                demand += Math.Max(s.BlocksHeld, now.BlocksFor(tokens));
-            }
+            return demandAtHorizon + GrownBlocks(now, sequences[candidate], horizon) <= now.TotalBlocks;
+        }
+
+        long demand = 0;
+        for (int i = 0; i < sequences.Length; i++)
+        {
+            bool runs = sequences[i].Phase == SequencePhase.Running && marks[i] == PlanMarks.None;
+            bool counts = i == candidate || runs || (marks[i] & PlanMarks.Admitted) != 0;
+            demand += counts ? GrownBlocks(now, sequences[i], steps) : 0;
         }
 
         return demand <= now.TotalBlocks;
     }
 
-    private static ImmutableArray<SequenceId> Ids(SequenceSnapshot[] order, bool[] chosen) =>
-        [.. order.Where((_, i) => chosen[i]).Select(s => s.Id)];
+    private static int GrownBlocks(EngineSnapshot now, in SequenceSnapshot s, int tokens) =>
+        Math.Max(s.BlocksHeld, now.BlocksFor((int)Math.Min(s.TokensMax, (long)s.TokensTotal + tokens)));
+
+    private static ImmutableArray<SequenceId> Ids(
+        ReadOnlySpan<SequenceSnapshot> sequences, ReadOnlySpan<OrderKey> order, PlannerScratch scratch, PlanMarks mark)
+    {
+        scratch.Ids.Clear();
+        foreach (OrderKey key in order)
+        {
+            if ((scratch.Marks[key.Index] & mark) != 0)
+            {
+                scratch.Ids.Add(sequences[key.Index].Id);
+            }
+        }
+
+        return scratch.Ids.ToImmutable();
+    }
 }

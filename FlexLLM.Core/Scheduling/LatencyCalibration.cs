@@ -19,8 +19,8 @@ internal static class LatencyCalibration
     // Errors below this are no outliers, however well the rest fits.
     private const double ErrorMin = 0.01;
 
-    // Chance makes the tail; the first hundred steps teach it better than some dozens of measurements.
-    private const double TailMin = 1.02;
+    // Medians of some dozens of steps in a quiet moment say little about the tail: real steps teach it, from the careful side.
+    private const double TailMin = 1.1;
     private const double TailMax = 1.5;
 
     private static readonly (LatencyTerm First, LatencyTerm Last)[] Curves =

@@ -51,6 +51,9 @@ internal sealed record StepLimits
     /// <summary>Waiting that equals one level of priority: the lowest priority starves nobody and is not starved.</summary>
     public TimeSpan AgeingPerPriority { get; init; } = TimeSpan.FromSeconds(10);
 
+    /// <summary>A tenant with waiting sequences that got no place for this long goes first once, whatever it had before.</summary>
+    public TimeSpan TenantWaitMax { get; init; } = TimeSpan.FromSeconds(30);
+
     /// <summary>Checks every bound.</summary>
     /// <exception cref="ArgumentOutOfRangeException">A bound is out of its range.</exception>
     public void Validate()
@@ -72,5 +75,6 @@ internal sealed record StepLimits
         ArgumentOutOfRangeException.ThrowIfNegative(SkipAheadMax);
         ArgumentOutOfRangeException.ThrowIfLessThan(SkipAheadWaitMax, TimeSpan.Zero);
         ArgumentOutOfRangeException.ThrowIfLessThan(AgeingPerPriority, TimeSpan.Zero);
+        ArgumentOutOfRangeException.ThrowIfLessThan(TenantWaitMax, TimeSpan.Zero);
     }
 }

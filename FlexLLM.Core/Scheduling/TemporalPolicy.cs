@@ -13,14 +13,14 @@ internal static class TemporalPolicy
     private static readonly TimeSpan Unbounded = TimeSpan.FromHours(1);
 
     /// <summary>Plans a step of the turn that it is.</summary>
-    public static StepPlan Plan(EngineSnapshot now, StepLimits limits, in LatencyModel latency)
+    public static StepPlan Plan(EngineSnapshot now, StepLimits limits, in LatencyModel latency, PlannerScratch scratch)
     {
         if (Turn(now, limits, latency) is JobSnapshot job)
         {
             return Train(job, limits, latency);
         }
 
-        return HybridTokenScheduler.Infer(now, limits, latency);
+        return HybridTokenScheduler.Infer(now, limits, latency, scratch);
     }
 
     /// <summary>The job whose turn it is; null where it is inference's. A sample that has begun keeps its turn to its end.</summary>

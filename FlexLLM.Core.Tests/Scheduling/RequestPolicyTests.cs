@@ -1,0 +1,213 @@
+using FlexLLM.Engine;
+using FlexLLM.Scheduling;
+using NUnit.Framework;
+
+namespace FlexLLM.Tests.Scheduling;
+
+/// <summary>Tenants, inter-token targets, victims, and what a plan costs.</summary>
+[TestFixture]
+internal sealed class RequestPolicyTests
+{
+    // 10 ms a step, 0.1 ms a row.
+    private static readonly LatencyModel Latency = new(
+        LatencyCoefficients.Linear(10e-3, 1e-4, 0.0, 0.0, 1e-4, 0.0, 0.0, 2e-5, 0.0), Correction: 1.0, Tail: 1.0);
+
+    private static readonly StepLimits Limits = new() { TokensPerStepMax = 512, SequencesMax = 256, SlackHeldBack = 0.0 };
+
+    [Test]
+    public void Plan_InterTokenTarget_BoundsPromptsAndFinetuningDespiteSlack()
+    {
+        SequenceSnapshot ahead = Decoding(1, 40) with { TokensGenerated = 9 };
+        SequenceSnapshot strict = ahead with { InterTokenTarget = Ms(20) };
+        JobSnapshot job = new() { Id = new(1), Weight = 1.0, Phase = JobPhase.Forward, SampleTokens = 900 };
+
+        Assert.That(Plan([ahead, Prompt(2, 300)], job).LatencyPredicted, Is.GreaterThan(Ms(40)));
+        StepPlan plan = Plan([strict, Prompt(2, 300)], job);
+        Assert.That(plan.LatencyPredicted, Is.EqualTo(Ms(20)));
+        Assert.That(plan.Inference[1].Tokens, Is.EqualTo(99));
+        Assert.That(Plan([strict], job).LatencyPredicted, Is.EqualTo(Ms(20)));
+    }
+
+    [Test]
+    public void Plan_InterTokenTargetLostAnyway_StopsNoPrompt()
+    {
+        StepPlan plan = Plan([Decoding(1, 40) with { InterTokenTarget = Ms(1) }, Prompt(2, 300)]);
+
+        Assert.That(plan.Inference, Has.Length.EqualTo(2));
+    }
+
+    [Test]
+    public void Plan_Tenants_TheLeastServedGoesFirstCountingThisPlan()
+    {
+        SequenceSnapshot[] waiting =
+            [Prompt(1, 50), Prompt(2, 50), Prompt(3, 50) with { Tenant = 1 }, Prompt(4, 50) with { Tenant = 1 }];
+        TenantSnapshot a = new() { Served = 30.0, Weight = 1.0, LastAdmission = Ms(999) };
+        TenantSnapshot b = a with { Served = 0.0 };
+
+        Assert.That(Order(waiting, a, b), Is.EqualTo(new long[] { 3, 1, 4, 2 }));
+        Assert.That(Order(waiting, a, b with { Weight = 4.0 }), Is.EqualTo(new long[] { 3, 4, 1, 2 }), "half of 50 is less than 30");
+        Assert.That(Order(waiting, a, a), Is.EqualTo(new long[] { 1, 3, 2, 4 }));
+        Assert.That(Order(waiting), Is.EqualTo(new long[] { 1, 2, 3, 4 }), "one tenant: by arrival");
+        SequenceSnapshot[] urgent = [.. waiting[..3], waiting[3] with { Priority = 1 }];
+        Assert.That(Order(urgent, b, a), Is.EqualTo(new long[] { 4, 1, 2, 3 }), "priority first");
+
+        static long[] Order(SequenceSnapshot[] sequences, params TenantSnapshot[] tenants) =>
+            [.. HybridTokenScheduler.Plan(Snapshot(sequences) with { Tenants = [.. tenants] }, Limits, Latency)
+                .Inference.Select(w => w.Id.Value)];
+    }
+
+    [Test]
+    public void Plan_TenantThatWaitedTooLong_GoesFirstOnce()
+    {
+        SequenceSnapshot[] waiting = [Prompt(1, 50), Prompt(2, 50) with { Tenant = 1 }, Prompt(3, 50) with { Tenant = 1 }];
+        TenantSnapshot little = new() { Served = 0.0, Weight = 1.0, LastAdmission = Ms(999) };
+        EngineSnapshot now = Snapshot([.. waiting.Select(s => s with { ArrivalTime = Ms(s.Id.Value) })]) with
+        {
+            Tenants = [little, new TenantSnapshot { Served = 1e9, Weight = 1.0 }],
+        };
+
+        StepPlan plan = HybridTokenScheduler.Plan(now, Limits with { TenantWaitMax = Ms(500) }, Latency);
+        Assert.That(plan.Inference.Select(w => w.Id.Value), Is.EqualTo(new long[] { 2, 1, 3 }));
+    }
+
+    [Test]
+    public void Plan_Victim_IsTheOneWithLessToComputeAgain()
+    {
+        // The second has 5 ms more slack and 96 tokens, 9.6 ms, more to compute again; none has a block to grow into.
+        SequenceSnapshot[] full = [Decoding(1, 16), Decoding(2, 112) with { FirstTokenTime = Ms(1_005) }, Decoding(3, 16)];
+        EngineSnapshot now = Snapshot(full, totalBlocks: 9);
+
+        StepPlan plan = HybridTokenScheduler.Plan(now, Limits, Latency);
+        Assert.That(plan.Preemptions.Select(id => id.Value), Does.Contain(3L));
+        LatencyCoefficients rowsAreFree = LatencyCoefficients.Linear(10e-3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2e-5, 0.0);
+        StepPlan free = HybridTokenScheduler.Plan(now, Limits, Latency with { Coefficients = rowsAreFree });
+        Assert.That(free.Preemptions.Select(id => id.Value), Is.EqualTo(new long[] { 2 }));
+    }
+
+    [Test]
+    public void Plan_UsedScratch_ChangesNothing()
+    {
+        var scratch = new PlannerScratch();
+        EngineSnapshot large = LargeSnapshot();
+        HybridTokenScheduler.Plan(large, Limits, Latency, scratch);
+        EngineSnapshot small = Snapshot([Decoding(1, 40), Prompt(2, 300)]);
+
+        Assert.That(
+            HybridTokenScheduler.Plan(small, Limits, Latency, scratch).ToString(),
+            Is.EqualTo(HybridTokenScheduler.Plan(small, Limits, Latency).ToString()));
+        Assert.That(
+            HybridTokenScheduler.Plan(large, Limits, Latency, scratch).ToString(),
+            Is.EqualTo(HybridTokenScheduler.Plan(large, Limits, Latency).ToString()));
+    }
+
+    [Test]
+    public void Plan_256Running_AllocatesItsPlanAlone()
+    {
+        var scratch = new PlannerScratch();
+        EngineSnapshot now = LargeSnapshot();
+        StepPlan plan = HybridTokenScheduler.Plan(now, Limits, Latency, scratch);
+        long before = GC.GetAllocatedBytesForCurrentThread();
+        HybridTokenScheduler.Plan(now, Limits, Latency, scratch);
+        long bytes = GC.GetAllocatedBytesForCurrentThread() - before;
+
+        // Five arrays with a header of 24 bytes, ids and works of 8 and 16, windows of 16 and 24; the plan itself below 512.
+        int arrays = (5 * 24) + (8 * (plan.Preemptions.Length + plan.Admissions.Length)) +
+            (16 * (plan.Inference.Length + plan.Forward.Length)) + (24 * plan.Backward.Length);
+        Assert.That(plan.Inference.Length, Is.GreaterThanOrEqualTo(256));
+        Assert.That(bytes, Is.LessThanOrEqualTo(arrays + 512));
+    }
+
+    [Test]
+    public void Tenants_FloodBesideOthers_StayWithinTheBound([Range(1, 8)] int seed)
+    {
+        Assert.That(FairnessRun.GapMax(seed, isFair: true), Is.LessThanOrEqualTo(FairnessRun.Bound));
+    }
+
+    [Test]
+    public void Tenants_FirstComeFirstServed_BreaksTheBound() =>
+        Assert.That(FairnessRun.GapMax(seed: 1, isFair: false), Is.GreaterThan(FairnessRun.Bound));
+
+    [Test]
+    public void TenantTable_ReturningTenant_IsLiftedToTheLeastWaiting()
+    {
+        var table = new TenantTable(new Dictionary<string, double> { ["b"] = 2.0 }, idleMax: 2);
+        Tenant a = table.Enter("a");
+        table.Admit(a, 100, Ms(1));
+        table.Wait(a);
+        Assert.That(table.Enter("b").Served, Is.EqualTo(100.0));
+        Tenant anonymous = table.Enter(null);
+        Assert.That(anonymous.Served, Is.EqualTo(100.0));
+        Assert.That(table.Snapshot(), Has.Length.EqualTo(3));
+        table.Leave(a, waiting: true);
+        Assert.That(anonymous.Slot, Is.LessThan(2));
+    }
+
+    [Test]
+    public void TenantTable_ManyNames_AreForgotten()
+    {
+        var table = new TenantTable(new Dictionary<string, double>(), idleMax: 10);
+        for (int i = 0; i < 1_000; i++)
+        {
+            table.Leave(table.Enter($"t{i}"), waiting: true);
+        }
+
+        Assert.That(table.Count, Is.EqualTo(10));
+    }
+
+    /// <summary>256 decode, 64 wait, 4 jobs.</summary>
+    internal static EngineSnapshot LargeSnapshot()
+    {
+        JobSnapshot forward = new() { Id = new(1), Weight = 1.0, Phase = JobPhase.Forward, SampleTokens = 900, LowestLayer = 0 };
+        JobSnapshot backward = forward with { Phase = JobPhase.Backward, Layer = 3, RowsLeft = 900 };
+        return Snapshot(
+            [.. Enumerable.Range(1, 256).Select(i => Decoding(i, 100 + i) with { TpotTarget = Ms(80), Tenant = i % 8 }),
+             .. Enumerable.Range(257, 64).Select(i => Prompt(i, 200) with { TtftTarget = Ms(60_000), Tenant = i % 8 })],
+            totalBlocks: 8_000) with
+        {
+            Jobs = [forward, backward with { Id = new(2) }, forward with { Id = new(3) }, backward with { Id = new(4) }],
+            Tenants = [.. Enumerable.Range(0, 8).Select(i => new TenantSnapshot { Served = i, Weight = 1.0 })],
+        };
+    }
+
+    private static StepPlan Plan(SequenceSnapshot[] sequences, params JobSnapshot[] jobs) =>
+        HybridTokenScheduler.Plan(Snapshot(sequences) with { Jobs = [.. jobs] }, Limits, Latency);
+
+    private static EngineSnapshot Snapshot(SequenceSnapshot[] sequences, int totalBlocks = 500) => new()
+    {
+        Now = Ms(1_000),
+        Sequences = [.. sequences],
+        FreeBlocks = totalBlocks - sequences.Sum(s => s.BlocksHeld),
+        TotalBlocks = totalBlocks,
+        TokensPerBlock = 16,
+    };
+
+    /// <summary>Generated its first token right now; target 50 ms.</summary>
+    private static SequenceSnapshot Decoding(long id, int context) => new()
+    {
+        Id = new SequenceId(id),
+        Phase = SequencePhase.Running,
+        TokensTotal = context + 1,
+        TokensComputed = context,
+        TokensMax = context + 10,
+        BlocksHeld = (context + 15) / 16,
+        ArrivalTime = Ms(id),
+        FirstTokenTime = Ms(1_000),
+        TokensGenerated = 1,
+        TpotTarget = Ms(50),
+        TtftTarget = Ms(1_000),
+    };
+
+    private static SequenceSnapshot Prompt(long id, int tokens) => new()
+    {
+        Id = new SequenceId(id),
+        Phase = SequencePhase.Waiting,
+        TokensTotal = tokens,
+        TokensMax = tokens + 100,
+        ServiceDue = tokens,
+        ArrivalTime = Ms(1_000),
+        TpotTarget = Ms(50),
+        TtftTarget = Ms(1_000),
+    };
+
+    private static TimeSpan Ms(double milliseconds) => TimeSpan.FromMilliseconds(milliseconds);
+}
