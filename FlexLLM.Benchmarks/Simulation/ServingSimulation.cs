@@ -58,7 +58,7 @@ internal sealed class ServingSimulation : IDisposable
     private const double BinSeconds = 10;
 
     // A machine that falls behind for ever is not simulated for ever.
-    private const double DrainFactorMax = 1.0;
+    private const double DrainSecondsMax = 600;
 
     private readonly SimulatedLoad _load;
     private readonly ManualClock _clock = new();
@@ -128,7 +128,7 @@ internal sealed class ServingSimulation : IDisposable
     /// <summary>Runs to the end of the load and serves what is left.</summary>
     public ServingRun Run(string mode, string loadName)
     {
-        while (Now < _load.Seconds * (1 + DrainFactorMax))
+        while (Now < _load.Seconds + DrainSecondsMax)
         {
             while (_next < _load.Arrivals.Count && _load.Arrivals[_next].Time <= Now)
             {

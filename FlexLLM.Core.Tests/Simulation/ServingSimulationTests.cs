@@ -79,7 +79,10 @@ internal sealed class ServingSimulationTests
         Assert.That(outcome.Tpot, Is.EqualTo(0.021).Within(0.001), "steps of one row");
     }
 
-    /// <summary>How exact the oracle is: what its features do not tell, such as keys that a prompt's rows share.</summary>
+    /// <summary>
+    /// How exact the oracle is. Its features do not tell that a prompt's rows share the keys they read: with prompts it expects up to a
+    /// tenth too much.
+    /// </summary>
     [Test]
     public void Oracle_EveryStep_KnowsItsTime()
     {
@@ -100,8 +103,8 @@ internal sealed class ServingSimulationTests
 
         double[] errors = [.. simulation.PredictionErrors.Select(Math.Abs).Order()];
         TestContext.Out.WriteLine($"median {errors[errors.Length / 2]:P2}, p95 {errors[errors.Length * 95 / 100]:P2}");
-        Assert.That(errors[errors.Length / 2], Is.LessThan(0.02));
-        Assert.That(errors[errors.Length * 95 / 100], Is.LessThan(0.05));
+        Assert.That(errors[errors.Length / 2], Is.LessThan(0.01));
+        Assert.That(errors[errors.Length * 95 / 100], Is.LessThan(0.15));
     }
 
     [Test]
