@@ -9,9 +9,11 @@ internal static class Program
         ("make-model", MakeModelVerb.Usage, MakeModelVerb.Run),
         ("infer", InferVerb.Usage, InferVerb.Run),
         ("train", TrainVerb.Usage, TrainVerb.Run),
+        ("serve", ServeVerb.Usage, ServeVerb.Run),
         ("plan", PlanVerb.Usage, PlanVerb.Run),
         ("simulate", SimulateVerb.Usage, SimulateVerb.Run),
         ("tokenize", TokenizeVerb.Usage, TokenizeVerb.Run),
+        ("latency", LatencyVerb.Usage, LatencyVerb.Run),
         ("kernels", KernelBenchmarks.Usage, KernelBenchmarks.Run),
     ];
 

@@ -61,7 +61,7 @@ internal sealed record SvgChart(string Title, string XLabel, string YLabel)
         double[] ys = [.. Lines.SelectMany(l => l.Points).Where(p => IsShown(p.X)).Select(p => p.Y).Where(double.IsFinite)];
         Axis x = IsXLogarithmic
             ? Axis.Powers(xs, Left, Width - Right)
-            : Axis.Linear(xs.DefaultIfEmpty(0).Min(), XMax ?? xs.DefaultIfEmpty(1).Max(), Left, Width - Right, exactEnd: true);
+            : Axis.Linear(0, XMax ?? xs.DefaultIfEmpty(1).Max(), Left, Width - Right, exactEnd: true);
         Axis y = Axis.Linear(
             YMin ?? ys.DefaultIfEmpty(0).Min(), YMax ?? ys.DefaultIfEmpty(1).Max(), Height - Bottom, Top, exactEnd: YMax is not null);
         var svg = new XElement(
@@ -168,10 +168,10 @@ internal sealed record SvgChart(string Title, string XLabel, string YLabel)
         /// <summary>Equal distances for equal ratios.</summary>
         public static Axis Powers(double[] values, double from, double to)
         {
-            double min = Math.Log10(values.DefaultIfEmpty(1).Min());
-            double max = Math.Log10(values.DefaultIfEmpty(10).Max());
+            double min = Math.Log10(Round(values.DefaultIfEmpty(1).Min(), -1));
+            double max = Math.Log10(Round(values.DefaultIfEmpty(10).Max(), 1));
             max = max > min ? max : min + 1;
-            double[] digits = max - min > 2.5 ? [1] : max - min > 1 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7];
+            double[] digits = max - min > 2.5 ? [1] : max - min > 1 ? [1, 2, 5] : [1, 1.5, 2, 3, 5, 7];
             var ticks = new List<(double, string)>();
             for (double power = Math.Floor(min); power <= max; power++)
             {
@@ -188,6 +188,16 @@ internal sealed record SvgChart(string Title, string XLabel, string YLabel)
         {
             double place = ((IsLogarithmic ? Math.Log10(value) : value) - Min) / (Max - Min);
             return From + (Math.Clamp(place, 0, 1) * (To - From));
+        }
+
+        // The nearest round value that is not above (-1) or not below (1): narrow ranges have a labelled value at each end too.
+        private static double Round(double value, int direction)
+        {
+            double power = Math.Pow(10, Math.Floor(Math.Log10(value)));
+            double[] round = [.. new[] { 1, 1.5, 2, 3, 5, 7, 10 }.Select(d => d * power)];
+            return direction < 0
+                ? round.Where(v => v <= value * (1 + 1e-9)).DefaultIfEmpty(power).Max()
+                : round.Where(v => v >= value * (1 - 1e-9)).DefaultIfEmpty(10 * power).Min();
         }
 
         // 1, 2 or 5 times a power of ten, at least as large as asked for.

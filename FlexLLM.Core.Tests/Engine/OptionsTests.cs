@@ -30,6 +30,8 @@ internal sealed class OptionsTests
         yield return Case(new CoServingOptions { AdaptersMax = 0 }, "AdaptersMax");
         yield return Case(new CoServingOptions { InboxCapacity = 0 }, "InboxCapacity");
         yield return Case(new CoServingOptions { IdleStepMax = TimeSpan.Zero }, "IdleStepMax");
+        yield return Case(new CoServingOptions { ProfilingTimeMax = TimeSpan.FromTicks(-1) }, "ProfilingTimeMax");
+        yield return Case(new CoServingOptions { LatencyProfileFolder = " " }, "LatencyProfileFolder");
         yield return Case(new CoServingOptions { Slo = new ServiceLevelObjective { TimeToFirstToken = TimeSpan.Zero } }, "Slo");
 
         static TestCaseData Case(CoServingOptions options, string name) => new TestCaseData(options).SetArgDisplayNames(name);

@@ -10,7 +10,7 @@ internal sealed class HybridTokenSchedulerTests
 {
     // 10 ms a step, 0.1 ms a row or a finetuning token, 0.02 ms a backward row of a layer, nothing for context.
     private static readonly LatencyModel Latency = new(
-        new LatencyCoefficients(10e-3, 1e-4, 0.0, 0.0, 1e-4, 0.0, 0.0, 2e-5, 0.0), Correction: 1.0, Tail: 1.0);
+        LatencyCoefficients.Linear(10e-3, 1e-4, 0.0, 0.0, 1e-4, 0.0, 0.0, 2e-5, 0.0), Correction: 1.0, Tail: 1.0);
 
     private static readonly StepLimits Limits = new() { TokensPerStepMax = 256, SequencesMax = 16, SlackHeldBack = 0.0 };
 
@@ -232,7 +232,7 @@ internal sealed class HybridTokenSchedulerTests
     {
         var random = new SeededRandom(1);
         int tried = 0;
-        for (int i = 0; i < 200; i++)
+        for (int i = 0; i < 500; i++)
         {
             (EngineSnapshot now, StepLimits limits, LatencyModel latency) = RandomCase(ref random);
             StepPlan plan = HybridTokenScheduler.Plan(now, limits, latency);
@@ -247,6 +247,7 @@ internal sealed class HybridTokenSchedulerTests
                 StepPlan changed = plan with { Forward = [first, .. plan.Forward.Skip(1)] };
                 StepFeatures features = default;
                 features = plan.Inference.Aggregate(features, (f, w) => f.WithInference(w.ContextLength, w.Tokens));
+                features = features with { SampledRows = plan.Features.SampledRows };
                 features = changed.Forward.Aggregate(
                     features, (f, w) => f.WithForward(now.Jobs.Single(j => j.Id == w.Id).PositionsDone, w.Tokens));
                 features = plan.Backward.Aggregate(features, (f, w) => f.WithBackward(w.RowStart, w.RowCount));
@@ -400,7 +401,21 @@ internal sealed class HybridTokenSchedulerTests
             BackwardItemTimeMax = Ms(random.Next(1, 20)),
         };
         LatencyModel latency = LatencyModel.Default with { Correction = 0.02 + (0.2 * random.NextDouble()) };
+        latency = random.Next(2) == 0 ? latency : latency with { Coefficients = Bent(latency.Coefficients, ref random) };
         return (snapshot, limits, latency);
+    }
+
+    /// <summary>Every term up to four times as dear or as cheap, some free: curves that bend either way.</summary>
+    private static LatencyCoefficients Bent(LatencyCoefficients line, ref SeededRandom random)
+    {
+        double[] values = new double[LatencyCoefficients.Count];
+        line.CopyTo(values);
+        foreach (ref double value in values.AsSpan())
+        {
+            value *= random.Next(6) == 0 ? 0.0 : Math.Pow(4.0, (2.0 * random.NextDouble()) - 1.0);
+        }
+
+        return LatencyCoefficients.From(values);
     }
 
     private static StepPlan Plan(

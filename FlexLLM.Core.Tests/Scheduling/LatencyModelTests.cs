@@ -1,5 +1,8 @@
 using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
+using FsCheck;
+using FsCheck.Fluent;
+using Microsoft.FSharp.Core;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Scheduling;
@@ -8,9 +11,101 @@ namespace FlexLLM.Tests.Scheduling;
 internal sealed class LatencyModelTests
 {
     /// <summary>A machine much like a small GPU: 8 ms a step, 20 us a row.</summary>
-    private static readonly LatencyCoefficients Machine = new(
-        Step: 8e-3, Row: 2e-5, Context: 2e-9, ForwardWindow: 1e-3, ForwardRow: 3e-5, ForwardContext: 3e-9,
-        BackwardItem: 5e-4, BackwardRow: 2e-6, BackwardContext: 2e-10);
+    private static readonly LatencyCoefficients Machine = LatencyCoefficients.Linear(
+        step: 8e-3, row: 2e-5, context: 2e-9, forwardWindow: 1e-3, forwardRow: 3e-5, forwardContext: 3e-9,
+        backwardItem: 5e-4, backwardRow: 2e-6, backwardContext: 2e-10);
+
+    private static readonly Config Many = Config.QuickThrowOnFailure
+        .WithMaxTest(300)
+        .WithReplay(FSharpOption<Replay>.Some(new Replay(new Rnd(7), FSharpOption<int>.None)));
+
+    /// <summary>Coefficients as exponents, then parts of a step: what kind, from which position, how many rows.</summary>
+    private static Arbitrary<(int[] Exponents, (int Kind, int Start, int Rows)[] Parts)> ModelsAndSteps { get; } = (
+        from exponents in Gen.Choose(-12, 0).ArrayOf(LatencyCoefficients.Count)
+        from parts in (
+            from kind in Gen.Choose(0, 2)
+            from start in Gen.Choose(0, 4_000)
+            from rows in Gen.Choose(1, 1_500)
+            select (kind, start, rows)).ArrayOf()
+        select (exponents, parts)).ToArbitrary();
+
+    [Test]
+    public void Dot_AnyCoefficientsAndWork_NeverShrinksWithMoreWork() =>
+        FsCheck.Check.One(Many, Prop.ForAll(ModelsAndSteps, c => IsMonotone(c.Exponents, c.Parts)));
+
+    [Test]
+    public void Dot_Control_OneNegativeCoefficient_IsFound() => Assert.That(
+        () => FsCheck.Check.One(Many, Prop.ForAll(ModelsAndSteps, c => IsMonotone(c.Exponents, c.Parts, LatencyTerm.RowsTo128))),
+        Throws.Exception);
+
+    [Test]
+    public void FromCalibration_SlowerOfTwoLines_IsPredictedBetweenTheMeasurements()
+    {
+        int[] measured = [1, 8, 32, 64, 128, 256, 512];
+        LatencyModel model = LatencyModel.FromCalibration([.. measured.Select(n => (Rows(n), Roofline(n)))]);
+
+        foreach (int rows in (int[])[1, 2, 5, 16, 48, 90, 200, 300, 500, 700, 1_000])
+        {
+            Assert.That(model.Expect(Rows(rows)) / Roofline(rows), Is.EqualTo(1.0).Within(0.05), $"{rows} rows");
+        }
+
+        // Without positions: what they cost grows with the rows of one sequence, and would share their time.
+        static StepFeatures Rows(int rows) => default(StepFeatures) with { InferenceRows = rows };
+        static TimeSpan Roofline(int rows) => Time(Math.Max(64, rows) * 1e-4);
+    }
+
+    [Test]
+    public void Observe_CostlierAdapter_MovesFinetuningMoreThanInference()
+    {
+        var random = new SeededRandom(8);
+        LatencyModel model = LatencyModel.FromCalibration(Measure(ref random, 300, noise: 0.02, spikes: 0.0));
+        LatencyCoefficients costlier = Machine.With(LatencyTerm.BackwardItem, 2 * Machine[LatencyTerm.BackwardItem]);
+        for (LatencyTerm term = LatencyTerm.BackwardRowsTo32; term <= LatencyTerm.BackwardContext; term++)
+        {
+            costlier = costlier.With(term, 2 * Machine[term]);
+        }
+
+        for (int i = 0; i < 300; i++)
+        {
+            StepFeatures step = default;
+            for (int j = random.Next(1, 20); j > 0; j--)
+            {
+                step = step.WithInference(random.Next(1_000), 1, sampled: 1);
+            }
+
+            for (int j = i % 3 == 0 ? 0 : random.Next(1, 12); j > 0; j--)
+            {
+                step = step.WithBackward(random.Next(500), random.Next(1, 400));
+            }
+
+            model = model.Observe(step, Time(costlier.Dot(step) * Math.Exp(0.02 * random.NextGaussian())));
+        }
+
+        StepFeatures alone = default(StepFeatures).WithInference(500, 1, 1).WithInference(300, 1, 1);
+        StepFeatures mixed = alone.WithBackward(300, 200).WithBackward(100, 200).WithBackward(0, 100).WithBackward(200, 300);
+        TestContext.Out.WriteLine(
+            $"alone {model.Expect(alone).TotalSeconds / costlier.Dot(alone):F3}, " +
+            $"mixed {model.Expect(mixed).TotalSeconds / costlier.Dot(mixed):F3} of the truth, tail {model.Tail:F2}");
+        Assert.That(model.Expect(alone).TotalSeconds / costlier.Dot(alone), Is.EqualTo(1.0).Within(0.06));
+        Assert.That(model.Expect(mixed).TotalSeconds / costlier.Dot(mixed), Is.EqualTo(1.0).Within(0.06));
+    }
+
+    [Test]
+    public void Observe_MachineTwiceAsSlow_IsFollowedWithoutATailThatStays()
+    {
+        var random = new SeededRandom(9);
+        LatencyModel model = LatencyModel.FromCalibration(Measure(ref random, 300, noise: 0.02, spikes: 0.0));
+        double tail = model.Tail;
+        for (int i = 0; i < 20; i++)
+        {
+            StepFeatures step = RandomStep(ref random);
+            model = model.Observe(step, Time(2.0 * Machine.Dot(step) * Math.Exp(0.02 * random.NextGaussian())));
+        }
+
+        StepFeatures next = RandomStep(ref random);
+        Assert.That(model.Expect(next).TotalSeconds / (2.0 * Machine.Dot(next)), Is.EqualTo(1.0).Within(0.05));
+        Assert.That(model.Tail, Is.LessThan(tail * 1.12));
+    }
 
     [Test]
     public void Predict_MoreOfAnything_IsNeverFaster()
@@ -54,7 +149,8 @@ internal sealed class LatencyModelTests
         var random = new SeededRandom(2);
         LatencyModel model = LatencyModel.FromCalibration(Measure(ref random, 400, noise: 0.03, spikes: 0.0));
 
-        Assert.That(MedianError(model, Machine with { Step = 1e-2, BackwardRow = 4e-6 }, ref random), Is.GreaterThan(0.1));
+        LatencyCoefficients other = Machine.With(LatencyTerm.Step, 1e-2).With(LatencyTerm.BackwardRowsTo512, 4e-6);
+        Assert.That(MedianError(model, other, ref random), Is.GreaterThan(0.1));
     }
 
     [Test]
@@ -64,8 +160,8 @@ internal sealed class LatencyModelTests
         (StepFeatures, TimeSpan)[] measured = [.. steps.Select(f => (f, Time(Machine.Dot(f))))];
         LatencyModel model = LatencyModel.FromCalibration(measured);
 
-        Assert.That(model.Coefficients.ForwardRow, Is.InRange(1e-7, 1e-2));
-        Assert.That(model.Coefficients.BackwardRow, Is.InRange(1e-8, 1e-2));
+        Assert.That(model.Coefficients[LatencyTerm.ForwardRow], Is.InRange(1e-7, 1e-2));
+        Assert.That(model.Coefficients[LatencyTerm.BackwardRowsTo32], Is.InRange(1e-8, 1e-2));
         Assert.That(LatencyModel.FromCalibration([]), Is.EqualTo(LatencyModel.Default));
     }
 
@@ -150,6 +246,32 @@ internal sealed class LatencyModelTests
         }
 
         Assert.That(GC.GetAllocatedBytesForCurrentThread() - before, Is.Zero);
+    }
+
+    private static bool IsMonotone(int[] exponents, (int Kind, int Start, int Rows)[] parts, LatencyTerm? negative = null)
+    {
+        LatencyCoefficients coefficients = LatencyCoefficients.From([.. exponents.Select(e => e == -12 ? 0.0 : Math.Pow(10, e))]);
+        coefficients = negative is LatencyTerm term ? coefficients.With(term, -1.0) : coefficients;
+        StepFeatures step = default;
+        double before = coefficients.Dot(step);
+        foreach ((int kind, int start, int rows) in parts)
+        {
+            step = kind switch
+            {
+                0 => step.WithInference(start, rows, sampled: rows % 2),
+                1 => step.WithForward(start, rows),
+                _ => step.WithBackward(start, rows),
+            };
+            double after = coefficients.Dot(step);
+            if (after < before)
+            {
+                throw new InvalidOperationException($"{step} takes {after} s, without its last part {before} s");
+            }
+
+            before = after;
+        }
+
+        return true;
     }
 
     private static (double Predicted, double Expected) Coverage(double noise)

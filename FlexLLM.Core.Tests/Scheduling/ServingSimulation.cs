@@ -15,9 +15,9 @@ internal sealed class ServingSimulation
     internal delegate StepPlan Planner(EngineSnapshot now, StepLimits limits, LatencyModel latency);
 
     /// <summary>About a small model on a GPU: 8 ms a step, 20 us a row.</summary>
-    public static readonly LatencyCoefficients Machine = new(
-        Step: 8e-3, Row: 2e-5, Context: 2e-9, ForwardWindow: 1e-3, ForwardRow: 3e-5, ForwardContext: 3e-9,
-        BackwardItem: 5e-4, BackwardRow: 2e-6, BackwardContext: 2e-10);
+    public static readonly LatencyCoefficients Machine = LatencyCoefficients.Linear(
+        step: 8e-3, row: 2e-5, context: 2e-9, forwardWindow: 1e-3, forwardRow: 3e-5, forwardContext: 3e-9,
+        backwardItem: 5e-4, backwardRow: 2e-6, backwardContext: 2e-10);
 
     public sealed record Load
     {
@@ -191,7 +191,7 @@ internal sealed class ServingSimulation
             Require(s.Seen.Phase == SequencePhase.Running, "work for what does not run");
             Require(work.ContextLength == s.Seen.TokensComputed, "work at another position");
             Require(work.Tokens >= 1 && work.Tokens <= s.Seen.TokensLeft, "tokens that are not there");
-            features = features.WithInference(work.ContextLength, work.Tokens);
+            features = features.WithInference(work.ContextLength, work.Tokens, work.Tokens == s.Seen.TokensLeft ? 1 : 0);
             int blocks = Math.Max(0, snapshot.BlocksFor(work.ContextLength + work.Tokens) - s.Seen.BlocksHeld);
             _freeBlocks -= blocks;
             Require(_freeBlocks >= 0, "more blocks than there are");

@@ -129,6 +129,9 @@ internal sealed class ServingSimulationTests
         .Where(s => plan.Preemptions.Contains(s.Id))
         .Select(s => new InferenceWork(s.Id, 1, s.TokensComputed));
 
+    private static bool EndsPrompt(EngineSnapshot now, InferenceWork work) =>
+        now.Sequences.Single(s => s.Id == work.Id).TokensLeft == work.Tokens;
+
     /// <summary>
     /// Runs with a planted fault. Sizes and predictions are made consistent, so that only the fault itself shows.
     /// </summary>
@@ -138,7 +141,8 @@ internal sealed class ServingSimulationTests
         {
             StepPlan plan = plant(HybridTokenScheduler.Plan(now, limits, latency), now);
             StepFeatures features = default;
-            features = plan.Inference.Aggregate(features, (f, w) => f.WithInference(w.ContextLength, w.Tokens));
+            features = plan.Inference.Aggregate(
+                features, (f, w) => f.WithInference(w.ContextLength, w.Tokens, EndsPrompt(now, w) ? 1 : 0));
             features = plan.Forward.Aggregate(
                 features, (f, w) => f.WithForward(now.Jobs[(int)w.Id.Value].PositionsDone, w.Tokens));
             features = plan.Backward.Aggregate(features, (f, w) => f.WithBackward(w.RowStart, w.RowCount));

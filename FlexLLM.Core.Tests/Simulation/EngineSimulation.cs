@@ -63,7 +63,7 @@ internal sealed class EngineSimulation : IDisposable
         };
         options.Validate();
         Loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], BlockTable.BlocksFor(scenario.KvTokens));
-        Loop.Calibrate(TimeSpan.FromSeconds(1));
+        Loop.Calibrate(options.ProfilingTimeMax);
         Start = Loop.Now;
         Jobs = [.. Enumerable.Range(0, scenario.Jobs).Select(i => Call(StartJob(i, scenario)))];
     }

@@ -130,6 +130,29 @@ internal sealed class InferenceFirstTests
             r => r.MetTpot && r.MetTtft);
     }
 
+    /// <summary>
+    /// Fifty steps after the machine became half as fast, requests that start get their tokens in time and steps keep their budgets.
+    /// </summary>
+    [Test]
+    public void Finetuning_MachineTwiceAsSlow_HoldsTpotAgainWithinFiftySteps([Range(1, 3)] int seed)
+    {
+        TimeSpan drift = TimeSpan.FromSeconds(10);
+        var scenario = new Scenario { Workload = Medium with { RequestsPerSecond = 5.0 } };
+        using EngineSimulation run = new EngineSimulation(scenario, (ulong)seed).Run(s => s.Now >= drift);
+        run.Backend.Slowdown = 2.0;
+        run.RunRequests();
+
+        StepRecord[] later = [.. run.Steps.Where(s => s.Begun >= drift).Skip(50)];
+        List<SimulatedRequest> started = [.. run.Requests.Where(r => r.Sequence.FirstTokenTime >= later[0].Begun + run.Start)];
+        TestContext.Out.WriteLine(
+            $"{started.Count} requests, TPOT {Share(started, r => r.MetTpot):P1}; {later.Length} steps, " +
+            $"over budget {EngineSimulation.OverBudget(later):P2}, tail {run.Loop.Latency.Tail:F2}");
+        Assert.That(started, Has.Count.GreaterThan(20));
+        Assert.That(later.Count(s => s.Plan.HasFinetuning), Is.GreaterThan(100));
+        Assert.That(Share(started, r => r.MetTpot), Is.GreaterThanOrEqualTo(0.99));
+        Assert.That(EngineSimulation.OverBudget(later, ErrorBound), Is.LessThan(0.01));
+    }
+
     /// <summary>The control: a model that believes that nothing takes time must be caught by the same check.</summary>
     [Test]
     public void Control_ModelThatPredictsNothing_IsOverBudget()

@@ -8,6 +8,7 @@ using FlexLLM.Finetuning;
 using FlexLLM.Formats;
 using FlexLLM.Graph;
 using FlexLLM.Models;
+using FlexLLM.Scheduling;
 using Microsoft.Extensions.Logging;
 
 namespace FlexLLM;
@@ -19,7 +20,6 @@ namespace FlexLLM;
 /// </summary>
 public sealed class CoServingEngine : IAsyncDisposable
 {
-    private static readonly TimeSpan CalibrationTimeMax = TimeSpan.FromSeconds(1);
     private const int ContextTokensDefault = 4096;
 
     private readonly CoServingOptions _options;
@@ -28,6 +28,7 @@ public sealed class CoServingEngine : IAsyncDisposable
     private readonly LoadedModel _model;
     private readonly EngineInbox _inbox;
     private readonly EngineLoop _loop;
+    private readonly LatencyProfileFile? _profile;
     private readonly SamplingDefaults _samplingDefaults;
     private readonly SemaphoreSlim _places;
     private readonly TaskCompletionSource _ended = new(TaskCreationOptions.RunContinuationsAsynchronously);
@@ -52,6 +53,9 @@ public sealed class CoServingEngine : IAsyncDisposable
         _inbox = new EngineInbox(options.InboxCapacity);
         _places = new SemaphoreSlim(options.RequestsMax, options.RequestsMax);
         _loop = new EngineLoop(model, Tokenizer, options, _inbox, files.EosTokens, kvBlocks);
+        _profile = options.LatencyProfileFolder is string profiles
+            ? new LatencyProfileFile(profiles, LatencyProfileFile.KeyOf(model, options), _logger)
+            : null;
         Adapters = new AdapterManager(this);
     }
 
@@ -263,7 +267,7 @@ public sealed class CoServingEngine : IAsyncDisposable
             model = LoadedModel.Load(
                 checkpoint, config, backend, options.WeightType, positions, shard: null, compiler, cancellationToken);
             engine = new CoServingEngine(folder, options, backend, model, files, kvBlocks);
-            engine._loop.Calibrate(CalibrationTimeMax);
+            engine.LearnLatency();
             return engine;
         }
         catch
@@ -273,6 +277,19 @@ public sealed class CoServingEngine : IAsyncDisposable
             backend.Dispose();
             throw;
         }
+    }
+
+    // From a file where there is one, else from the machine.
+    private void LearnLatency()
+    {
+        if (_profile?.TryLoad() is LatencyModel saved)
+        {
+            _loop.Latency = saved;
+            return;
+        }
+
+        _loop.Calibrate(_options.ProfilingTimeMax);
+        _profile?.Save(_loop.Latency);
     }
 
     private void StartThread() => new Thread(Run) { IsBackground = true, Name = "FlexLLM engine" }.Start();
@@ -304,6 +321,11 @@ public sealed class CoServingEngine : IAsyncDisposable
         _inbox.Close(ending);
         _ending = ending;
         _closing.Cancel();
+        if (_fault is null)
+        {
+            TakeDown(() => _profile?.Save(_loop.Latency));
+        }
+
         TakeDown(() => _loop.Stop(ending, _fault));
         TakeDown(_loop.Dispose);
         TakeDown(_model.Dispose);

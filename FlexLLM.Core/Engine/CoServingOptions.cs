@@ -125,6 +125,19 @@ public sealed record CoServingOptions
     /// <value>100 ms.</value>
     public TimeSpan IdleStepMax { get; init; } = TimeSpan.FromMilliseconds(100);
 
+    /// <summary>
+    /// Longest measurement of this machine's speed while the engine loads; a model that computes fast needs far less. Zero measures
+    /// nothing: the first steps are then planned from a guess, with little finetuning beside requests.
+    /// </summary>
+    /// <value>2 s.</value>
+    public TimeSpan ProfilingTimeMax { get; init; } = TimeSpan.FromSeconds(2);
+
+    /// <summary>
+    /// Folder where measured speeds are kept, one file for each shape of model, kind of machine and step limits. A file that fits takes
+    /// the place of the measurement; what the engine has learnt since is written back when it is disposed. Null keeps nothing.
+    /// </summary>
+    public string? LatencyProfileFolder { get; init; }
+
     /// <summary>Seed from which requests without a seed of their own draw theirs.</summary>
     public ulong Seed { get; init; }
 
@@ -165,5 +178,11 @@ public sealed record CoServingOptions
         ArgumentOutOfRangeException.ThrowIfLessThan(InboxCapacity, 1, nameof(InboxCapacity));
         ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(IdleStepMax, TimeSpan.Zero, nameof(IdleStepMax));
         ArgumentOutOfRangeException.ThrowIfGreaterThan(IdleStepMax, TimeSpan.FromHours(1), nameof(IdleStepMax));
+        ArgumentOutOfRangeException.ThrowIfLessThan(ProfilingTimeMax, TimeSpan.Zero, nameof(ProfilingTimeMax));
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(ProfilingTimeMax, TimeSpan.FromHours(1), nameof(ProfilingTimeMax));
+        if (LatencyProfileFolder is not null)
+        {
+            ArgumentException.ThrowIfNullOrWhiteSpace(LatencyProfileFolder, nameof(LatencyProfileFolder));
+        }
     }
 }

@@ -29,6 +29,7 @@ internal sealed class EngineLoop : IDisposable
     private readonly KvPool _pool;
     private readonly BlockPool _blocks;
     private readonly ForwardPass _forward;
+    private readonly BackwardPass _backward;
     private readonly TokenBatch _batch;
     private readonly Sampler _sampler;
     private readonly float[] _logits;
@@ -72,7 +73,7 @@ internal sealed class EngineLoop : IDisposable
             throw;
         }
 
-        BackwardPass backward = _owned.Add(new BackwardPass(model, options.TokensPerStepMax));
+        _backward = _owned.Add(new BackwardPass(model, options.TokensPerStepMax));
         _blocks = _pool.Blocks;
         _batch = new TokenBatch(options.TokensPerStepMax);
         _sampler = new Sampler(config.VocabularySize);
@@ -81,7 +82,7 @@ internal sealed class EngineLoop : IDisposable
         Adapters = new AdapterStore(options.AdaptersMax);
         int blocksMin = Math.Min(kvBlocks, EngineMemory.KvBlocksMin(options, model.PositionsMax));
         Budget = new DeviceBudget(model.Backend, _pool, options.DeviceBytesLimit, blocksMin, BlocksPromised, Vacate, () => Jobs!.StopAhead());
-        Jobs = new JobTable(model, Adapters, backward, _memory, Budget, options, new GuardedLogger(options.Logger));
+        Jobs = new JobTable(model, Adapters, _backward, _memory, Budget, options, new GuardedLogger(options.Logger));
     }
 
     public LoadedModel Model => _model;
@@ -139,7 +140,7 @@ internal sealed class EngineLoop : IDisposable
         long begun = _clock.GetTimestamp();
         Apply(plan);
         RunBatch(plan);
-        StepFeatures done = plan.Features with { BackwardItems = 0, BackwardRows = 0, BackwardContext = 0 };
+        StepFeatures done = plan.Features.WithoutBackward();
         TimeSpan elapsed = _clock.GetElapsedTime(begun);
         foreach (BackwardWindow window in plan.Backward)
         {
@@ -165,45 +166,16 @@ internal sealed class EngineLoop : IDisposable
     }
 
     /// <summary>
-    /// Measures a few steps of throw-away tokens, so that the first real ones are planned from this machine's speed. Ends
-    /// early when it has taken the given time.
+    /// Measures throw-away steps for about the given time, so that the first real ones are planned from this machine's speed.
     /// </summary>
-    public void Calibrate(TimeSpan timeMax)
+    public void Calibrate(TimeSpan timeMax) => Latency = Profiler().Profile(timeMax) ?? Latency;
+
+    /// <summary>What times steps on this engine, while it has neither requests nor jobs.</summary>
+    public LatencyProfiler Profiler()
     {
-        Check.That(_sequences.Count == 0);
-        long begun = _clock.GetTimestamp();
-        var measured = new List<(StepFeatures, TimeSpan)>();
-        int positionsMax = Math.Min(KvTokensMax, _model.PositionsMax);
-        int[] ids = new int[_limits.TokensPerStepMax];
-        TimeSpan last = TimeSpan.Zero;
-
-        // Where weights are read for one row as for a hundred, what a row costs shows in the largest steps alone; the last one,
-        // few rows far from the start, tells it from what positions cost.
-        foreach ((int start, int rows) in
-            ((int, int)[])[(0, 1), (0, 1), (0, 1), (0, 4), (0, 16), (0, 16), (0, 64), (0, 128), (0, 256), (0, 512), (448, 64)])
-        {
-            bool isTooLong = rows > ids.Length || start + rows > positionsMax;
-            if (isTooLong || _clock.GetElapsedTime(begun) + (2 * last) > timeMax)
-            {
-                continue;
-            }
-
-            var table = new BlockTable();
-            Check.That(table.EnsureCapacity(start + rows, _blocks));
-            _batch.Clear();
-            _batch.AddInference(ids.AsSpan(0, rows), start, _pool.Cache, table.Blocks, adapter: null, sampled: 1);
-            long stepBegun = _clock.GetTimestamp();
-            _forward.Run(_batch);
-            last = _clock.GetElapsedTime(stepBegun);
-            measured.Add((default(StepFeatures).WithInference(start, rows), last));
-            table.Release(_blocks);
-        }
-
-        // The first run touches every weight and buffer for the first time and says nothing about the next.
-        if (measured.Count > 2)
-        {
-            Latency = LatencyModel.FromCalibration(measured[1..]);
-        }
+        Check.That(_sequences.Count == 0 && Jobs.Bytes == 0);
+        return new LatencyProfiler(
+            new ProfiledEngine(_model, _limits, _memory, Budget, _pool, _forward, _backward, _batch, _clock));
     }
 
     /// <summary>

@@ -42,8 +42,15 @@ internal static class FinetunePolicy
             }
         }
 
-        return budget;
+        return budget > own ? own + ((budget - own) * Headroom(now, limits)) : budget;
     }
+
+    // How much of the slack may be spent for the cache's sake. Blocks are held for as long as an answer takes; what finetuning adds to that
+    // comes back as a queue, which no later step could make good in time.
+    private static double Headroom(EngineSnapshot now, StepLimits limits) =>
+        now.Sequences.IsEmpty || limits.FreeBlocksShare == 0.0
+            ? 1.0
+            : Math.Min(1.0, (double)now.FreeBlocks / now.TotalBlocks / limits.FreeBlocksShare);
 
     public static FinetunePlan Fill(
         EngineSnapshot now, StepFeatures inference, TimeSpan budget, StepLimits limits, in LatencyModel latency)
@@ -94,7 +101,7 @@ internal static class FinetunePolicy
     {
         if (promptTokens == 0 && tokensAhead > 0) // Blocked by KV blocks or places: nobody knows for how long.
         {
-            return untilDeadline > target / 2 ? limits.IdleStepMax : TimeSpan.Zero;
+            return TimeSpan.Zero;
         }
 
         double steps = 1.0 + (tokensAhead == 0 ? 0.0 : Math.Ceiling((double)tokensAhead / promptTokens));

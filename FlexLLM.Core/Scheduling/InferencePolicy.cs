@@ -46,7 +46,7 @@ internal static class InferencePolicy
             if (order[i].IsDecoding && !preempted[i])
             {
                 free -= BlocksToAdd(now, order[i], 1);
-                features = features.WithInference(order[i].TokensComputed, 1);
+                features = features.WithInference(order[i].TokensComputed, 1, sampled: 1);
                 work.Add(new InferenceWork(order[i].Id, 1, order[i].TokensComputed));
                 left[i]--;
             }
@@ -91,7 +91,7 @@ internal static class InferencePolicy
             }
 
             free -= BlocksToAdd(now, sequence, tokens);
-            features = features.WithInference(sequence.TokensComputed, tokens);
+            features = features.WithInference(sequence.TokensComputed, tokens, SampledOf(sequence, tokens));
             work.Add(new InferenceWork(sequence.Id, tokens, sequence.TokensComputed));
             left[i] -= tokens;
             admitted[i] = waits;
@@ -218,9 +218,13 @@ internal static class InferencePolicy
             return tokens;
         }
 
-        int fitting = Bisection.Largest(tokens, n => latency.Predict(features.WithInference(sequence.TokensComputed, n)) <= most);
+        int fitting = Bisection.Largest(
+            tokens, n => latency.Predict(features.WithInference(sequence.TokensComputed, n, SampledOf(sequence, n))) <= most);
         return Math.Max(fitting, Math.Min(tokens, tokensMin));
     }
+
+    // The row that ends what is known of a sequence tells its next token.
+    private static int SampledOf(in SequenceSnapshot sequence, int tokens) => tokens == sequence.TokensLeft ? 1 : 0;
 
     /// <summary>
     /// Whether all that run, and this one, can grow by so many tokens without a preemption (paper.md e.2, per step).

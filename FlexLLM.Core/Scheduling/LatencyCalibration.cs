@@ -12,6 +12,22 @@ internal static class LatencyCalibration
     // Share of the typical step that a term keeps at least, so that later observations can still raise it.
     private const double ShareMin = 1e-4;
 
+    // How firmly the segments of a curve are held to one slope where measurements say little: a tenth of a step's time off
+    // weighs as much as some per cent of error in one measurement.
+    private const double CurveRidge = 0.02;
+
+    // Errors below this are no outliers, however well the rest fits.
+    private const double ErrorMin = 0.01;
+
+    // Chance makes the tail; the first hundred steps teach it better than some dozens of measurements.
+    private const double TailMin = 1.02;
+    private const double TailMax = 1.5;
+
+    private static readonly (LatencyTerm First, LatencyTerm Last)[] Curves =
+    [
+        (LatencyTerm.RowsTo8, LatencyTerm.RowsBeyond), (LatencyTerm.BackwardRowsTo32, LatencyTerm.BackwardRowsBeyond),
+    ];
+
     public static LatencyModel Fit(IReadOnlyList<(StepFeatures Features, TimeSpan Time)> measurements)
     {
         if (measurements.Count == 0)
@@ -19,39 +35,81 @@ internal static class LatencyCalibration
             return LatencyModel.Default;
         }
 
+        (StepFeatures Features, double Seconds)[] medians = [.. measurements.GroupBy(m => m.Features, m => m.Time)
+            .Select(g => (g.Key, Math.Max(g.Order().ElementAt(g.Count() / 2).TotalSeconds, 1e-7)))];
         const int Terms = LatencyCoefficients.Count;
-        double[,] rows = new double[measurements.Count, Terms]; // Factor over measured time: every target is 1.
+        double[,] rows = new double[medians.Length, Terms]; // Factor over measured time: every target is 1.
         double[] factors = new double[Terms];
-        double[] scale = new double[Terms];
-        for (int m = 0; m < measurements.Count; m++)
+        for (int m = 0; m < medians.Length; m++)
         {
-            LatencyCoefficients.CopyFactors(measurements[m].Features, factors);
-            double seconds = Math.Max(measurements[m].Time.TotalSeconds, 1e-7);
+            LatencyCoefficients.CopyFactors(medians[m].Features, factors);
             for (int i = 0; i < Terms; i++)
             {
-                rows[m, i] = factors[i] / seconds;
-                scale[i] = Math.Max(scale[i], rows[m, i]);
+                rows[m, i] = factors[i] / medians[m].Seconds;
             }
         }
 
-        double[] weights = new double[measurements.Count];
+        // First each curve as a straight line, then its segments one by one, pulled towards that line.
+        double[] line = Untie(SolveRobust(Tie(rows), new double[Terms], Ridge));
+        double[] values = SolveRobust(rows, line, CurveRidge);
+        LatencyCoefficients coefficients = Complete(ScalesOf(rows), values);
+        double[] ratios = [.. measurements.Select(m => m.Time.TotalSeconds / coefficients.Dot(m.Features)).Order()];
+        double tail = ratios[(int)Math.Ceiling(0.95 * ratios.Length) - 1];
+        return new LatencyModel(coefficients, Correction: 1.0, Math.Clamp(tail, TailMin, TailMax));
+    }
+
+    private static double[] ScalesOf(double[,] rows) =>
+        [.. Enumerable.Range(0, rows.GetLength(1)).Select(i => Enumerable.Range(0, rows.GetLength(0)).Max(m => rows[m, i]))];
+
+    /// <summary>The same rows with all of a curve in its first segment.</summary>
+    private static double[,] Tie(double[,] rows)
+    {
+        var tied = (double[,])rows.Clone();
+        foreach ((LatencyTerm first, LatencyTerm last) in Curves)
+        {
+            for (int m = 0; m < rows.GetLength(0); m++)
+            {
+                for (int i = (int)first + 1; i <= (int)last; i++)
+                {
+                    tied[m, (int)first] += rows[m, i];
+                    tied[m, i] = 0.0;
+                }
+            }
+        }
+
+        return tied;
+    }
+
+    private static double[] Untie(double[] values)
+    {
+        foreach ((LatencyTerm first, LatencyTerm last) in Curves)
+        {
+            values.AsSpan((int)first..((int)last + 1)).Fill(values[(int)first]);
+        }
+
+        return values;
+    }
+
+    /// <summary>Seconds for each term, none negative, near the prior where the rows leave a choice.</summary>
+    private static double[] SolveRobust(double[,] rows, double[] prior, double ridge)
+    {
+        double[] scale = ScalesOf(rows);
+        double[] weights = new double[rows.GetLength(0)];
         Array.Fill(weights, 1.0);
-        double[] solution = new double[Terms]; // In units of 1 / scale.
+        double[] expected = [.. prior.Zip(scale, (value, unit) => value * unit)];
+        double[] solution = [.. expected]; // In units of 1 / scale.
         for (int round = 0; round < Rounds; round++)
         {
-            Solve(rows, weights, scale, solution);
+            Solve(rows, weights, scale, expected, ridge, solution);
             Reweigh(rows, scale, solution, weights);
         }
 
-        LatencyCoefficients coefficients = Complete(scale, solution);
-        double[] ratios =
-            [.. measurements.Select(m => m.Time.TotalSeconds / coefficients.Dot(m.Features)).Order()];
-        double tail = ratios[(int)Math.Ceiling(0.95 * ratios.Length) - 1];
-        return new LatencyModel(coefficients, Correction: 1.0, Math.Clamp(tail, 1.0, 3.0));
+        return [.. solution.Zip(scale, (value, unit) => unit > 0.0 ? value / unit : 0.0)];
     }
 
     /// <summary>Coordinate descent on the weighted normal equations, each coordinate held at 0 or above.</summary>
-    private static void Solve(double[,] rows, double[] weights, double[] scale, double[] solution)
+    private static void Solve(
+        double[,] rows, double[] weights, double[] scale, double[] expected, double ridge, double[] solution)
     {
         int terms = solution.Length;
         double[,] gram = new double[terms, terms];
@@ -85,7 +143,7 @@ internal static class LatencyCalibration
                     rest -= j == i ? 0.0 : gram[i, j] * solution[j];
                 }
 
-                double next = Math.Max(0.0, rest / (gram[i, i] + Ridge));
+                double next = Math.Max(0.0, (rest + (ridge * expected[i])) / (gram[i, i] + ridge));
                 moved = Math.Max(moved, Math.Abs(next - solution[i]));
                 solution[i] = next;
             }
@@ -112,7 +170,7 @@ internal static class LatencyCalibration
             errors[m] = Math.Abs(predicted - 1.0);
         }
 
-        double typical = Math.Max(errors.Order().ElementAt(errors.Length / 2), 1e-6);
+        double typical = Math.Max(errors.Order().ElementAt(errors.Length / 2), ErrorMin);
         for (int m = 0; m < errors.Length; m++)
         {
             weights[m] = Math.Min(1.0, 2.0 * typical / Math.Max(errors[m], 1e-12));
@@ -120,25 +178,55 @@ internal static class LatencyCalibration
     }
 
     /// <summary>
-    /// Back to seconds. A term that no measurement had is guessed from inference's term of the same unit (a step, a row, a
-    /// position), in the default's proportion: a guess far too high would drag the common correction, and every other term
-    /// with it.
+    /// Fills in what no measurement had. A curve goes on as it was last seen. Another term is guessed from inference's term of the
+    /// same unit (a step, a row, a position), in the default's proportion: a guess far too high would drag the common correction,
+    /// and every other term with it.
     /// </summary>
-    private static LatencyCoefficients Complete(double[] scale, double[] solution)
+    private static LatencyCoefficients Complete(double[] scale, double[] values)
     {
-        double[] values = new double[solution.Length];
-        double[] guess = new double[solution.Length];
+        double[] guess = new double[values.Length];
         LatencyModel.Default.Coefficients.CopyTo(guess);
-        Check.That(scale[0] > 0.0); // Every measurement has the constant term.
+        Check.That(scale[(int)LatencyTerm.Step] > 0.0); // Every measurement has the constant term.
+        double[] complete = [.. values];
         for (int i = 0; i < values.Length; i++)
         {
-            int like = i % 3;
-            bool known = scale[like] > 0.0 && solution[like] > ShareMin;
-            values[i] = scale[i] > 0.0
-                ? Math.Max(solution[i], ShareMin) / scale[i]
-                : guess[i] * (known ? values[like] / guess[like] : values[0] / guess[0]);
+            bool continues = Curves.Any(c => i > (int)c.First && i <= (int)c.Last) && complete[i - 1] > 0.0;
+            complete[i] = scale[i] > 0.0 ? Math.Max(values[i], ShareMin / scale[i])
+                : continues ? complete[i - 1]
+                : guess[i] * FactorLike((LatencyTerm)i);
         }
 
-        return LatencyCoefficients.From(values);
+        return LatencyCoefficients.From(complete);
+
+        double FactorLike(LatencyTerm term)
+        {
+            double like = term switch
+            {
+                LatencyTerm.Context or LatencyTerm.ForwardContext or LatencyTerm.BackwardContext => Over(LatencyTerm.Context),
+                LatencyTerm.Step or LatencyTerm.Head or LatencyTerm.ForwardWindow or LatencyTerm.BackwardItem => 0.0,
+                _ => RowFactor(),
+            };
+            return like > 0.0 ? like : StepFactor();
+        }
+
+        double Over(LatencyTerm term) =>
+            scale[(int)term] > 0.0 && values[(int)term] * scale[(int)term] > ShareMin ? values[(int)term] / guess[(int)term] : 0.0;
+
+        // The slope of the largest batches: the first rows of a curve may cost nothing at all.
+        double RowFactor()
+        {
+            for (int i = (int)LatencyTerm.RowsBeyond; i >= (int)LatencyTerm.RowsTo8; i--)
+            {
+                if (Over((LatencyTerm)i) is > 0.0 and double factor)
+                {
+                    return factor;
+                }
+            }
+
+            return 0.0;
+        }
+
+        double StepFactor() =>
+            (values[(int)LatencyTerm.Step] + values[(int)LatencyTerm.RowsTo1]) / guess[(int)LatencyTerm.Step];
     }
 }

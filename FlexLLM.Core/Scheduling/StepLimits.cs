@@ -33,6 +33,12 @@ internal sealed record StepLimits
     /// <summary>Share of every slack that is not spent; 0 to 1.</summary>
     public double SlackHeldBack { get; init; } = 0.1;
 
+    /// <summary>
+    /// Share of the KV blocks below whose being free finetuning gets less: long steps keep requests in the cache for longer, until new
+    /// ones find no room. With none free it gets nothing. 0 to 1.
+    /// </summary>
+    public double FreeBlocksShare { get; init; } = 0.7;
+
     /// <summary>Admission leaves room for every running sequence to grow by this many tokens.</summary>
     public int GrowthHorizon { get; init; } = 64;
 
@@ -60,6 +66,8 @@ internal sealed record StepLimits
         ArgumentOutOfRangeException.ThrowIfNegative(SlackTargetsMax);
         ArgumentOutOfRangeException.ThrowIfNegative(SlackHeldBack);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(SlackHeldBack, 1.0);
+        ArgumentOutOfRangeException.ThrowIfNegative(FreeBlocksShare);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(FreeBlocksShare, 1.0);
         ArgumentOutOfRangeException.ThrowIfNegative(GrowthHorizon);
         ArgumentOutOfRangeException.ThrowIfNegative(SkipAheadMax);
         ArgumentOutOfRangeException.ThrowIfLessThan(SkipAheadWaitMax, TimeSpan.Zero);

@@ -1,0 +1,167 @@
+using System.Globalization;
+using System.Numerics;
+using System.Runtime.InteropServices;
+using FlexLLM.Benchmarks.Serving;
+
+namespace FlexLLM.Benchmarks;
+
+/// <summary>
+/// `serve`: requests of a trace and a finetuning job on this machine in real time, through the public engine, in every sharing mode
+/// and under every load; the same arrivals and seeds for all of them. Shared cores make times noisy: modes take turns in the order.
+/// </summary>
+internal static class ServeVerb
+{
+    public const string Usage = ServeSettings.Usage;
+
+    // Long enough for the batch to fill and for requests of all lengths to come and go.
+    private const double CapacitySecondsMin = 15;
+
+    public static int Run(string[] args)
+    {
+        ServeSettings settings = ServeSettings.Parse(args);
+        ServingReport report = RunAsync(settings).GetAwaiter().GetResult();
+        report.Write(Console.Out);
+        if (settings.JsonFile is not null)
+        {
+            report.WriteJson(settings.JsonFile);
+        }
+
+        if (settings.HtmlFile is not null)
+        {
+            report.WriteHtml(settings.HtmlFile);
+        }
+
+        return 0;
+    }
+
+    private static async Task<ServingReport> RunAsync(ServeSettings settings)
+    {
+        ArrivalTrace trace = ArrivalTrace.Read(settings.Trace);
+        string loadAverage = FirstLine("/proc/loadavg");
+        LiveCapacity capacity = await CapacityAsync(settings, trace).ConfigureAwait(false);
+        ServiceLevelObjective slo = capacity.Targets(settings);
+        (string Name, double Rate)[] loads = settings.Rates.Count > 0
+            ? [.. settings.Rates.Select(rate => (string.Create(CultureInfo.InvariantCulture, $"{rate} req/s"), rate))]
+            : [.. settings.Loads.Select(load => (load.Name, load.Share * capacity.RequestsPerSecond))];
+        (string Name, string Value)[] measured = Describe(capacity, slo, loads);
+        foreach ((string name, string value) in measured)
+        {
+            Console.WriteLine($"{name}: {value}");
+        }
+
+        return new ServingReport
+        {
+            Title = "Serving and finetuning on one machine",
+            Settings = [.. settings.Describe(), .. measured],
+            Machine = Machine(loadAverage),
+            Sections =
+            [
+                new ServingSection
+                {
+                    Runs = await RunsAsync(settings, trace, slo, loads).ConfigureAwait(false),
+                    Notes = Notes(settings),
+                },
+            ],
+        };
+    }
+
+    private static async Task<LiveCapacity> CapacityAsync(ServeSettings settings, ArrivalTrace trace)
+    {
+        double seconds = Math.Max(CapacitySecondsMin, settings.Seconds / 2);
+        Console.Error.WriteLine($"capacity: {seconds.Fixed(0)} s of an engine without finetuning");
+        LiveServer server = await LiveServer.StartAsync(settings, ServingMode.Parse("inference-only"), new()).ConfigureAwait(false);
+        await using (server.ConfigureAwait(false))
+        {
+            ArrivalTrace lengths = trace.Scaled(1, 600, settings.Seed, settings.StartSecond, settings.Lengths);
+            return await LiveCapacity.MeasureAsync(server.Serving!, lengths, settings, seconds).ConfigureAwait(false);
+        }
+    }
+
+    // Runs of one mode are apart in time, and no mode always comes first: what else the machine does falls on all alike.
+    private static async Task<IReadOnlyList<ServingRun>> RunsAsync(
+        ServeSettings settings, ArrivalTrace trace, ServiceLevelObjective slo, (string Name, double Rate)[] loads)
+    {
+        List<(ServingMode Mode, string Load, double Rate)> plan =
+        [
+            .. settings.Modes.Where(mode => !mode.Serves).Select(mode => (mode, "none", 0.0)),
+            .. loads.SelectMany((load, i) => Rotated(settings.Modes.Where(mode => mode.Serves), i)
+                .Select(mode => (mode, load.Name, load.Rate))),
+        ];
+        var runs = new List<ServingRun>();
+        foreach ((ServingMode mode, string load, double rate) in plan)
+        {
+            string prefix = $"[{runs.Count + 1}/{plan.Count}] {load} {mode.Name}";
+            Console.Error.WriteLine(prefix);
+            ArrivalTrace? arrivals = mode.Serves
+                ? trace.Scaled(rate, settings.Seconds, settings.Seed, settings.StartSecond, settings.Lengths)
+                : null;
+            LiveServer server = await LiveServer.StartAsync(settings, mode, slo).ConfigureAwait(false);
+            await using (server.ConfigureAwait(false))
+            {
+                runs.Add(await LiveRun.MeasureAsync(
+                    server, settings, arrivals, slo, (mode.Name, load), line => Console.Error.WriteLine($"{prefix}: {line}"))
+                    .ConfigureAwait(false));
+            }
+        }
+
+        string[] order = [.. settings.Modes.Select(mode => mode.Name)];
+        string[] loadOrder = ["none", .. loads.Select(load => load.Name)];
+        return [.. runs.OrderBy(r => Array.IndexOf(loadOrder, r.Load)).ThenBy(r => Array.IndexOf(order, r.Mode))];
+    }
+
+    private static IEnumerable<ServingMode> Rotated(IEnumerable<ServingMode> modes, int by)
+    {
+        ServingMode[] all = [.. modes];
+        return all.Select((_, i) => all[(i + by) % all.Length]);
+    }
+
+    private static (string Name, string Value)[] Describe(
+        LiveCapacity capacity, ServiceLevelObjective slo, (string Name, double Rate)[] loads) =>
+    [
+        ("alone", $"TPOT {(1e3 * capacity.Tpot).Fixed(1)} ms, TTFT {(1e3 * capacity.Ttft).Fixed(1)} ms"),
+        (
+            "targets",
+            $"TPOT {slo.TimePerOutputToken.TotalMilliseconds.Fixed(1)} ms, TTFT {slo.TimeToFirstToken.TotalMilliseconds.Fixed(0)} ms"),
+        ("capacity", $"{capacity.GeneratedPerSecond.Fixed(1)} generated tokens/s, {capacity.RequestsPerSecond.Fixed(2)} requests/s"),
+        ("loads", string.Join(", ", loads.Select(l =>
+            $"{l.Name} {l.Rate.Fixed(2)} requests/s ({(100 * l.Rate / capacity.RequestsPerSecond).Fixed(0)} % of capacity)"))),
+    ];
+
+    private static (string Name, string Value)[] Machine(string loadAverage) =>
+    [
+        ("processors", Environment.ProcessorCount.ToString(CultureInfo.InvariantCulture)),
+        ("vector", $"{Vector<byte>.Count * 8} bits"),
+        ("os", RuntimeInformation.OSDescription),
+        ("runtime", RuntimeInformation.FrameworkDescription),
+        ("load average at the start", loadAverage),
+    ];
+
+    private static List<string> Notes(ServeSettings settings)
+    {
+        var notes = new List<string>
+        {
+            "Times count from the arrival in the trace, waiting included. Tokens count within the window; a prompt counts when its first " +
+            "token is there, a finetuning token once, in its forward pass. An answer that did not end in time counts as a miss.",
+        };
+        AddFor(ServingLayout.Training, "finetune-only: nothing arrives, so it has no load; whole samples at a time.");
+        AddFor(
+            ServingLayout.Split,
+            $"split: two engines in one process, {settings.ServingThreads} thread(s) for all requests and {settings.TrainingThreads} for " +
+            "finetuning; both have their own copy of the weights.");
+        AddFor(
+            ServingLayout.Spatial,
+            $"spatial: two engines in one process with {settings.Threads} threads each; the operating system shares the processors.");
+        return notes;
+
+        void AddFor(ServingLayout layout, string note)
+        {
+            if (settings.Modes.Any(mode => mode.Layout == layout))
+            {
+                notes.Add(note);
+            }
+        }
+    }
+
+    // Absent where the operating system is another one.
+    private static string FirstLine(string file) => File.Exists(file) ? File.ReadLines(file).First() : "unknown";
+}

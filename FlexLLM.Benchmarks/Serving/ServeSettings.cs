@@ -1,0 +1,168 @@
+using System.Globalization;
+
+namespace FlexLLM.Benchmarks.Serving;
+
+/// <summary>What is asked of the serving verb.</summary>
+internal sealed record ServeSettings
+{
+    public const string Usage =
+        "--model DIR --trace CSV [--modes NAME,NAME] [--loads light,medium,heavy | --rates R,R] [--seconds 60] [--threads 2] " +
+        "[--tpot-ms X] [--ttft-ms X] [--weights f32|bf16] [--length-factor 1] [--max-prompt 128] [--max-answer 64] [--start-second S] " +
+        "[--sequences 16] [--step-tokens 256] [--data JSONL] [--target-modules down_proj] [--rank 16] [--sample-tokens 256] " +
+        "[--accumulation 8] [--drain-seconds N] [--seed 1] [--json FILE] [--html FILE]   (modes: " + ServingMode.Defaults + ")";
+
+    private static readonly (string Name, double Share)[] NamedLoads = [("light", 0.1), ("medium", 0.4), ("heavy", 0.7)];
+
+    private static readonly string[] Options =
+    [
+        "--model", "--trace", "--modes", "--loads", "--rates", "--seconds", "--threads", "--tpot-ms", "--ttft-ms", "--weights",
+        "--length-factor", "--max-prompt", "--max-answer", "--start-second", "--sequences", "--step-tokens", "--data",
+        "--target-modules", "--rank", "--sample-tokens", "--accumulation", "--drain-seconds", "--seed", "--json", "--html",
+    ];
+
+    public required string Model { get; init; }
+
+    public required string Trace { get; init; }
+
+    public required IReadOnlyList<ServingMode> Modes { get; init; }
+
+    /// <summary>Names of loads with their share of the measured capacity; empty where rates are given.</summary>
+    public IReadOnlyList<(string Name, double Share)> Loads { get; init; } = NamedLoads;
+
+    /// <summary>Arrivals a second; empty where loads are named.</summary>
+    public IReadOnlyList<double> Rates { get; init; } = [];
+
+    /// <summary>Length of the window in which requests arrive and tokens count.</summary>
+    public double Seconds { get; init; } = 60;
+
+    /// <summary>How long after the window an answer may end before its request counts as failed.</summary>
+    public double DrainSeconds { get; init; } = 60;
+
+    public int Threads { get; init; } = 2;
+
+    /// <summary>Target in seconds, or null to derive it from the measured minimum.</summary>
+    public double? TpotTarget { get; init; }
+
+    /// <summary>Target in seconds, or null to derive it from the measured minimum.</summary>
+    public double? TtftTarget { get; init; }
+
+    public DType? Weights { get; init; }
+
+    public TraceLengths Lengths { get; init; } = new(MaxPrompt: 128, MaxAnswer: 64);
+
+    /// <summary>Where the slice of the trace begins, or null for a random place.</summary>
+    public double? StartSecond { get; init; }
+
+    public int Sequences { get; init; } = 16;
+
+    public int StepTokens { get; init; } = 256;
+
+    /// <summary>JSONL file to train on, or null for samples of random tokens.</summary>
+    public string? Data { get; init; }
+
+    public LoraConfig Lora { get; init; } = new() { Rank = 16, Alpha = 16, TargetModules = ["down_proj"] };
+
+    /// <summary>Length of a sample in tokens; longer ones are cut.</summary>
+    public int SampleTokens { get; init; } = 256;
+
+    public int Accumulation { get; init; } = 8;
+
+    public ulong Seed { get; init; } = 1;
+
+    public string? JsonFile { get; init; }
+
+    public string? HtmlFile { get; init; }
+
+    /// <summary>Longest sequence that can occur, of requests and samples.</summary>
+    public int ContextTokens => Math.Max(SampleTokens, Lengths.MaxPrompt + Lengths.MaxAnswer);
+
+    /// <summary>Threads of the half that serves in the split mode; at least one is left for the other half.</summary>
+    public int ServingThreads => Math.Max(1, Threads / 2);
+
+    /// <summary>Threads of the half that trains in the split mode.</summary>
+    public int TrainingThreads => Math.Max(1, Threads - ServingThreads);
+
+    /// <summary>Reads the verb's arguments.</summary>
+    /// <exception cref="ArgumentException">An unknown option, or a value out of its range.</exception>
+    public static ServeSettings Parse(string[] args)
+    {
+        CommandLine.Allow(args, Options);
+        if (CommandLine.Has(args, "--loads") && CommandLine.Has(args, "--rates"))
+        {
+            throw new ArgumentException("--loads and --rates exclude each other.");
+        }
+
+        double seconds = Number(args, "--seconds") ?? 60;
+        int rank = CommandLine.Int(args, "--rank", 16, min: 1);
+        return new ServeSettings
+        {
+            Model = CommandLine.Require(args, "--model"),
+            Trace = CommandLine.Require(args, "--trace"),
+            Modes =
+            [
+                .. (CommandLine.Text(args, "--modes") ?? ServingMode.Defaults).Split(',').Distinct().Select(ServingMode.Parse),
+            ],
+            Loads = CommandLine.Has(args, "--rates")
+                ? []
+                : [.. (CommandLine.Text(args, "--loads") ?? "light,medium,heavy").Split(',').Select(LoadOf)],
+            Rates = CommandLine.Text(args, "--rates") is string rates ? [.. rates.Split(',').Select(r => Positive("--rates", r))] : [],
+            Seconds = seconds,
+            DrainSeconds = Number(args, "--drain-seconds") ?? seconds,
+            Threads = CommandLine.Int(args, "--threads", 2, min: 1),
+            TpotTarget = Number(args, "--tpot-ms") / 1e3,
+            TtftTarget = Number(args, "--ttft-ms") / 1e3,
+            Weights = CommandLine.WeightType(args, "--weights"),
+            Lengths = new TraceLengths(
+                Number(args, "--length-factor") ?? 1, CommandLine.Int(args, "--max-prompt", 128, min: 1),
+                CommandLine.Int(args, "--max-answer", 64, min: 1)),
+            StartSecond = CommandLine.Has(args, "--start-second") ? CommandLine.Int(args, "--start-second", 0, min: 0) : null,
+            Sequences = CommandLine.Int(args, "--sequences", 16, min: 1),
+            StepTokens = CommandLine.Int(args, "--step-tokens", 256, min: 1),
+            Data = CommandLine.Text(args, "--data"),
+            Lora = new LoraConfig
+            {
+                Rank = rank,
+                Alpha = 16,
+                TargetModules = (CommandLine.Text(args, "--target-modules") ?? "down_proj").Split(','),
+            },
+            SampleTokens = CommandLine.Int(args, "--sample-tokens", 256, min: 2),
+            Accumulation = CommandLine.Int(args, "--accumulation", 8, min: 1),
+            Seed = (ulong)CommandLine.Int(args, "--seed", 1, min: 0),
+            JsonFile = CommandLine.Text(args, "--json"),
+            HtmlFile = CommandLine.Text(args, "--html"),
+        };
+    }
+
+    /// <summary>For the report.</summary>
+    public IReadOnlyList<(string Name, string Value)> Describe() =>
+    [
+        ("model", Path.GetFileName(Path.TrimEndingDirectorySeparator(Model))),
+        ("weights", Weights?.ToString() ?? "as stored"),
+        ("trace", Path.GetFileName(Trace)),
+        ("lengths", string.Create(
+            CultureInfo.InvariantCulture,
+            $"times {Lengths.Factor}, prompts of at most {Lengths.MaxPrompt} and answers of at most {Lengths.MaxAnswer} tokens")),
+        ("window", string.Create(CultureInfo.InvariantCulture, $"{Seconds} s, then up to {DrainSeconds} s for answers to end")),
+        ("threads", string.Create(CultureInfo.InvariantCulture, $"{Threads}; split {ServingThreads} + {TrainingThreads}")),
+        ("limits", string.Create(CultureInfo.InvariantCulture, $"{Sequences} sequences, {StepTokens} tokens a step")),
+        ("finetuning", string.Create(
+            CultureInfo.InvariantCulture,
+            $"{Lora.Describe()}; samples of {(Data is null ? "" : "at most ")}{SampleTokens} tokens " +
+            $"{(Data is null ? "at random" : $"of {Path.GetFileName(Data)}")}; {Accumulation} to an optimizer step")),
+        ("seed", Seed.ToString(CultureInfo.InvariantCulture)),
+    ];
+
+    private static (string Name, double Share) LoadOf(string name)
+    {
+        int index = Array.FindIndex(NamedLoads, l => l.Name == name);
+        return index >= 0 ? NamedLoads[index] : throw new ArgumentException($"--loads: '{name}' is none of light, medium, heavy.");
+    }
+
+    private static double? Number(string[] args, string name) =>
+        CommandLine.Text(args, name) is string text ? Positive(name, text) : null;
+
+    private static double Positive(string name, string text) =>
+        double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture, out double value) && value is > 0 and < 1e9
+            ? value
+            : throw new ArgumentException($"{name}: '{text}' is no positive number.");
+}
