@@ -133,8 +133,8 @@ internal static class Calibration
         return
         [
             .. paper.ServerTpotMs.Select((ms, i) => new CalibrationRow(
-                $"vLLM alone, {2 * (i + 1)} req/s: TPOT ms", ms, InferenceOnly(model.AsServer, 2 * (i + 1)) * 1e3)),
-            new CalibrationRow("vLLM alone, saturated: generated tok/s", paper.ServerSaturated, Saturated(model.AsServer)),
+                $"vLLM alone, {2 * (i + 1)} req/s: TPOT ms", ms, InferenceOnly(model.AsServer(), 2 * (i + 1)) * 1e3)),
+            new CalibrationRow("vLLM alone, saturated: generated tok/s", paper.ServerSaturated, Saturated(model.AsServer())),
         ];
     }
 

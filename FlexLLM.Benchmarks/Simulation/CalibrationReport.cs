@@ -12,25 +12,16 @@ internal static class CalibrationReport
         {
             MachineFit best = Calibration.Fit(model);
             output.WriteLine();
-            output.WriteLine(FormattableString.Invariant(
-                $"{model.Title} on {model.Ranks} x {model.Gpu.Name}: {100 * model.Fit.TensorShare:F0} % of the tensor peak, ") +
-                FormattableString.Invariant(
-                $"{100 * model.Fit.BandwidthShare:F0} % of the bandwidth, {1e3 * model.Fit.SecondsPerBatch:F1} ms a step ") +
-                FormattableString.Invariant(
-                $"(least error on the grid: {100 * best.TensorShare:F0} %, {1e3 * best.SecondsPerBatch:F1} ms)"));
+            output.WriteLine(
+                $"{model.Title} on {model.Ranks} x {model.Gpu.Name}: {Describe(model.Fit)} (least error on the grid: {Describe(best)})");
             Print(output, "closed form", Calibration.Rows(model));
-            MachineFit server = model.AsServer.Fit;
-            Print(
-                output, FormattableString.Invariant(
-                $"closed form, vLLM ({100 * server.TensorShare:F0} %, {1e3 * server.SecondsPerBatch:F1} ms)"), Calibration.ServerRows(model));
+            Print(output, $"closed form, vLLM: {Describe(model.AsServer().Fit)}", Calibration.ServerRows(model));
             Print(output, $"simulated engine, {seconds:F0} s a rate", SimulatedRows(model, seconds, seed));
         }
 
         SimulatedModel profiled = SimulatedModel.Profiled;
         output.WriteLine();
-        output.WriteLine(FormattableString.Invariant(
-            $"{profiled.Title}: {100 * profiled.Fit.TensorShare:F0} % of the tensor peak, {1e3 * profiled.Fit.SecondsPerBatch:F1} ms ") +
-            FormattableString.Invariant($"a step, {1e3 * profiled.Fit.SecondsPerItem:F1} ms a layer backward"));
+        output.WriteLine($"{profiled.Title}: {Describe(profiled.Fit)}");
         Print(output, "closed form", Calibration.ProfileRows(profiled));
     }
 
@@ -71,6 +62,11 @@ internal static class CalibrationReport
             output.WriteLine(FormattableString.Invariant($"    {row.Figure,-54}{row.Theirs,10:F1}{row.Ours,10:F1}{row.Ratio,8:F3}"));
         }
 
-        output.WriteLine(FormattableString.Invariant($"    {"largest distance",-54}{string.Empty,20}{100 * Calibration.Error(rows),7:F1}%"));
+        string error = (100 * Calibration.Error(rows)).Fixed(1);
+        output.WriteLine($"    {"largest distance, %",-54}{error,28}");
     }
+
+    private static string Describe(MachineFit fit) => FormattableString.Invariant(
+        $"{100 * fit.TensorShare:F0} % of the tensor peak, {100 * fit.BandwidthShare:F0} % of the bandwidth, ") +
+        FormattableString.Invariant($"{1e3 * fit.SecondsPerBatch:F1} ms a step, {1e3 * fit.SecondsPerItem:F1} ms a layer backward");
 }

@@ -100,7 +100,7 @@ internal static class ModeRunner
 
         ServingRun Split(SimulationSetting s, double total, int servers)
         {
-            SimulationSetting server = s with { Model = s.Model.AsServer };
+            SimulationSetting server = s with { Model = s.Model.AsServer() };
             return Both(
                 Simulate(ServesAlone(Shared(server, total / servers))), Simulate(TrainsAlone(Shared(server, 1))), servers,
                 PaperFigures.Pipelines - servers);

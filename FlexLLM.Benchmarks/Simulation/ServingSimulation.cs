@@ -58,7 +58,7 @@ internal sealed class ServingSimulation : IDisposable
     private const double BinSeconds = 10;
 
     // A machine that falls behind for ever is not simulated for ever.
-    private const double DrainFactorMax = 1.0;
+    private const double DrainSecondsMax = 600;
 
     private readonly SimulatedLoad _load;
     private readonly ManualClock _clock = new();
@@ -125,13 +125,10 @@ internal sealed class ServingSimulation : IDisposable
     /// <summary>Measured over expected time of the steps so far, less 1.</summary>
     public IReadOnlyList<double> PredictionErrors => _errors;
 
-    /// <summary>Seconds of budget that steps with finetuning did not use; what an oracle might have.</summary>
-    public double SecondsUnused { get; private set; }
-
     /// <summary>Runs to the end of the load and serves what is left.</summary>
     public ServingRun Run(string mode, string loadName)
     {
-        while (Now < _load.Seconds * (1 + DrainFactorMax))
+        while (Now < _load.Seconds + DrainSecondsMax)
         {
             while (_next < _load.Arrivals.Count && _load.Arrivals[_next].Time <= Now)
             {
@@ -249,8 +246,6 @@ internal sealed class ServingSimulation : IDisposable
 
         double took = Now - begun;
         _errors.Add((took / Math.Max(believed.Expect(plan.Features).TotalSeconds, 1e-9)) - 1);
-        bool isBound = !plan.Inference.IsEmpty && plan.HasFinetuning;
-        SecondsUnused += isBound && Now < _load.Seconds ? Math.Max(0, plan.Budget.TotalSeconds - took) : 0;
         Count(plan);
         Log([
             BitConverter.DoubleToInt64Bits(begun), BitConverter.DoubleToInt64Bits(took), plan.Features.InferenceRows,

@@ -66,7 +66,9 @@ internal sealed record SimulatedModel
     public NullMachine Machine => Fit.Of(Gpu, Ranks);
 
     /// <summary>The same model in the other system.</summary>
-    public SimulatedModel AsServer => this with { Fit = ServerFit ?? Fit };
+    public SimulatedModel AsServer() => this with { Fit = ServerFit ?? Fit };
+
+    public override string ToString() => Name;
 
     /// <summary>The same model on a share of the machine's rates.</summary>
     public SimulatedModel OnShare(double share) => this with

@@ -28,7 +28,7 @@ internal sealed class CalibrationTests
     public void ClosedForm_LatencyFunctionOf70B_WithinTheBound() =>
         Assert.That(Calibration.Error(Calibration.ProfileRows(SimulatedModel.Profiled)), Is.LessThanOrEqualTo(Calibration.ErrorMax));
 
-    /// <summary>The control: the documented two layers a step do not give the figures of 8B.</summary>
+    /// <summary>The control: a machine without losses does not give the figures.</summary>
     [Test]
     public void Control_PeakOfTheDataSheet_IsOutOfTheBound()
     {

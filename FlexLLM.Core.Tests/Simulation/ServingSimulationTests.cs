@@ -1,10 +1,5 @@
-using FlexLLM.Backends;
-using FlexLLM.Backends.Null;
 using FlexLLM.Benchmarks.Serving;
 using FlexLLM.Benchmarks.Simulation;
-using FlexLLM.Execution;
-using FlexLLM.KvCache;
-using FlexLLM.Models;
 using FlexLLM.Scheduling;
 using NUnit.Framework;
 
@@ -65,11 +60,9 @@ internal sealed class ServingSimulationTests
     [Test]
     public void Profile_OneRequest_TakesWhatTheProfileSays()
     {
-        var profile = new LatencyModel(
-            new LatencyCoefficients(
-                Step: 0.020, Row: 1e-3, Context: 0, ForwardWindow: 0, ForwardRow: 1e-3, ForwardContext: 0, BackwardItem: 0,
-                BackwardRow: 1e-5, BackwardContext: 0),
-            Correction: 1.0, Tail: 1.0);
+        (StepFeatures, TimeSpan)[] measured =
+            [.. Enumerable.Range(1, 200).Select(n => (default(StepFeatures).WithInference(0, n), TimeSpan.FromMilliseconds(20 + n)))];
+        LatencyModel profile = LatencyModel.FromCalibration(measured) with { Correction = 1.0, Tail = 1.0 };
         var load = new SimulatedLoad
         {
             Model = Short.Model,
@@ -82,8 +75,36 @@ internal sealed class ServingSimulationTests
         using var simulation = new ServingSimulation(load, seed: 1);
         RequestOutcome outcome = simulation.Run("profile", "one").Requests[0];
 
-        Assert.That(outcome.Ttft, Is.EqualTo(0.020 + (100 * 1e-3)).Within(1e-5), "a step with the prompt");
-        Assert.That(outcome.Tpot, Is.EqualTo(0.021).Within(1e-6), "steps of one row");
+        Assert.That(outcome.Ttft, Is.EqualTo(0.120).Within(0.002), "a step with the prompt");
+        Assert.That(outcome.Tpot, Is.EqualTo(0.021).Within(0.001), "steps of one row");
+    }
+
+    /// <summary>
+    /// How exact the oracle is. Its features do not tell that a prompt's rows share the keys they read: with prompts it expects up to a
+    /// tenth too much.
+    /// </summary>
+    [Test]
+    public void Oracle_EveryStep_KnowsItsTime()
+    {
+        var workload = new SimulatedWorkload { RequestsPerSecond = 3, Seconds = 30 };
+        var load = new SimulatedLoad
+        {
+            Model = Short.Model,
+            Seconds = 30,
+            Arrivals = workload.Draw(seed: 1),
+            Samples = workload.DrawSamples(seed: 1),
+            TokensPerStepMax = 2048,
+            KnowsTimes = true,
+            Jitter = 0,
+        };
+
+        using var simulation = new ServingSimulation(load, seed: 1);
+        simulation.Run("oracle", "12 req/s");
+
+        double[] errors = [.. simulation.PredictionErrors.Select(Math.Abs).Order()];
+        TestContext.Out.WriteLine($"median {errors[errors.Length / 2]:P2}, p95 {errors[errors.Length * 95 / 100]:P2}");
+        Assert.That(errors[errors.Length / 2], Is.LessThan(0.01));
+        Assert.That(errors[errors.Length * 95 / 100], Is.LessThan(0.15));
     }
 
     [Test]

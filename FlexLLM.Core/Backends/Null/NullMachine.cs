@@ -18,7 +18,7 @@ internal sealed record NullMachine
     /// <summary>Overhead of a batch: what the host does before the first call, and what ranks wait for each other.</summary>
     public double SecondsPerBatch { get; init; }
 
-    /// <summary>Whether arithmetic hides memory traffic. A device whose products of few rows reach neither peak is nearer to false.</summary>
+    /// <summary>Whether arithmetic hides memory traffic. A device whose products of few rows reach neither peak does not.</summary>
     public bool Overlaps { get; init; } = true;
 
     /// <summary>Bytes that an element of activations, keys and values moves: 4, or 2 on a device that holds them in BF16.</summary>
