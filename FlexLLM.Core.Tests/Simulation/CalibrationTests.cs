@@ -1,5 +1,4 @@
 using FlexLLM.Adapters;
-using FlexLLM.Backends;
 using FlexLLM.Backends.Null;
 using FlexLLM.Benchmarks.Simulation;
 using FlexLLM.Execution;
