@@ -116,7 +116,7 @@ internal sealed class StepCosts
                 StepFeatures requests = default;
                 for (int i = 0; i < decodes; i++)
                 {
-                    requests = requests.WithInference(context, 1);
+                    requests = requests.WithInference(context, 1, sampled: 1);
                 }
 
                 var batch = new BatchWork(decodes, decodes, 0, decodes * (context + 1.0), decodes * (context + 1.0));

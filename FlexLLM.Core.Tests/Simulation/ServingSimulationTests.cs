@@ -61,7 +61,7 @@ internal sealed class ServingSimulationTests
     public void Profile_OneRequest_TakesWhatTheProfileSays()
     {
         (StepFeatures, TimeSpan)[] measured =
-            [.. Enumerable.Range(1, 200).Select(n => (default(StepFeatures).WithInference(0, n), TimeSpan.FromMilliseconds(20 + n)))];
+            [.. Enumerable.Range(1, 200).Select(n => (default(StepFeatures).WithInference(0, n, 1), TimeSpan.FromMilliseconds(20 + n)))];
         LatencyModel profile = LatencyModel.FromCalibration(measured) with { Correction = 1.0, Tail = 1.0 };
         var load = new SimulatedLoad
         {

@@ -81,7 +81,8 @@ internal sealed class SharingModeTests
         using EngineSimulation one = Run(SharingPolicy.CoServing);
         using EngineSimulation two = Run(SharingPolicy.CoServing, accumulation: 8);
 
-        TestContext.Out.WriteLine($"{one.TokensTrainedPerSecond:F0} tokens/s with one sample in flight, {two.TokensTrainedPerSecond:F0} with two");
+        TestContext.Out.WriteLine(
+            $"{one.TokensTrainedPerSecond:F0} tokens/s with one sample in flight, {two.TokensTrainedPerSecond:F0} with two");
         Assert.That(one.Steps.Any(Mixes), Is.False);
         Assert.That(two.Steps.Count(Mixes), Is.GreaterThan(two.Steps.Count / 4));
         Assert.That(two.TokensTrainedPerSecond, Is.GreaterThan(one.TokensTrainedPerSecond));

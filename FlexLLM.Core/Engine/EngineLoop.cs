@@ -86,7 +86,8 @@ internal sealed class EngineLoop : IDisposable
         _tenants = new TenantTable(options.TenantWeights);
         Adapters = new AdapterStore(options.AdaptersMax);
         int blocksMin = Math.Min(kvBlocks, EngineMemory.KvBlocksMin(options, model.PositionsMax));
-        Budget = new DeviceBudget(model.Backend, _pool, options.DeviceBytesLimit, blocksMin, BlocksPromised, Vacate, () => Jobs!.StopAhead());
+        Budget = new DeviceBudget(
+            model.Backend, _pool, options.DeviceBytesLimit, blocksMin, BlocksPromised, Vacate, () => Jobs!.StopAhead());
         Jobs = new JobTable(model, Adapters, _backward, _memory, Budget, options, new GuardedLogger(options.Logger));
     }
 

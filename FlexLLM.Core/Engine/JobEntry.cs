@@ -30,7 +30,8 @@ internal sealed class JobEntry(FinetuningRequest request, TrainingRun run, TimeS
     public double Served { get; set; }
 
     /// <summary>A level of priority multiplies the share: the lowest still gets its part, so none starves.</summary>
-    public static double WeightOf(FinetuningRequest request) => request.Weight * Math.Pow(FinetuningRequest.SharePerPriority, request.Priority);
+    public static double WeightOf(FinetuningRequest request) =>
+        request.Weight * Math.Pow(FinetuningRequest.SharePerPriority, request.Priority);
 
     public FinetuningProgress ProgressAt(FinetuningStatus status, TimeSpan now)
     {
