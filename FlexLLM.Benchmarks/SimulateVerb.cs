@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using FlexLLM.Benchmarks.Serving;
 using FlexLLM.Benchmarks.Simulation;
+using FlexLLM.Engine;
 
 namespace FlexLLM.Benchmarks;
 
@@ -12,7 +13,8 @@ internal static class SimulateVerb
 {
     public static string Usage { get; } =
         "[--scenario paper | --model 8b|14b|32b] [--modes NAME,NAME] [--rates 4,8,12,16,20] [--minutes 10] [--seed 1] " +
-        "[--tokens 2048] [--trace CSV] [--json FILE] [--html FILE], or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
+        "[--tokens 2048] [--trace CSV] [--profile FILE] [--json FILE] [--html FILE], " +
+        "or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
 
     public static int Run(string[] args) => Run(args, Console.Out, Console.Error);
 
@@ -20,7 +22,8 @@ internal static class SimulateVerb
     {
         bool calibrates = CommandLine.TakeFlag(ref args, "--calibrate");
         CommandLine.Allow(
-            args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--tokens", "--trace", "--json", "--html");
+            args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--tokens", "--trace", "--profile",
+            "--json", "--html");
         IReadOnlyList<SimulatedModel> models = ModelsOf(args);
         double seconds = 60.0 * CommandLine.Int(args, "--minutes", 10, min: 1);
         ulong seed = (ulong)CommandLine.Int(args, "--seed", 1, min: 0);
@@ -38,6 +41,7 @@ internal static class SimulateVerb
 
         int[] rates = CommandLine.Ints(args, "--rates", [4, 8, 12, 16, 20], min: 1);
         string? trace = CommandLine.Text(args, "--trace");
+        string? profile = CommandLine.Text(args, "--profile");
         ArrivalTrace? arrivals = trace is null ? null : ArrivalTrace.Read(trace);
         int tokens = CommandLine.Int(args, "--tokens", 2048, min: 16);
         var results = new List<(SimulatedModel, IReadOnlyList<ServingRun>)>();
@@ -49,6 +53,7 @@ internal static class SimulateVerb
                 Seconds = seconds,
                 Seed = seed,
                 Trace = arrivals,
+                Profile = profile is null ? null : LatencyProfileFile.Read(profile),
                 TokensPerStepMax = tokens,
             };
             IReadOnlyList<ServingRun> runs = RunAll(setting, modes, rates, progress);
@@ -59,6 +64,7 @@ internal static class SimulateVerb
         ServingReport report = SimulationReport.Of(results,
         [
             ("seconds", $"{seconds:F0}"), ("seed", $"{seed}"), ("arrivals", trace is null ? "drawn" : Path.GetFileName(trace)),
+            ("step times", profile is null ? "calibrated machine" : Path.GetFileName(profile)),
             ("rows in a step of co-serving", $"{tokens}"),
         ]);
         if (CommandLine.Text(args, "--json") is string json)

@@ -69,8 +69,7 @@ internal static class ModeRunner
             }),
             "temporal-dynamic" => Simulate(WholeSamples(shared, SharingPolicy.DynamicTemporal())),
             "spatial" => Both(
-                Simulate(ServesAlone(shared) with { Model = setting.Model.OnShare(0.5) }),
-                Simulate(TrainsAlone(shared) with { Model = setting.Model.OnShare(0.5) }), 1, 1),
+                Simulate(OnHalf(ServesAlone(shared), setting)), Simulate(OnHalf(TrainsAlone(shared), setting)), 1, 1),
             "split-1/4" or "split-2/4" or "split-3/4" => Split(setting, rate, mode[6] - '0'),
             "inference-only" => Simulate(ServesAlone(shared)),
             _ when mode.StartsWith("temporal-", StringComparison.Ordinal) && int.TryParse(mode[9..], out int steps) =>
@@ -136,6 +135,13 @@ internal static class ModeRunner
         Policy = SharingPolicy.InferenceOnly,
         Samples = [],
         TokensPerStepMax = Calibration.TokensPerBatch,
+    };
+
+    // Half of the rates; of a profile, which does not tell rates from overhead, steps that take twice as long.
+    private static SimulatedLoad OnHalf(SimulatedLoad load, SimulationSetting setting) => load with
+    {
+        Model = setting.Model.OnShare(0.5),
+        Times = setting.Profile is LatencyModel profile ? new ProfileTimes(profile with { Correction = 2 * profile.Correction }) : null,
     };
 
     private static SimulatedLoad TrainsAlone(SimulatedLoad load) => load with

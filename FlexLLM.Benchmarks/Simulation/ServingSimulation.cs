@@ -57,6 +57,9 @@ internal sealed class ServingSimulation : IDisposable
 {
     private const double BinSeconds = 10;
 
+    // What an engine that has just measured its machine allows for a step that takes longer than most.
+    private const double TailAtStart = 1.1;
+
     // A machine that falls behind for ever is not simulated for ever.
     private const double DrainSecondsMax = 600;
 
@@ -109,7 +112,10 @@ internal sealed class ServingSimulation : IDisposable
         };
         options.Validate();
         int blocks = BlockTable.BlocksFor(Math.Max(load.Model.KvTokens, config.MaxPositions));
-        _loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], blocks) { Latency = _exact };
+        _loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], blocks)
+        {
+            Latency = _exact with { Tail = Math.Max(_exact.Tail, TailAtStart) },
+        };
         if (load.Samples.Count > 0)
         {
             _ = Call(StartJob(load.Samples));

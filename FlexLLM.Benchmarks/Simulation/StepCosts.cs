@@ -1,4 +1,5 @@
 using FlexLLM.Backends.Null;
+using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
 
 namespace FlexLLM.Benchmarks.Simulation;
@@ -13,11 +14,10 @@ internal readonly record struct BatchWork(double Rows, double Sampled, double Wi
 {
     public static BatchWork Of(StepPlan plan)
     {
-        (double rows, double sampled, double windowRows, double positions) = (0, 0, 0, 0);
+        (double rows, double windowRows, double positions) = (0, 0, 0);
         foreach (InferenceWork work in plan.Inference)
         {
             rows += work.Tokens;
-            sampled++; // Of a prompt's chunks only the last is sampled: one row in some hundred too many.
             positions += work.ContextLength + work.Tokens;
         }
 
@@ -30,7 +30,7 @@ internal readonly record struct BatchWork(double Rows, double Sampled, double Wi
         // The last row of a window attends all that the window reads.
         positions += windowRows == 0 ? 0 : (features.ForwardContext / windowRows) + ((windowRows - 1) / 2);
         return new BatchWork(
-            rows + windowRows, sampled, windowRows, positions, features.InferenceContext + features.ForwardContext);
+            rows + windowRows, features.SampledRows, windowRows, positions, features.InferenceContext + features.ForwardContext);
     }
 }
 
@@ -40,6 +40,9 @@ internal readonly record struct BatchWork(double Rows, double Sampled, double Wi
 /// </summary>
 internal sealed class StepCosts
 {
+    // Keys that a window reads, of a sample of 3,600 tokens.
+    private const double WindowPositionsMean = 1800;
+
     private readonly NullMachine _machine;
     private readonly double _secondsPerItem;
     private readonly double _layerWeights;
@@ -102,38 +105,31 @@ internal sealed class StepCosts
     }
 
     /// <summary>
-    /// The linear model that knows this machine: least squares over a grid without noise, no margin. On a machine whose
-    /// arithmetic and traffic add up it is off by a fifth of a percent in the middle; only of steps with long chunks of prompts,
-    /// whose rows share the keys that they read, it expects up to a tenth too much.
+    /// The latency model that knows this machine: each term is what one more of its unit costs. It is off by what its features do not
+    /// tell: a prompt's rows share the keys they read, for which it expects up to a tenth too much, and a window may stand
+    /// anywhere in its sample.
     /// </summary>
     public LatencyModel Exact()
     {
-        var measured = new List<(StepFeatures, TimeSpan)>();
-        foreach (int decodes in (int[])[1, 8, 32, 96, 192])
-        {
-            foreach (int context in (int[])[64, 512, 2048])
-            {
-                StepFeatures requests = default;
-                for (int i = 0; i < decodes; i++)
-                {
-                    requests = requests.WithInference(context, 1, sampled: 1);
-                }
-
-                var batch = new BatchWork(decodes, decodes, 0, decodes * (context + 1.0), decodes * (context + 1.0));
-                Add(requests, Batch(batch));
-                foreach ((int start, int rows) in ((int, int)[])[(0, 64), (2000, 64), (0, 256), (2000, 256), (4000, 768)])
-                {
-                    StepFeatures both = requests.WithForward(start, rows);
-                    Add(both, Batch(new BatchWork(
-                        batch.Rows + rows, batch.Sampled, rows, batch.Positions + start + rows, batch.Context + both.ForwardContext)));
-                    Add(requests.WithBackward(start, rows), Batch(batch) + Item(start, rows));
-                }
-            }
-        }
-
-        return LatencyModel.FromCalibration(measured) with { Correction = 1.0, Tail = 1.0 };
-
-        void Add(StepFeatures features, double seconds) => measured.Add((features, TimeSpan.FromSeconds(seconds)));
+        Check.That(!_machine.Overlaps); // Else the terms of a step do not add up.
+        double row1 = Batch(new BatchWork(1, 0, 0, 0, 0));
+        double row = Batch(new BatchWork(2, 0, 0, 0, 0)) - row1;
+        double headRow = Batch(new BatchWork(1, 2, 0, 0, 0)) - Batch(new BatchWork(1, 1, 0, 0, 0));
+        double windowRow = Batch(new BatchWork(1, 0, 2, 0, 0)) - Batch(new BatchWork(1, 0, 1, 0, 0));
+        double key = Batch(new BatchWork(1, 0, 0, 1, 0)) - row1;
+        double pair = Batch(new BatchWork(1, 0, 0, 0, 1)) - row1;
+        double item = Item(0, 0);
+        double itemPair = Item(0, 2) - (2 * Item(0, 1)) + item;
+        LatencyCoefficients coefficients = LatencyCoefficients
+            .Linear(
+                step: SecondsPerStep, row: row, context: key + pair,
+                forwardWindow: Batch(new BatchWork(1, 0, 1, 0, 0)) - row1 - windowRow + (key * WindowPositionsMean),
+                forwardRow: row + windowRow, forwardContext: pair, backwardItem: item,
+                backwardRow: Item(0, 1) - item - itemPair, backwardContext: itemPair)
+            .With(LatencyTerm.RowsTo1, row1 - SecondsPerStep)
+            .With(LatencyTerm.Head, Batch(new BatchWork(1, 1, 0, 0, 0)) - row1 - headRow)
+            .With(LatencyTerm.HeadRow, headRow);
+        return new LatencyModel(coefficients, Correction: 1.0, Tail: 1.0);
     }
 
     private double Seconds(double flops, double bytes)

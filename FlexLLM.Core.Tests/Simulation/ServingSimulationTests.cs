@@ -1,6 +1,8 @@
 using FlexLLM.Benchmarks.Serving;
 using FlexLLM.Benchmarks.Simulation;
+using FlexLLM.Engine;
 using FlexLLM.Scheduling;
+using Microsoft.Extensions.Logging.Abstractions;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Simulation;
@@ -61,7 +63,10 @@ internal sealed class ServingSimulationTests
     public void Profile_OneRequest_TakesWhatTheProfileSays()
     {
         (StepFeatures, TimeSpan)[] measured =
-            [.. Enumerable.Range(1, 200).Select(n => (default(StepFeatures).WithInference(0, n, 1), TimeSpan.FromMilliseconds(20 + n)))];
+        [
+            .. Enumerable.Range(1, 200).Select(n =>
+                (default(StepFeatures).WithInference(0, n, sampled: 1), TimeSpan.FromMilliseconds(20 + n))),
+        ];
         LatencyModel profile = LatencyModel.FromCalibration(measured) with { Correction = 1.0, Tail = 1.0 };
         var load = new SimulatedLoad
         {
@@ -77,6 +82,18 @@ internal sealed class ServingSimulationTests
 
         Assert.That(outcome.Ttft, Is.EqualTo(0.120).Within(0.002), "a step with the prompt");
         Assert.That(outcome.Tpot, Is.EqualTo(0.021).Within(0.001), "steps of one row");
+    }
+
+    [Test]
+    public void Profile_SavedAndRead_IsTheSame()
+    {
+        string folder = Path.Combine(TestContext.CurrentContext.WorkDirectory, $"profile-{Guid.NewGuid():N}");
+        LatencyModel profile = StepCosts.Of(Short.Model).Exact();
+        var file = new LatencyProfileFile(folder, "another machine", NullLogger.Instance);
+        file.Save(profile);
+
+        Assert.That(LatencyProfileFile.Read(file.Path), Is.EqualTo(profile));
+        Directory.Delete(folder, recursive: true);
     }
 
     /// <summary>

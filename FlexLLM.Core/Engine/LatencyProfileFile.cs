@@ -72,12 +72,21 @@ internal sealed class LatencyProfileFile(string folder, string key, ILogger logg
         }
     }
 
+    /// <summary>The model in a file of whatever machine, to plan or simulate it elsewhere.</summary>
+    /// <exception cref="InvalidFileException">The file is missing or is no profile.</exception>
+    public static LatencyModel Read(string path) => Parse(new JsonFields(JsonFile.Load(path), path));
+
     private LatencyModel Parse()
     {
         var fields = new JsonFields(JsonFile.Load(Path), Path);
+        Require(fields, "key", key);
+        return Parse(fields);
+    }
+
+    private static LatencyModel Parse(JsonFields fields)
+    {
         Require(fields, "format", Format);
         fields.Int32("version", Version, Version);
-        Require(fields, "key", key);
         JsonFields seconds = fields.OptionalObject("seconds") ?? throw fields.Missing("seconds");
         double[] values = new double[LatencyCoefficients.Count];
         foreach (LatencyTerm term in Enum.GetValues<LatencyTerm>())
