@@ -97,7 +97,7 @@ internal static class SimulateVerb
         (string Mode, int Rate)[] tasks = [.. modes.SelectMany(mode => rates.Select(rate => (mode, rate)))];
         var runs = new ServingRun[tasks.Length];
         int done = 0;
-        Parallel.For(0, tasks.Length, i =>
+        Parallel.For(0, tasks.Length, new ParallelOptions { MaxDegreeOfParallelism = Environment.ProcessorCount }, i =>
         {
             var watch = Stopwatch.StartNew();
             runs[i] = ModeRunner.Run(setting, tasks[i].Mode, tasks[i].Rate);

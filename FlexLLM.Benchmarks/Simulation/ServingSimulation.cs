@@ -60,6 +60,9 @@ internal sealed class ServingSimulation : IDisposable
     // What an engine that has just measured its machine allows for a step that takes longer than most.
     private const double TailAtStart = 1.1;
 
+    // Callers beyond wait outside, in their order: twice as many as can run.
+    private const int PlacesMax = 512;
+
     // A machine that falls behind for ever is not simulated for ever.
     private const double DrainSecondsMax = 600;
 
@@ -136,7 +139,7 @@ internal sealed class ServingSimulation : IDisposable
     {
         while (Now < _load.Seconds + DrainSecondsMax)
         {
-            while (_next < _load.Arrivals.Count && _load.Arrivals[_next].Time <= Now)
+            while (_active.Count < PlacesMax && _next < _load.Arrivals.Count && _load.Arrivals[_next].Time <= Now)
             {
                 Submit(_load.Arrivals[_next++]);
             }
