@@ -249,7 +249,7 @@ internal sealed class HybridTokenSchedulerTests
                 features = plan.Inference.Aggregate(features, (f, w) => f.WithInference(w.ContextLength, w.Tokens));
                 features = features with { SampledRows = plan.Features.SampledRows };
                 features = changed.Forward.Aggregate(
-                    features, (f, w) => f.WithForward(now.Jobs.Single(j => j.Id == w.Id).PositionsDone, w.Tokens));
+                    features, (f, w) => f.WithForward(now.Jobs.Single(j => j.Id == w.Id).ForwardStart, w.Tokens));
                 features = plan.Backward.Aggregate(features, (f, w) => f.WithBackward(w.RowStart, w.RowCount));
                 changed = changed with { Features = features, LatencyPredicted = latency.Predict(features) };
                 Assert.That(FaultOf(changed, now, limits, latency), Is.Not.Null);
@@ -278,27 +278,25 @@ internal sealed class HybridTokenSchedulerTests
 
         foreach (JobSnapshot job in now.Jobs.Where(j => j.Phase != JobPhase.Blocked))
         {
-            StepFeatures more;
-            if (job.Phase == JobPhase.Forward)
+            // The sample at work, or the one ahead of it.
+            int tokens = plan.Forward.Where(w => w.Id == job.Id).Sum(w => w.Tokens);
+            if (tokens > job.ForwardTokensLeft || plan.Forward.Count(w => w.Id == job.Id) > 1)
             {
-                int tokens = plan.Forward.Where(w => w.Id == job.Id).Sum(w => w.Tokens);
-                if (tokens > job.ForwardTokensLeft)
-                {
-                    return "more tokens than the sample has";
-                }
-
-                more = plan.Features with
-                {
-                    ForwardWindows = plan.Features.ForwardWindows + (tokens == 0 ? 1 : 0),
-                    ForwardRows = plan.Features.ForwardRows + 1,
-                    ForwardContext = plan.Features.ForwardContext + job.PositionsDone + tokens + 1,
-                };
-                if (tokens == job.ForwardTokensLeft || rows == limits.TokensPerStepMax)
-                {
-                    continue;
-                }
+                return "more tokens than the sample has, or not in one window";
             }
-            else
+
+            StepFeatures more = plan.Features with
+            {
+                ForwardWindows = plan.Features.ForwardWindows + (tokens == 0 ? 1 : 0),
+                ForwardRows = plan.Features.ForwardRows + 1,
+                ForwardContext = plan.Features.ForwardContext + job.ForwardStart + tokens + 1,
+            };
+            if (tokens < job.ForwardTokensLeft && rows < limits.TokensPerStepMax && latency.Predict(more) <= plan.Budget)
+            {
+                return $"job {job.Id.Value} could do more";
+            }
+
+            if (job.Phase == JobPhase.Backward)
             {
                 BackwardWindow[] windows = [.. plan.Backward.Where(w => w.Id == job.Id)];
                 (int layer, int left) = (job.Layer, job.RowsLeft);
@@ -323,12 +321,10 @@ internal sealed class HybridTokenSchedulerTests
                     continue;
                 }
 
-                more = plan.Features.WithBackward(left - 1, 1);
-            }
-
-            if (latency.Predict(more) <= plan.Budget)
-            {
-                return $"job {job.Id.Value} could do more";
+                if (latency.Predict(plan.Features.WithBackward(left - 1, 1)) <= plan.Budget)
+                {
+                    return $"job {job.Id.Value} could do more";
+                }
             }
         }
 
@@ -371,6 +367,7 @@ internal sealed class HybridTokenSchedulerTests
         for (int i = random.Next(4); i > 0; i--)
         {
             int sample = random.Next(1, 900);
+            int ahead = random.Next(2) * random.Next(1, 900);
             jobs.Add(new JobSnapshot
             {
                 Id = new JobId(i),
@@ -379,6 +376,8 @@ internal sealed class HybridTokenSchedulerTests
                 ServedTokens = random.Next(1_000),
                 SampleTokens = sample,
                 PositionsDone = random.Next(sample),
+                AheadTokens = ahead,
+                AheadDone = ahead == 0 ? 0 : random.Next(ahead + 1),
                 Layer = random.Next(2, 6),
                 LowestLayer = random.Next(3),
                 RowsLeft = random.Next(1, sample + 1),
