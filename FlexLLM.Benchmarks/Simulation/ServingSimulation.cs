@@ -84,6 +84,7 @@ internal sealed class ServingSimulation : IDisposable
     private long _generatedCounted;
     private long _trainedCounted;
     private int _next;
+    private int _inside; // Requests submitted, and not at their ends.
 
     public ServingSimulation(SimulatedLoad load, ulong seed)
     {
@@ -139,13 +140,12 @@ internal sealed class ServingSimulation : IDisposable
     {
         while (Now < _load.Seconds + DrainSecondsMax)
         {
-            while (_active.Count < PlacesMax && _next < _load.Arrivals.Count && _load.Arrivals[_next].Time <= Now)
+            while (_inside < PlacesMax && _next < _load.Arrivals.Count && _load.Arrivals[_next].Time <= Now)
             {
                 Submit(_load.Arrivals[_next++]);
             }
 
-            bool isOver = Now >= _load.Seconds && _next == _load.Arrivals.Count && _active.Count == 0 &&
-                _requests.All(r => r.Submitted.IsCompleted);
+            bool isOver = Now >= _load.Seconds && _next == _load.Arrivals.Count && _inside == 0;
             if (isOver)
             {
                 break;
@@ -222,6 +222,7 @@ internal sealed class ServingSimulation : IDisposable
         Task<InferenceSequence> submitted = Call(loop => Started(loop.Submit(request, new PreparedRequest(
             prompt, request.Sampling.Resolve(new SamplingDefaults(), 0), StopSequences.None, arrived, () => { }))));
         _requests.Add((arrival, submitted));
+        _inside++;
 
         InferenceSequence Started(InferenceSequence sequence)
         {
@@ -269,7 +270,7 @@ internal sealed class ServingSimulation : IDisposable
             }
         }
 
-        _active.RemoveAll(s => s.Stream.Completion.IsCompleted);
+        _inside -= _active.RemoveAll(s => s.Stream.Completion.IsCompleted);
     }
 
     private void Count(StepPlan plan)
@@ -297,7 +298,13 @@ internal sealed class ServingSimulation : IDisposable
         Seconds = _load.Seconds,
         TtftTarget = _load.TtftTarget,
         TpotTarget = _load.Model.TpotTarget,
-        Requests = [.. _requests.Select(r => OutcomeOf(r.Arrival, r.Submitted))],
+        Requests =
+        [
+            .. _requests.Select(r => OutcomeOf(r.Arrival, r.Submitted)),
+
+            // Who never found a place was not served.
+            .. _load.Arrivals.Skip(_next).Select(a => new RequestOutcome(a.Time, a.PromptTokens, a.AnswerTokens, null, null, 0)),
+        ],
         TokensGenerated = _series.Sum(p => p.GeneratedTokens),
         TokensTrained = _series.Sum(p => p.TrainedTokens),
         Steps = _loop.Counters.Steps,

@@ -52,6 +52,18 @@ internal sealed class ServingSimulationTests
         Assert.That(ModeRunner.Run(Short, "spatial", 4).TrainedPerSecond / 4, Is.EqualTo(whole / 2).Within(0.15 * whole));
     }
 
+    /// <summary>Callers that find no place wait outside; those who never get one count as not served.</summary>
+    [Test]
+    public void Run_FarMoreThanItCanServe_EveryCallerIsCounted()
+    {
+        SimulationSetting setting = Short with { Seconds = 60 };
+
+        ServingRun run = ModeRunner.Run(setting, "split-1/4", 120);
+
+        Assert.That(run.Requests, Has.Count.EqualTo(60 * 120));
+        Assert.That(run.Attainment, Is.LessThan(0.2));
+    }
+
     [Test]
     public void Mode_Unknown_IsRefused()
     {
