@@ -2,6 +2,7 @@ using System.Runtime.InteropServices;
 using System.Text.Json;
 using FlexLLM.Backends;
 using FlexLLM.Backends.Cpu;
+using FlexLLM.Benchmarks.Serving;
 using FlexLLM.Formats;
 using FlexLLM.Graph;
 using FlexLLM.Models;
@@ -68,13 +69,7 @@ internal sealed class BenchModel : IDisposable
     public int[] RandomIds(int count, ulong seed)
     {
         var random = new SeededRandom(seed);
-        int[] ids = new int[count];
-        for (int i = 0; i < count; i++)
-        {
-            ids[i] = random.Next(Model.Config.VocabularySize);
-        }
-
-        return ids;
+        return FinetuningData.RandomIds(ref random, Model.Config.VocabularySize, count);
     }
 
     /// <summary>One line about model and device.</summary>

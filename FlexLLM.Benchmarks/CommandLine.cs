@@ -30,6 +30,15 @@ internal static class CommandLine
             : throw new ArgumentException($"{name}: every value must be at least {min}.");
     }
 
+    /// <summary>The option's value, a positive number, or null when it is not given.</summary>
+    public static double? Number(string[] args, string name) => Text(args, name) is string text ? Positive(name, text) : null;
+
+    /// <summary>A value of that option, a positive number.</summary>
+    public static double Positive(string name, string text) =>
+        double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture, out double value) && value is > 0 and < 1e9
+            ? value
+            : throw new ArgumentException($"{name}: '{text}' is no positive number.");
+
     /// <summary>f32 or bf16, or null when the option is not given.</summary>
     public static DType? WeightType(string[] args, string name) => Text(args, name) switch
     {

@@ -79,13 +79,7 @@ internal static class LatencyVerb
             json.WriteStartObject();
             json.WriteString("model", name);
             json.WriteNumber("tail", model.Tail);
-            json.WriteStartObject("seconds");
-            foreach (LatencyTerm term in Enum.GetValues<LatencyTerm>())
-            {
-                json.WriteNumber(term.ToString(), model.Coefficients[term]);
-            }
-
-            json.WriteEndObject();
+            LatencyProfileFile.WriteSeconds(json, model.Coefficients);
             foreach ((string kind, LatencyErrorReport r) in new[] { ("as_profiled", profiled), ("learning", learning) })
             {
                 json.WriteStartObject(kind);

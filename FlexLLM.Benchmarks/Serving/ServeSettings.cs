@@ -92,7 +92,7 @@ internal sealed record ServeSettings
             throw new ArgumentException("--loads and --rates exclude each other.");
         }
 
-        double seconds = Number(args, "--seconds") ?? 60;
+        double seconds = CommandLine.Number(args, "--seconds") ?? 60;
         int rank = CommandLine.Int(args, "--rank", 16, min: 1);
         return new ServeSettings
         {
@@ -105,15 +105,17 @@ internal sealed record ServeSettings
             Loads = CommandLine.Has(args, "--rates")
                 ? []
                 : [.. (CommandLine.Text(args, "--loads") ?? "light,medium,heavy").Split(',').Select(LoadOf)],
-            Rates = CommandLine.Text(args, "--rates") is string rates ? [.. rates.Split(',').Select(r => Positive("--rates", r))] : [],
+            Rates = CommandLine.Text(args, "--rates") is string rates
+                ? [.. rates.Split(',').Select(r => CommandLine.Positive("--rates", r))]
+                : [],
             Seconds = seconds,
-            DrainSeconds = Number(args, "--drain-seconds") ?? seconds,
+            DrainSeconds = CommandLine.Number(args, "--drain-seconds") ?? seconds,
             Threads = CommandLine.Int(args, "--threads", 2, min: 1),
-            TpotTarget = Number(args, "--tpot-ms") / 1e3,
-            TtftTarget = Number(args, "--ttft-ms") / 1e3,
+            TpotTarget = CommandLine.Number(args, "--tpot-ms") / 1e3,
+            TtftTarget = CommandLine.Number(args, "--ttft-ms") / 1e3,
             Weights = CommandLine.WeightType(args, "--weights"),
             Lengths = new TraceLengths(
-                Number(args, "--length-factor") ?? 1, CommandLine.Int(args, "--max-prompt", 128, min: 1),
+                CommandLine.Number(args, "--length-factor") ?? 1, CommandLine.Int(args, "--max-prompt", 128, min: 1),
                 CommandLine.Int(args, "--max-answer", 64, min: 1)),
             StartSecond = CommandLine.Has(args, "--start-second") ? CommandLine.Int(args, "--start-second", 0, min: 0) : null,
             Sequences = CommandLine.Int(args, "--sequences", 16, min: 1),
@@ -157,12 +159,4 @@ internal sealed record ServeSettings
         int index = Array.FindIndex(NamedLoads, l => l.Name == name);
         return index >= 0 ? NamedLoads[index] : throw new ArgumentException($"--loads: '{name}' is none of light, medium, heavy.");
     }
-
-    private static double? Number(string[] args, string name) =>
-        CommandLine.Text(args, name) is string text ? Positive(name, text) : null;
-
-    private static double Positive(string name, string text) =>
-        double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture, out double value) && value is > 0 and < 1e9
-            ? value
-            : throw new ArgumentException($"{name}: '{text}' is no positive number.");
 }

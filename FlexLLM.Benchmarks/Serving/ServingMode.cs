@@ -45,15 +45,20 @@ internal sealed record ServingMode(string Name, ServingLayout Layout, SharingPol
         "co-serving" => new ServingMode(name, ServingLayout.Shared, SharingPolicy.CoServing),
         "inference-only" => new ServingMode(name, ServingLayout.Serving, SharingPolicy.InferenceOnly),
         "finetune-only" => new ServingMode(name, ServingLayout.Training, SharingPolicy.CoServing),
-        "temporal-dynamic" => new ServingMode(name, ServingLayout.Shared, SharingPolicy.DynamicTemporal()),
         "fixed-budget" => new ServingMode(name, ServingLayout.Shared, SharingPolicy.FixedBudget(BackwardLayers)),
         "spatial" => new ServingMode(name, ServingLayout.Spatial, SharingPolicy.InferenceOnly),
         "split" => new ServingMode(name, ServingLayout.Split, SharingPolicy.InferenceOnly),
-        _ when NumberBehind("temporal-", name) is int steps => new ServingMode(name, ServingLayout.Shared, SharingPolicy.Temporal(steps)),
+        _ when Temporal(name) is SharingPolicy policy => new ServingMode(name, ServingLayout.Shared, policy),
         _ when NumberBehind("fixed-budget-", name) is int layers =>
             new ServingMode(name, ServingLayout.Shared, SharingPolicy.FixedBudget(layers)),
         _ => throw new ArgumentException($"'{name}' is no mode; there are {Defaults}, and temporal-N and fixed-budget-N for any N."),
     };
+
+    /// <summary>The policy of "temporal-N" for any N, or of "temporal-dynamic"; null for another name.</summary>
+    public static SharingPolicy? Temporal(string name) =>
+        name == "temporal-dynamic" ? SharingPolicy.DynamicTemporal()
+        : NumberBehind("temporal-", name) is int steps ? SharingPolicy.Temporal(steps)
+        : null;
 
     private static int? NumberBehind(string prefix, string name) =>
         name.StartsWith(prefix, StringComparison.Ordinal) &&

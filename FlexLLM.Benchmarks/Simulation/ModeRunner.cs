@@ -44,8 +44,7 @@ internal static class ModeRunner
     ];
 
     /// <summary>Whether a mode has this name; temporal sharing takes any number of steps.</summary>
-    public static bool Knows(string mode) =>
-        Modes.Contains(mode) || (mode.StartsWith("temporal-", StringComparison.Ordinal) && int.TryParse(mode[9..], out int n) && n > 0);
+    public static bool Knows(string mode) => Modes.Contains(mode) || ServingMode.Temporal(mode) is not null;
 
     /// <summary>Simulates one mode.</summary>
     /// <param name="setting">Model, duration, seed.</param>
@@ -67,13 +66,11 @@ internal static class ModeRunner
                 TokensPerStepMax = Calibration.TokensPerBatch,
                 WholeLayers = true,
             }),
-            "temporal-dynamic" => Simulate(WholeSamples(shared, SharingPolicy.DynamicTemporal())),
             "spatial" => Both(
                 Simulate(OnHalf(ServesAlone(shared), setting)), Simulate(OnHalf(TrainsAlone(shared), setting)), 1, 1),
             "split-1/4" or "split-2/4" or "split-3/4" => Split(setting, rate, mode[6] - '0'),
             "inference-only" => Simulate(ServesAlone(shared)),
-            _ when mode.StartsWith("temporal-", StringComparison.Ordinal) && int.TryParse(mode[9..], out int steps) =>
-                Simulate(WholeSamples(shared, SharingPolicy.Temporal(steps))),
+            _ when ServingMode.Temporal(mode) is SharingPolicy policy => Simulate(WholeSamples(shared, policy)),
             _ => throw new ArgumentException($"'{mode}' is no mode; known are {string.Join(", ", Modes)}."),
         };
         bool isSplit = mode.StartsWith("split-", StringComparison.Ordinal);

@@ -3,11 +3,9 @@ using System.Security.Cryptography;
 using FlexLLM.Backends.Null;
 using FlexLLM.Benchmarks.Serving;
 using FlexLLM.Engine;
-using FlexLLM.Execution;
 using FlexLLM.Finetuning;
 using FlexLLM.KvCache;
 using FlexLLM.Models;
-using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
 
 namespace FlexLLM.Benchmarks.Simulation;
@@ -69,18 +67,17 @@ internal sealed class ServingSimulation : IDisposable
     private readonly SimulatedLoad _load;
     private readonly ManualClock _clock = new();
     private readonly EngineInbox _inbox = new(capacity: 4096);
+    private readonly LoopCaller _callers;
     private readonly LoadedModel _model;
     private readonly EngineLoop _loop;
     private readonly SimulatedBackend _backend;
     private readonly LatencyModel _exact;
     private readonly TimeSpan _start;
-    private readonly ulong _seed;
     private readonly List<(TraceArrival Arrival, Task<InferenceSequence> Submitted)> _requests = [];
     private readonly List<InferenceSequence> _active = [];
     private readonly List<double> _errors = [];
     private readonly IncrementalHash _log = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
     private readonly ThroughputPoint[] _series;
-    private SeededRandom _random;
     private long _generatedCounted;
     private long _trainedCounted;
     private int _next;
@@ -89,8 +86,7 @@ internal sealed class ServingSimulation : IDisposable
     public ServingSimulation(SimulatedLoad load, ulong seed)
     {
         _load = load;
-        _seed = seed;
-        _random = new SeededRandom(~seed);
+        _callers = new LoopCaller(_inbox, _clock);
         _series = new ThroughputPoint[(int)Math.Ceiling(load.Seconds / BinSeconds)];
         StepTimes times = load.Times ?? new RooflineTimes(StepCosts.Of(load.Model), load.WholeLayers);
         _exact = times.Calibrated;
@@ -122,7 +118,7 @@ internal sealed class ServingSimulation : IDisposable
         };
         if (load.Samples.Count > 0)
         {
-            _ = Call(StartJob(load.Samples));
+            _ = _callers.Call(StartJob(load.Samples));
         }
 
         _backend.Plan = () => _loop.LastPlan;
@@ -201,34 +197,11 @@ internal sealed class ServingSimulation : IDisposable
         }
     }
 
-    // The clock stands still while a caller submits, so that a full inbox would wait for ever.
-    private Task<T> Call<T>(Func<EngineLoop, T> action)
-    {
-        var submission = new Submission<T>(action);
-        Check.That(_inbox.SubmitAsync(submission, CancellationToken.None).AsTask().IsCompletedSuccessfully, "the inbox is full");
-        return submission.Result;
-    }
-
     private void Submit(TraceArrival arrival)
     {
-        int[] prompt = new int[arrival.PromptTokens];
-        var request = new GenerationRequest(prompt)
-        {
-            MaxTokens = arrival.AnswerTokens,
-            Sampling = SamplingOptions.Greedy,
-            IgnoreEos = true,
-        };
-        long arrived = _clock.GetTimestamp() - TimeSpan.FromSeconds(Math.Max(0, Now - arrival.Time)).Ticks;
-        Task<InferenceSequence> submitted = Call(loop => Started(loop.Submit(request, new PreparedRequest(
-            prompt, request.Sampling.Resolve(new SamplingDefaults(), 0), StopSequences.None, arrived, () => { }))));
-        _requests.Add((arrival, submitted));
+        TimeSpan waited = TimeSpan.FromSeconds(Math.Max(0, Now - arrival.Time));
+        _requests.Add((arrival, _callers.Submit(new int[arrival.PromptTokens], arrival.AnswerTokens, waited, _active.Add)));
         _inside++;
-
-        InferenceSequence Started(InferenceSequence sequence)
-        {
-            _active.Add(sequence);
-            return sequence;
-        }
     }
 
     private Func<EngineLoop, FinetuningJob> StartJob(IReadOnlyList<int> lengths)

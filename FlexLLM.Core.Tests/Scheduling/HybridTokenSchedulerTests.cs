@@ -2,6 +2,7 @@ using System.Diagnostics;
 using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
 using NUnit.Framework;
+using static FlexLLM.Tests.Scheduling.Snapshots;
 
 namespace FlexLLM.Tests.Scheduling;
 
@@ -424,45 +425,9 @@ internal sealed class HybridTokenSchedulerTests
         int totalBlocks = 500,
         LatencyModel? latency = null)
     {
-        var now = new EngineSnapshot
-        {
-            Now = Ms(1_000),
-            Sequences = [.. sequences],
-            Jobs = [.. jobs],
-            FreeBlocks = totalBlocks - sequences.Sum(s => s.BlocksHeld),
-            TotalBlocks = totalBlocks,
-            TokensPerBlock = 16,
-        };
+        EngineSnapshot now = Snapshots.Of(sequences, totalBlocks) with { Jobs = [.. jobs] };
         return HybridTokenScheduler.Plan(now, limits ?? Limits, latency ?? Latency);
     }
-
-    /// <summary>Generated its first token right now; target 50 ms.</summary>
-    private static SequenceSnapshot Decoding(long id, int context) => new()
-    {
-        Id = new SequenceId(id),
-        Phase = SequencePhase.Running,
-        TokensTotal = context + 1,
-        TokensComputed = context,
-        TokensMax = context + 10,
-        BlocksHeld = (context + 15) / 16,
-        ArrivalTime = Ms(id),
-        FirstTokenTime = Ms(1_000),
-        TokensGenerated = 1,
-        TpotTarget = Ms(50),
-        TtftTarget = Ms(1_000),
-    };
-
-    /// <summary>Waits since now.</summary>
-    private static SequenceSnapshot Prompt(long id, int tokens) => new()
-    {
-        Id = new SequenceId(id),
-        Phase = SequencePhase.Waiting,
-        TokensTotal = tokens,
-        TokensMax = tokens + 100,
-        ArrivalTime = Ms(1_000),
-        TpotTarget = Ms(50),
-        TtftTarget = Ms(1_000),
-    };
 
     private static JobSnapshot Training(long id, JobSnapshot progress) =>
         progress with { Id = new JobId(id), Phase = JobPhase.Forward };
@@ -479,6 +444,4 @@ internal sealed class HybridTokenSchedulerTests
         Layer = layer,
         RowsLeft = rowsLeft,
     };
-
-    private static TimeSpan Ms(double milliseconds) => TimeSpan.FromMilliseconds(milliseconds);
 }

@@ -1,6 +1,7 @@
 using FlexLLM.Engine;
 using FlexLLM.Scheduling;
 using NUnit.Framework;
+using static FlexLLM.Tests.Scheduling.Snapshots;
 
 namespace FlexLLM.Tests.Scheduling;
 
@@ -52,7 +53,7 @@ internal sealed class RequestPolicyTests
         Assert.That(Order(urgent, b, a), Is.EqualTo(new long[] { 4, 1, 2, 3 }), "priority first");
 
         static long[] Order(SequenceSnapshot[] sequences, params TenantSnapshot[] tenants) =>
-            [.. HybridTokenScheduler.Plan(Snapshot(sequences) with { Tenants = [.. tenants] }, Limits, Latency)
+            [.. HybridTokenScheduler.Plan(Snapshots.Of(sequences) with { Tenants = [.. tenants] }, Limits, Latency)
                 .Inference.Select(w => w.Id.Value)];
     }
 
@@ -61,7 +62,7 @@ internal sealed class RequestPolicyTests
     {
         SequenceSnapshot[] waiting = [Prompt(1, 50), Prompt(2, 50) with { Tenant = 1 }, Prompt(3, 50) with { Tenant = 1 }];
         TenantSnapshot little = new() { Served = 0.0, Weight = 1.0, LastAdmission = Ms(999) };
-        EngineSnapshot now = Snapshot([.. waiting.Select(s => s with { ArrivalTime = Ms(s.Id.Value) })]) with
+        EngineSnapshot now = Snapshots.Of([.. waiting.Select(s => s with { ArrivalTime = Ms(s.Id.Value) })]) with
         {
             Tenants = [little, new TenantSnapshot { Served = 1e9, Weight = 1.0 }],
         };
@@ -75,7 +76,7 @@ internal sealed class RequestPolicyTests
     {
         // The second has 5 ms more slack and 96 tokens, 9.6 ms, more to compute again; none has a block to grow into.
         SequenceSnapshot[] full = [Decoding(1, 16), Decoding(2, 112) with { FirstTokenTime = Ms(1_005) }, Decoding(3, 16)];
-        EngineSnapshot now = Snapshot(full, totalBlocks: 9);
+        EngineSnapshot now = Snapshots.Of(full, totalBlocks: 9);
 
         StepPlan plan = HybridTokenScheduler.Plan(now, Limits, Latency);
         Assert.That(plan.Preemptions.Select(id => id.Value), Does.Contain(3L));
@@ -90,7 +91,7 @@ internal sealed class RequestPolicyTests
         var scratch = new PlannerScratch();
         EngineSnapshot large = LargeSnapshot();
         HybridTokenScheduler.Plan(large, Limits, Latency, scratch);
-        EngineSnapshot small = Snapshot([Decoding(1, 40), Prompt(2, 300)]);
+        EngineSnapshot small = Snapshots.Of([Decoding(1, 40), Prompt(2, 300)]);
 
         Assert.That(
             HybridTokenScheduler.Plan(small, Limits, Latency, scratch).ToString(),
@@ -159,7 +160,7 @@ internal sealed class RequestPolicyTests
     {
         JobSnapshot forward = new() { Id = new(1), Weight = 1.0, Phase = JobPhase.Forward, SampleTokens = 900, LowestLayer = 0 };
         JobSnapshot backward = forward with { Phase = JobPhase.Backward, Layer = 3, RowsLeft = 900 };
-        return Snapshot(
+        return Snapshots.Of(
             [.. Enumerable.Range(1, 256).Select(i => Decoding(i, 100 + i) with { TpotTarget = Ms(80), Tenant = i % 8 }),
              .. Enumerable.Range(257, 64).Select(i => Prompt(i, 200) with { TtftTarget = Ms(60_000), Tenant = i % 8 })],
             totalBlocks: 8_000) with
@@ -170,44 +171,5 @@ internal sealed class RequestPolicyTests
     }
 
     private static StepPlan Plan(SequenceSnapshot[] sequences, params JobSnapshot[] jobs) =>
-        HybridTokenScheduler.Plan(Snapshot(sequences) with { Jobs = [.. jobs] }, Limits, Latency);
-
-    private static EngineSnapshot Snapshot(SequenceSnapshot[] sequences, int totalBlocks = 500) => new()
-    {
-        Now = Ms(1_000),
-        Sequences = [.. sequences],
-        FreeBlocks = totalBlocks - sequences.Sum(s => s.BlocksHeld),
-        TotalBlocks = totalBlocks,
-        TokensPerBlock = 16,
-    };
-
-    /// <summary>Generated its first token right now; target 50 ms.</summary>
-    private static SequenceSnapshot Decoding(long id, int context) => new()
-    {
-        Id = new SequenceId(id),
-        Phase = SequencePhase.Running,
-        TokensTotal = context + 1,
-        TokensComputed = context,
-        TokensMax = context + 10,
-        BlocksHeld = (context + 15) / 16,
-        ArrivalTime = Ms(id),
-        FirstTokenTime = Ms(1_000),
-        TokensGenerated = 1,
-        TpotTarget = Ms(50),
-        TtftTarget = Ms(1_000),
-    };
-
-    private static SequenceSnapshot Prompt(long id, int tokens) => new()
-    {
-        Id = new SequenceId(id),
-        Phase = SequencePhase.Waiting,
-        TokensTotal = tokens,
-        TokensMax = tokens + 100,
-        ServiceDue = tokens,
-        ArrivalTime = Ms(1_000),
-        TpotTarget = Ms(50),
-        TtftTarget = Ms(1_000),
-    };
-
-    private static TimeSpan Ms(double milliseconds) => TimeSpan.FromMilliseconds(milliseconds);
+        HybridTokenScheduler.Plan(Snapshots.Of(sequences) with { Jobs = [.. jobs] }, Limits, Latency);
 }

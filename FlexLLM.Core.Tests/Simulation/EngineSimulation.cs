@@ -1,8 +1,8 @@
 using System.Security.Cryptography;
 using System.Text;
 using FlexLLM.Backends.Null;
+using FlexLLM.Benchmarks.Simulation;
 using FlexLLM.Engine;
-using FlexLLM.Execution;
 using FlexLLM.Finetuning;
 using FlexLLM.KvCache;
 using FlexLLM.Models;
@@ -38,6 +38,7 @@ internal sealed class EngineSimulation : IDisposable
 
     private readonly ManualClock _clock = new();
     private readonly EngineInbox _inbox = new(capacity: 4096);
+    private readonly LoopCaller _callers;
     private readonly LoadedModel _model;
     private readonly Queue<Arrival> _arriving;
     private readonly List<SimulatedRequest> _requests = [];
@@ -47,6 +48,7 @@ internal sealed class EngineSimulation : IDisposable
 
     public EngineSimulation(Scenario scenario, ulong seed)
     {
+        _callers = new LoopCaller(_inbox, _clock);
         _random = new SeededRandom(~seed);
         _arriving = new Queue<Arrival>(scenario.Workload.Draw(seed));
         Backend = new NullBackend(scenario.Machine, _clock, seed);
@@ -65,7 +67,7 @@ internal sealed class EngineSimulation : IDisposable
         Loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], BlockTable.BlocksFor(scenario.KvTokens));
         Loop.Calibrate(options.ProfilingTimeMax);
         Start = Loop.Now;
-        Jobs = [.. Enumerable.Range(0, scenario.Jobs).Select(i => Call(StartJob(i, scenario)))];
+        Jobs = [.. Enumerable.Range(0, scenario.Jobs).Select(i => _callers.Call(StartJob(i, scenario)))];
     }
 
     public NullBackend Backend { get; }
@@ -153,15 +155,6 @@ internal sealed class EngineSimulation : IDisposable
         Backend.Dispose();
     }
 
-    // The clock stands still while a caller submits, so that a full inbox would wait for ever.
-    private Task<T> Call<T>(Func<EngineLoop, T> action)
-    {
-        var submission = new Submission<T>(action);
-        Task queued = _inbox.SubmitAsync(submission, CancellationToken.None).AsTask();
-        Check.That(queued.IsCompletedSuccessfully, "the inbox is full");
-        return submission.Result;
-    }
-
     private void Submit(Arrival arrival)
     {
         int[] prompt = new int[arrival.PromptTokens];
@@ -170,10 +163,7 @@ internal sealed class EngineSimulation : IDisposable
             id = _random.Next(Scenario.Model.VocabularySize);
         }
 
-        var request = new GenerationRequest(prompt) { MaxTokens = arrival.AnswerTokens, Sampling = SamplingOptions.Greedy };
-        long arrived = _clock.GetTimestamp();
-        Task<InferenceSequence> submitted = Call(loop => loop.Submit(request, new PreparedRequest(
-            prompt, request.Sampling.Resolve(new SamplingDefaults(), 0), StopSequences.None, arrived, () => { })));
+        Task<InferenceSequence> submitted = _callers.Submit(prompt, arrival.AnswerTokens, waited: TimeSpan.Zero);
         _requests.Add(new SimulatedRequest(arrival with { Time = arrival.Time + Start }, submitted));
         _active.Add(_requests[^1]);
     }

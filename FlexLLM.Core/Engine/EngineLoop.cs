@@ -40,6 +40,7 @@ internal sealed class EngineLoop : IDisposable
     // In order of arrival; a preempted sequence keeps its place.
     private readonly SortedDictionary<long, InferenceSequence> _sequences = [];
     private readonly TenantTable _tenants;
+    private readonly GuardedLogger _logger;
     private readonly PlannerScratch _scratch = new();
     private long _nextId = 1;
     private int _stepsSinceFinetuning;
@@ -84,11 +85,12 @@ internal sealed class EngineLoop : IDisposable
         _logits = new float[config.VocabularySize];
         _eos = [.. eosTokens];
         _tenants = new TenantTable(options.TenantWeights);
+        _logger = new GuardedLogger(options.Logger);
         Adapters = new AdapterStore(options.AdaptersMax);
         int blocksMin = Math.Min(kvBlocks, EngineMemory.KvBlocksMin(options, model.PositionsMax));
         Budget = new DeviceBudget(
             model.Backend, _pool, options.DeviceBytesLimit, blocksMin, BlocksPromised, Vacate, () => Jobs!.StopAhead());
-        Jobs = new JobTable(model, Adapters, _backward, _memory, Budget, options, new GuardedLogger(options.Logger));
+        Jobs = new JobTable(model, Adapters, _backward, _memory, Budget, options, _logger);
     }
 
     public LoadedModel Model => _model;
@@ -301,7 +303,7 @@ internal sealed class EngineLoop : IDisposable
             throw new RequestRejectedException($"{name}: {fault}");
         }
 
-        new GuardedLogger(_options.Logger).LogWarning("{Name}: {Fault}", name, fault);
+        _logger.LogWarning("{Name}: {Fault}", name, fault);
     }
 
     private EngineSnapshot TakeSnapshot()

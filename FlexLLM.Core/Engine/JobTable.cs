@@ -379,8 +379,8 @@ internal sealed class JobTable(
     private void StartAhead(JobEntry entry)
     {
         TrainingRun run = entry.Run;
-        if (entry.Request.GradientAccumulation > 1 && run.HasArenas && !run.RunsAhead && options.Sharing.Mode == SharingMode.CoServing &&
-            budget.HasSpare(memory.OfSample(run.Program, run.TokensMax).Bytes))
+        if (entry.Request.GradientAccumulation > 1 && run is { RunsAhead: false, Cursor.Phase: not TrainingPhase.Done } &&
+            options.Sharing.Mode == SharingMode.CoServing && budget.HasSpare(memory.OfSample(run.Program, run.TokensMax).Bytes))
         {
             try
             {

@@ -76,6 +76,18 @@ internal sealed class LatencyProfileFile(string folder, string key, ILogger logg
     /// <exception cref="InvalidFileException">The file is missing or is no profile.</exception>
     public static LatencyModel Read(string path) => Parse(new JsonFields(JsonFile.Load(path), path));
 
+    /// <summary>Writes the property "seconds": an object with a number for each term.</summary>
+    public static void WriteSeconds(Utf8JsonWriter json, in LatencyCoefficients coefficients)
+    {
+        json.WriteStartObject("seconds");
+        foreach (LatencyTerm term in Enum.GetValues<LatencyTerm>())
+        {
+            json.WriteNumber(term.ToString(), coefficients[term]);
+        }
+
+        json.WriteEndObject();
+    }
+
     private LatencyModel Parse()
     {
         var fields = new JsonFields(JsonFile.Load(Path), Path);
@@ -114,13 +126,7 @@ internal sealed class LatencyProfileFile(string folder, string key, ILogger logg
         json.WriteString("key", key);
         json.WriteNumber("correction", model.Correction);
         json.WriteNumber("tail", model.Tail);
-        json.WriteStartObject("seconds");
-        foreach (LatencyTerm term in Enum.GetValues<LatencyTerm>())
-        {
-            json.WriteNumber(term.ToString(), model.Coefficients[term]);
-        }
-
-        json.WriteEndObject();
+        WriteSeconds(json, model.Coefficients);
         json.WriteEndObject();
     }
 

@@ -1,4 +1,5 @@
 using System.Collections.Immutable;
+using FlexLLM.Primitives;
 
 namespace FlexLLM.Scheduling;
 
@@ -140,14 +141,19 @@ internal readonly record struct JobSnapshot
     /// <summary>Layers of the model above LowestLayer.</summary>
     public int LayersAbove { get; init; }
 
-    /// <summary>Work done so far for each unit of weight.</summary>
-    public double ServedPerWeight => ServedTokens / Weight;
-
     /// <summary>Tokens that can go forward.</summary>
     public int ForwardTokensLeft => Phase == JobPhase.Forward ? SampleTokens - PositionsDone : AheadTokens - AheadDone;
 
     /// <summary>Position of the first of them.</summary>
     public int ForwardStart => Phase == JobPhase.Forward ? PositionsDone : AheadDone;
+
+    /// <summary>The one order of jobs: who had least for its weight first, ties by id.</summary>
+    public bool GoesBefore(in JobSnapshot other)
+    {
+        Check.That(Weight > 0.0 && other.Weight > 0.0);
+        int byService = (ServedTokens / Weight).CompareTo(other.ServedTokens / other.Weight);
+        return byService != 0 ? byService < 0 : Id.Value < other.Id.Value;
+    }
 }
 
 /// <summary>All that a plan depends on, besides limits and latency model. Immutable.</summary>

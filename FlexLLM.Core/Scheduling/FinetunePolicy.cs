@@ -43,7 +43,7 @@ internal static class FinetunePolicy
             if (s.FirstTokenTime is null)
             {
                 TimeSpan untilDeadline = s.ArrivalTime + s.TtftTarget - now.Now;
-                TimeSpan spare = PromptSpares(untilDeadline, s.TtftTarget, tokensAhead, inference.PromptTokens, own, limits);
+                TimeSpan spare = PromptSpares(untilDeadline, tokensAhead, inference.PromptTokens, own, limits);
                 budget = Min(budget, own + spare);
             }
         }
@@ -70,25 +70,24 @@ internal static class FinetunePolicy
         foreach (int index in order)
         {
             JobSnapshot job = now.Jobs[index];
+            int place = forward.Count;
             if (job.Phase == JobPhase.Forward)
             {
-                features = AddForward(job, features, budget, limits, latency, forward);
+                features = AddForward(job, features, place, budget, limits, latency, forward);
                 continue;
             }
 
             // Half of the time each, so that the sample ahead is done when the one before it is; what one leaves is the other's.
-            StepFeatures before = features;
-            int ahead = forward.Count;
             if (job.ForwardTokensLeft > 0)
             {
-                TimeSpan spent = latency.Predict(before);
-                features = AddForward(job, before, spent + ((budget - spent) / 2), limits, latency, forward);
+                TimeSpan spent = latency.Predict(features);
+                features = AddForward(job, features, place, spent + ((budget - spent) / 2), limits, latency, forward);
             }
 
             features = AddBackward(job, features, budget, limits, latency, backward);
             if (job.ForwardTokensLeft > 0)
             {
-                features = Extend(job, features, ahead, budget, limits, latency, forward);
+                features = AddForward(job, features, place, budget, limits, latency, forward);
             }
         }
 
@@ -105,7 +104,7 @@ internal static class FinetunePolicy
     /// What the step may take beyond inference for this prompt to meet its deadline, if every later step does the same.
     /// </summary>
     private static TimeSpan PromptSpares(
-        TimeSpan untilDeadline, TimeSpan target, long tokensAhead, int promptTokens, TimeSpan own, StepLimits limits)
+        TimeSpan untilDeadline, long tokensAhead, int promptTokens, TimeSpan own, StepLimits limits)
     {
         if (promptTokens == 0 && tokensAhead > 0) // Blocked by KV blocks or places: nobody knows for how long.
         {
@@ -128,7 +127,7 @@ internal static class FinetunePolicy
             }
 
             int place = order.Count;
-            while (place > 0 && GoesBefore(now.Jobs[i], now.Jobs[order[place - 1]]))
+            while (place > 0 && now.Jobs[i].GoesBefore(now.Jobs[order[place - 1]]))
             {
                 place--;
             }
@@ -137,54 +136,38 @@ internal static class FinetunePolicy
         }
     }
 
-    private static bool GoesBefore(in JobSnapshot a, in JobSnapshot b)
-    {
-        int byService = ServedPerWeight(a).CompareTo(ServedPerWeight(b));
-        return byService != 0 ? byService < 0 : a.Id.Value < b.Id.Value;
-    }
-
-    private static double ServedPerWeight(in JobSnapshot job)
-    {
-        Check.That(job.Weight > 0.0);
-        return job.ServedPerWeight;
-    }
-
+    /// <summary>
+    /// As many tokens as fit: a new window behind the others, or more of the job's own at this place in the list.
+    /// </summary>
     private static StepFeatures AddForward(
-        JobSnapshot job, StepFeatures features, TimeSpan budget, StepLimits limits, LatencyModel latency,
+        JobSnapshot job, StepFeatures features, int place, TimeSpan budget, StepLimits limits, LatencyModel latency,
         ImmutableArray<ForwardWindow>.Builder forward)
     {
         Check.That(job.ForwardTokensLeft > 0);
-        int tokensMax = Math.Min(job.ForwardTokensLeft, limits.TokensPerStepMax - features.BatchRows);
+        bool isNew = place == forward.Count;
+        int had = isNew ? 0 : forward[place].Tokens;
+        int start = job.ForwardStart + had;
+        StepFeatures before = isNew ? features with { ForwardWindows = features.ForwardWindows + 1 } : features;
+        int tokensMax = Math.Min(job.ForwardTokensLeft - had, limits.TokensPerStepMax - features.BatchRows);
         int tokens = Bisection.Largest(
-            tokensMax, new Search(features, job.ForwardStart, budget, latency),
-            static (in Search s, int n) => s.Latency.Predict(s.Before.WithForward(s.Position, n)) <= s.Most);
+            tokensMax, new Search(before, start, budget, latency),
+            static (in Search s, int n) => s.Latency.Predict(s.Before.WithLongerForward(s.Position, n)) <= s.Most);
         if (tokens == 0)
         {
             return features;
         }
 
-        forward.Add(new ForwardWindow(job.Id, tokens));
-        return features.WithForward(job.ForwardStart, tokens);
-    }
-
-    /// <summary>Makes the job's window, at this place in the list where it has one, as large as fits now.</summary>
-    private static StepFeatures Extend(
-        JobSnapshot job, StepFeatures features, int place, TimeSpan budget, StepLimits limits, LatencyModel latency,
-        ImmutableArray<ForwardWindow>.Builder forward)
-    {
-        if (place == forward.Count)
+        var window = new ForwardWindow(job.Id, had + tokens);
+        if (isNew)
         {
-            return AddForward(job, features, budget, limits, latency, forward);
+            forward.Add(window);
+        }
+        else
+        {
+            forward[place] = window;
         }
 
-        int had = forward[place].Tokens;
-        int start = job.ForwardStart + had;
-        int tokensMax = Math.Min(job.ForwardTokensLeft - had, limits.TokensPerStepMax - features.BatchRows);
-        int more = Bisection.Largest(
-            tokensMax, new Search(features, start, budget, latency),
-            static (in Search s, int n) => s.Latency.Predict(s.Before.WithLongerForward(s.Position, n)) <= s.Most);
-        forward[place] = new ForwardWindow(job.Id, had + more);
-        return more == 0 ? features : features.WithLongerForward(start, more);
+        return before.WithLongerForward(start, tokens);
     }
 
     private static StepFeatures AddBackward(

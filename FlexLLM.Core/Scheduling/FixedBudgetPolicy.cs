@@ -8,8 +8,6 @@ namespace FlexLLM.Scheduling;
 /// </summary>
 internal static class FixedBudgetPolicy
 {
-    private static readonly TimeSpan Unbounded = TimeSpan.FromHours(1);
-
     // A machine on which everything is free: prompts fill the step whatever it costs the others.
     private static readonly LatencyModel Careless = new(default, Correction: 1.0, Tail: 1.0);
 
@@ -40,7 +38,7 @@ internal static class FixedBudgetPolicy
             Backward = backward,
             Features = features,
             LatencyPredicted = latency.Predict(features),
-            Budget = Unbounded,
+            Budget = TemporalPolicy.Unbounded,
         };
     }
 }

@@ -67,12 +67,8 @@ internal readonly record struct StepFeatures
     };
 
     /// <summary>Adds a forward window.</summary>
-    public StepFeatures WithForward(int start, int tokens) => this with
-    {
-        ForwardWindows = ForwardWindows + 1,
-        ForwardRows = ForwardRows + tokens,
-        ForwardContext = ForwardContext + ContextOf(start, tokens),
-    };
+    public StepFeatures WithForward(int start, int tokens) =>
+        WithLongerForward(start, tokens) with { ForwardWindows = ForwardWindows + 1 };
 
     /// <summary>Makes a forward window longer: so many more tokens, the first of them at position <paramref name="start"/>.</summary>
     public StepFeatures WithLongerForward(int start, int tokens) => this with

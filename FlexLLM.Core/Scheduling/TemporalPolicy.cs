@@ -9,8 +9,8 @@ namespace FlexLLM.Scheduling;
 /// </summary>
 internal static class TemporalPolicy
 {
-    // Nothing bounds a step of a sample's turn.
-    private static readonly TimeSpan Unbounded = TimeSpan.FromHours(1);
+    /// <summary>Budget of a step that no latency target bounds.</summary>
+    public static readonly TimeSpan Unbounded = TimeSpan.FromHours(1);
 
     /// <summary>Plans a step of the turn that it is.</summary>
     public static StepPlan Plan(EngineSnapshot now, StepLimits limits, in LatencyModel latency, PlannerScratch scratch)
@@ -26,21 +26,28 @@ internal static class TemporalPolicy
     /// <summary>The job whose turn it is; null where it is inference's. A sample that has begun keeps its turn to its end.</summary>
     private static JobSnapshot? Turn(EngineSnapshot now, StepLimits limits, LatencyModel latency)
     {
-        JobSnapshot[] jobs = [.. now.Jobs.Where(j => j.Phase != JobPhase.Blocked).OrderBy(j => j.ServedPerWeight).ThenBy(j => j.Id.Value)];
-        if (jobs.Length == 0)
+        JobSnapshot? next = null;
+        foreach (JobSnapshot job in now.Jobs)
         {
-            return null;
+            if (job.Phase != JobPhase.Blocked && (next is not JobSnapshot best || Comes(job, best)))
+            {
+                next = job;
+            }
         }
 
-        int begun = Array.FindIndex(jobs, j => j.Phase == JobPhase.Backward || j.PositionsDone > 0);
-        if (begun >= 0)
+        if (next is not JobSnapshot first || HasBegun(first))
         {
-            return jobs[begun];
+            return next;
         }
 
         bool isDue = now.Sequences.IsEmpty || now.StepsSinceFinetuning >= limits.Sharing.StepsBetween;
-        bool isFree = limits.Sharing.Mode == SharingMode.DynamicTemporal && CanWait(now, TimeOf(jobs[0], limits, latency), latency);
-        return isDue || isFree ? jobs[0] : null;
+        bool isFree = limits.Sharing.Mode == SharingMode.DynamicTemporal && CanWait(now, TimeOf(first, limits, latency), latency);
+        return isDue || isFree ? first : null;
+
+        static bool Comes(in JobSnapshot job, in JobSnapshot other) =>
+            HasBegun(job) == HasBegun(other) ? job.GoesBefore(other) : HasBegun(job);
+
+        static bool HasBegun(in JobSnapshot job) => job.Phase == JobPhase.Backward || job.PositionsDone > 0;
     }
 
     /// <summary>The next piece of the sample, as large as a step can be.</summary>
