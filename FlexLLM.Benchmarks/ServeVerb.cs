@@ -81,32 +81,38 @@ internal static class ServeVerb
     private static async Task<IReadOnlyList<ServingRun>> RunsAsync(
         ServeSettings settings, ArrivalTrace trace, ServiceLevelObjective slo, (string Name, double Rate)[] loads)
     {
-        List<(ServingMode Mode, string Load, double Rate)> plan =
+        List<(int Round, ServingMode Mode, string Load, double Rate)> plan =
         [
-            .. settings.Modes.Where(mode => !mode.Serves).Select(mode => (mode, "none", 0.0)),
-            .. loads.SelectMany((load, i) => Rotated(settings.Modes.Where(mode => mode.Serves), i)
-                .Select(mode => (mode, load.Name, load.Rate))),
+            .. Enumerable.Range(0, settings.Rounds).SelectMany(round => settings.Modes.Where(mode => !mode.Serves)
+                .Select(mode => (round, mode, "none", 0.0))
+                .Concat(loads.SelectMany((load, i) => Rotated(settings.Modes.Where(mode => mode.Serves), round + i)
+                    .Select(mode => (round, mode, load.Name, load.Rate))))),
         ];
         var runs = new List<ServingRun>();
-        foreach ((ServingMode mode, string load, double rate) in plan)
+        foreach ((int round, ServingMode mode, string load, double rate) in plan)
         {
             string prefix = $"[{runs.Count + 1}/{plan.Count}] {load} {mode.Name}";
             Console.Error.WriteLine(prefix);
+            ServeSettings now = settings with { Seed = settings.Seed + (ulong)round };
             ArrivalTrace? arrivals = mode.Serves
-                ? trace.Scaled(rate, settings.Seconds, settings.Seed, settings.StartSecond, settings.Lengths)
+                ? trace.Scaled(rate, now.Seconds, now.Seed, now.StartSecond, now.Lengths)
                 : null;
-            LiveServer server = await LiveServer.StartAsync(settings, mode, slo).ConfigureAwait(false);
+            LiveServer server = await LiveServer.StartAsync(now, mode, slo).ConfigureAwait(false);
             await using (server.ConfigureAwait(false))
             {
                 runs.Add(await LiveRun.MeasureAsync(
-                    server, settings, arrivals, slo, (mode.Name, load), line => Console.Error.WriteLine($"{prefix}: {line}"))
+                    server, now, arrivals, slo, (mode.Name, load), line => Console.Error.WriteLine($"{prefix}: {line}"))
                     .ConfigureAwait(false));
             }
         }
 
         string[] order = [.. settings.Modes.Select(mode => mode.Name)];
         string[] loadOrder = ["none", .. loads.Select(load => load.Name)];
-        return [.. runs.OrderBy(r => Array.IndexOf(loadOrder, r.Load)).ThenBy(r => Array.IndexOf(order, r.Mode))];
+        return
+        [
+            .. runs.GroupBy(r => (r.Load, r.Mode)).Select(g => ServingRun.Joined([.. g]))
+                .OrderBy(r => Array.IndexOf(loadOrder, r.Load)).ThenBy(r => Array.IndexOf(order, r.Mode)),
+        ];
     }
 
     private static IEnumerable<ServingMode> Rotated(IEnumerable<ServingMode> modes, int by)

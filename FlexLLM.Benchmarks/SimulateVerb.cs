@@ -13,7 +13,7 @@ internal static class SimulateVerb
 {
     public static string Usage { get; } =
         "[--scenario paper | --model 8b|14b|32b] [--modes NAME,NAME] [--rates 4,8,12,16,20] [--minutes 10] [--seed 1] " +
-        "[--tokens 2048] [--trace CSV] [--profile FILE] [--json FILE] [--html FILE], " +
+        "[--burst 0.2] [--tokens 2048] [--trace CSV] [--profile FILE] [--json FILE] [--html FILE], " +
         "or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
 
     public static int Run(string[] args) => Run(args, Console.Out, Console.Error);
@@ -22,7 +22,7 @@ internal static class SimulateVerb
     {
         bool calibrates = CommandLine.TakeFlag(ref args, "--calibrate");
         CommandLine.Allow(
-            args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--tokens", "--trace", "--profile",
+            args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--burst", "--tokens", "--trace", "--profile",
             "--json", "--html");
         IReadOnlyList<SimulatedModel> models = ModelsOf(args);
         double seconds = 60.0 * CommandLine.Int(args, "--minutes", 10, min: 1);
@@ -43,6 +43,7 @@ internal static class SimulateVerb
         string? trace = CommandLine.Text(args, "--trace");
         string? profile = CommandLine.Text(args, "--profile");
         ArrivalTrace? arrivals = trace is null ? null : ArrivalTrace.Read(trace);
+        double burst = CommandLine.Number(args, "--burst") ?? SimulatedWorkload.DefaultBurst;
         int tokens = CommandLine.Int(args, "--tokens", 2048, min: 16);
         var results = new List<(SimulatedModel, IReadOnlyList<ServingRun>)>();
         foreach (SimulatedModel model in models)
@@ -52,6 +53,7 @@ internal static class SimulateVerb
                 Model = model,
                 Seconds = seconds,
                 Seed = seed,
+                Burst = burst,
                 Trace = arrivals,
                 Profile = profile is null ? null : LatencyProfileFile.Read(profile),
                 TokensPerStepMax = tokens,
@@ -63,7 +65,8 @@ internal static class SimulateVerb
 
         ServingReport report = SimulationReport.Of(results,
         [
-            ("seconds", $"{seconds:F0}"), ("seed", $"{seed}"), ("arrivals", trace is null ? "drawn" : Path.GetFileName(trace)),
+            ("seconds", $"{seconds:F0}"), ("seed", $"{seed}"),
+            ("arrivals", trace is null ? FormattableString.Invariant($"drawn, burst {burst}") : Path.GetFileName(trace)),
             ("step times", profile is null ? "calibrated machine" : Path.GetFileName(profile)),
             ("rows in a step of co-serving", $"{tokens}"),
         ]);

@@ -6,8 +6,8 @@ namespace FlexLLM.Benchmarks.Serving;
 internal sealed record ServeSettings
 {
     public const string Usage =
-        "--model DIR --trace CSV [--modes NAME,NAME] [--loads light,medium,heavy | --rates R,R] [--seconds 60] [--threads 2] " +
-        "[--tpot-ms X] [--ttft-ms X] [--weights f32|bf16] [--length-factor 1] [--max-prompt 128] [--max-answer 64] [--start-second S] " +
+        "--model DIR --trace CSV [--modes NAME,NAME] [--loads light,medium,heavy | --rates R,R] [--seconds 60] [--rounds 1] " +
+        "[--threads 2] [--tpot-ms X] [--ttft-ms X] [--weights f32|bf16] [--length-factor 1] [--max-prompt 128] [--max-answer 64] [--start-second S] " +
         "[--sequences 16] [--step-tokens 256] [--data JSONL] [--target-modules down_proj] [--rank 16] [--sample-tokens 256] " +
         "[--accumulation 8] [--drain-seconds N] [--seed 1] [--json FILE] [--html FILE]   (modes: " + ServingMode.Defaults + ")";
 
@@ -15,8 +15,8 @@ internal sealed record ServeSettings
 
     private static readonly string[] Options =
     [
-        "--model", "--trace", "--modes", "--loads", "--rates", "--seconds", "--threads", "--tpot-ms", "--ttft-ms", "--weights",
-        "--length-factor", "--max-prompt", "--max-answer", "--start-second", "--sequences", "--step-tokens", "--data",
+        "--model", "--trace", "--modes", "--loads", "--rates", "--seconds", "--rounds", "--threads", "--tpot-ms", "--ttft-ms",
+        "--weights", "--length-factor", "--max-prompt", "--max-answer", "--start-second", "--sequences", "--step-tokens", "--data",
         "--target-modules", "--rank", "--sample-tokens", "--accumulation", "--drain-seconds", "--seed", "--json", "--html",
     ];
 
@@ -34,6 +34,11 @@ internal sealed record ServeSettings
 
     /// <summary>Length of the window in which requests arrive and tokens count.</summary>
     public double Seconds { get; init; } = 60;
+
+    /// <summary>
+    /// How often the window is run, each time with other arrivals and the modes in another order: they then share what else goes on.
+    /// </summary>
+    public int Rounds { get; init; } = 1;
 
     /// <summary>How long after the window an answer may end before its request counts as failed.</summary>
     public double DrainSeconds { get; init; } = 60;
@@ -109,6 +114,7 @@ internal sealed record ServeSettings
                 ? [.. rates.Split(',').Select(r => CommandLine.Positive("--rates", r))]
                 : [],
             Seconds = seconds,
+            Rounds = CommandLine.Int(args, "--rounds", 1, min: 1),
             DrainSeconds = CommandLine.Number(args, "--drain-seconds") ?? seconds,
             Threads = CommandLine.Int(args, "--threads", 2, min: 1),
             TpotTarget = CommandLine.Number(args, "--tpot-ms") / 1e3,
@@ -144,7 +150,8 @@ internal sealed record ServeSettings
         ("lengths", string.Create(
             CultureInfo.InvariantCulture,
             $"times {Lengths.Factor}, prompts of at most {Lengths.MaxPrompt} and answers of at most {Lengths.MaxAnswer} tokens")),
-        ("window", string.Create(CultureInfo.InvariantCulture, $"{Seconds} s, then up to {DrainSeconds} s for answers to end")),
+        ("window", string.Create(
+            CultureInfo.InvariantCulture, $"{Rounds} times {Seconds} s, each then up to {DrainSeconds} s for answers to end")),
         ("threads", string.Create(CultureInfo.InvariantCulture, $"{Threads}; split {ServingThreads} + {TrainingThreads}")),
         ("limits", string.Create(CultureInfo.InvariantCulture, $"{Sequences} sequences, {StepTokens} tokens a step")),
         ("finetuning", string.Create(

@@ -67,4 +67,36 @@ internal sealed record ServingRun
     public double GeneratedPerSecond => TokensGenerated / Seconds;
 
     public double TrainedPerSecond => TokensTrained / Seconds;
+
+    /// <summary>Runs of one mode under one load as one long run: the times of each count from the end of the one before.</summary>
+    public static ServingRun Joined(IReadOnlyList<ServingRun> runs)
+    {
+        var requests = new List<RequestOutcome>();
+        var series = new List<ThroughputPoint>();
+        double begin = 0;
+        foreach (ServingRun run in runs)
+        {
+            double at = begin;
+            requests.AddRange(run.Requests.Select(r => r with
+            {
+                ArrivalTime = at + r.ArrivalTime,
+                FirstTokenTime = at + r.FirstTokenTime,
+                LastTokenTime = at + r.LastTokenTime,
+            }));
+            series.AddRange(run.Series.Select(p => p with { Time = at + p.Time }));
+            begin += run.Seconds;
+        }
+
+        return runs[0] with
+        {
+            Seconds = begin,
+            Requests = requests,
+            TokensGenerated = runs.Sum(r => r.TokensGenerated),
+            TokensTrained = runs.Sum(r => r.TokensTrained),
+            Steps = runs.Sum(r => r.Steps),
+            StepsOverBudget = runs.Sum(r => r.StepsOverBudget),
+            Preemptions = runs.Sum(r => r.Preemptions),
+            Series = series,
+        };
+    }
 }

@@ -12,6 +12,9 @@ internal sealed record SimulationSetting
 
     public ulong Seed { get; init; } = 1;
 
+    /// <summary>How bursty arrivals are (<see cref="SimulatedWorkload.Burst"/>).</summary>
+    public double Burst { get; init; } = SimulatedWorkload.DefaultBurst;
+
     /// <summary>A profile measured on a real machine; null for the calibrated roofline.</summary>
     public LatencyModel? Profile { get; init; }
 
@@ -105,7 +108,13 @@ internal static class ModeRunner
 
     private static SimulatedLoad Shared(SimulationSetting setting, double rate)
     {
-        var workload = new SimulatedWorkload { RequestsPerSecond = rate, Seconds = setting.Seconds, Trace = setting.Trace };
+        var workload = new SimulatedWorkload
+        {
+            RequestsPerSecond = rate,
+            Seconds = setting.Seconds,
+            Burst = setting.Burst,
+            Trace = setting.Trace,
+        };
         return new SimulatedLoad
         {
             Model = setting.Model,

@@ -106,6 +106,7 @@ internal sealed class ServingSimulation : IDisposable
             TokensPerStepMax = load.TokensPerStepMax,
             SequencesMax = Math.Min(256, load.TokensPerStepMax),
             IdleStepMax = load.IdleStepMax,
+            PrefixCaching = false, // Prompts stand for unrelated ones, but here all are zeros.
             InboxCapacity = 4096,
             Seed = seed,
             DeviceBytesMax = 1L << 40, // The stand-in's bytes say nothing about the model's.

@@ -364,6 +364,7 @@ internal sealed class HybridTokenSchedulerTests
             });
         }
 
+        free += ShareBeginning(sequences, random.Next(5));
         var jobs = new List<JobSnapshot>();
         for (int i = random.Next(4); i > 0; i--)
         {
@@ -403,6 +404,28 @@ internal sealed class HybridTokenSchedulerTests
         LatencyModel latency = LatencyModel.Default with { Correction = 0.02 + (0.2 * random.NextDouble()) };
         latency = random.Next(2) == 0 ? latency : latency with { Coefficients = Bent(latency.Coefficients, ref random) };
         return (snapshot, limits, latency);
+    }
+
+    // All that are long enough begin alike: blocks that running sequences share, and that waiting ones find. Returns blocks saved.
+    private static int ShareBeginning(List<SequenceSnapshot> sequences, int blocks)
+    {
+        int holders = sequences.Count(Holds);
+        for (int i = 0; i < sequences.Count; i++)
+        {
+            SequenceSnapshot s = sequences[i];
+            if (Holds(s))
+            {
+                sequences[i] = s with { BlocksShared = holders > 1 ? blocks : 0 };
+            }
+            else if (s.Phase == SequencePhase.Waiting && s.TokensTotal > blocks * 16)
+            {
+                sequences[i] = s with { TokensComputed = blocks * 16, BlocksHeld = blocks, BlocksShared = holders > 0 ? blocks : 0 };
+            }
+        }
+
+        return Math.Max(0, holders - 1) * blocks;
+
+        bool Holds(SequenceSnapshot s) => s.Phase == SequencePhase.Running && s.TokensComputed >= blocks * 16;
     }
 
     /// <summary>Every term up to four times as dear or as cheap, some free: curves that bend either way.</summary>

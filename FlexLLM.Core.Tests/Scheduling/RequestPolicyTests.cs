@@ -38,6 +38,47 @@ internal sealed class RequestPolicyTests
     }
 
     [Test]
+    public void Plan_BeginningInTheCache_ComputesTheRestAndGoesFirstForAWhile()
+    {
+        SequenceSnapshot known = Prompt(2, 100) with { TokensComputed = 64, BlocksHeld = 4 };
+        SequenceSnapshot other = Prompt(1, 90) with { ArrivalTime = Ms(500) };
+
+        Assert.That(Plan([known, other]).Inference.Select(w => w.ToString()), Is.EqualTo(new[] { "2:64+36", "1:0+90" }));
+        SequenceSnapshot older = other with { ArrivalTime = Ms(300) };
+        Assert.That(Plan([known, older]).Inference.Select(w => w.Id.Value), Is.EqualTo(new long[] { 1, 2 }), "0.64 s and no more");
+    }
+
+    [Test]
+    public void Plan_SharedBlocks_CountOnce()
+    {
+        // Each may come to 21 blocks, 10 of which are the same; of 45 blocks 10 + 3 x 11 are needed.
+        SequenceSnapshot[] running =
+            [.. Enumerable.Range(1, 2).Select(i => Decoding(i, 300) with { TokensMax = 330, BlocksShared = 10 })];
+        SequenceSnapshot next = Prompt(3, 300) with { TokensMax = 330, TokensComputed = 160, BlocksHeld = 10, BlocksShared = 10 };
+
+        Assert.That(Admitted(next, totalBlocks: 43), Is.EqualTo(1));
+        Assert.That(Admitted(next, totalBlocks: 42), Is.Zero);
+        Assert.That(Admitted(next with { TokensComputed = 0, BlocksHeld = 0, BlocksShared = 0 }, totalBlocks: 52), Is.Zero);
+
+        int Admitted(SequenceSnapshot candidate, int totalBlocks) => HybridTokenScheduler.Plan(
+            Snapshots.Of([.. running, candidate], totalBlocks) with { FreeBlocks = totalBlocks - (2 * 19) + 10 }, Limits, Latency)
+            .Admissions.Length;
+    }
+
+    [Test]
+    public void Plan_VictimsThatShareAll_AreAllPreempted()
+    {
+        // Nothing becomes free before the last of the two is gone.
+        SequenceSnapshot first = Decoding(1, 32);
+        SequenceSnapshot[] victims = [.. Enumerable.Range(2, 2).Select(i => Decoding(i, 32) with { BlocksShared = 2 })];
+        StepPlan plan = HybridTokenScheduler.Plan(
+            Snapshots.Of([first, .. victims], totalBlocks: 4) with { FreeBlocks = 0 }, Limits, Latency);
+
+        Assert.That(plan.Preemptions.Select(id => id.Value).Order(), Is.EqualTo(new long[] { 2, 3 }));
+        Assert.That(plan.Inference.Single().Id, Is.EqualTo(first.Id));
+    }
+
+    [Test]
     public void Plan_Tenants_TheLeastServedGoesFirstCountingThisPlan()
     {
         SequenceSnapshot[] waiting =

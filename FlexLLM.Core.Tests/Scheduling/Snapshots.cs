@@ -9,7 +9,7 @@ internal static class Snapshots
     {
         Now = Ms(1_000),
         Sequences = [.. sequences],
-        FreeBlocks = totalBlocks - sequences.Sum(s => s.BlocksHeld),
+        FreeBlocks = totalBlocks - sequences.Where(s => s.Phase == SequencePhase.Running).Sum(s => s.BlocksHeld),
         TotalBlocks = totalBlocks,
         TokensPerBlock = 16,
     };

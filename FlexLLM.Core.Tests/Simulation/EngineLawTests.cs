@@ -46,6 +46,22 @@ internal sealed class EngineLawTests
         Assert.That(run.Jobs.All(j => j.Result.Completion.IsCompletedSuccessfully), Is.True);
     }
 
+    // The same load where most of a prompt is one of three texts: all laws hold, and more is answered.
+    [Test]
+    public void SharedBeginnings_OverloadWithFewBlocks_EverythingEndsSooner([Range(1, 2)] int seed)
+    {
+        Scenario alike = Overload with { Workload = Overload.Workload with { BeginningTokens = 400, PromptMean = 500 } };
+        using EngineSimulation shared = new EngineSimulation(alike, (ulong)seed).RunRequests();
+        using EngineSimulation alone = new EngineSimulation(alike with { PrefixCaching = false }, (ulong)seed).RunRequests();
+
+        TestContext.Out.WriteLine(
+            $"{shared.Now} and {alone.Now}; {shared.Loop.Counters.TokensReused} tokens; {shared.Loop.Counters.Preemptions} preemptions");
+        Assert.That(shared.Requests.All(r => r.IsDone && r.Sequence.Generated == r.Arrival.AnswerTokens), Is.True);
+        Assert.That(shared.Loop.Counters.TokensReused, Is.GreaterThan(alike.Workload.Requests * 200));
+        Assert.That(shared.Now, Is.LessThan(alone.Now));
+        Assert.That(shared.Loop.BlocksHeld, Is.Zero);
+    }
+
     [Test]
     public void BlockConservation_Drained_NoneHeld()
     {

@@ -44,10 +44,12 @@ internal sealed class EngineSimulation : IDisposable
     private readonly List<SimulatedRequest> _requests = [];
     private readonly List<SimulatedRequest> _active = [];
     private readonly List<StepRecord> _steps = [];
+    private readonly Workload _workload;
     private SeededRandom _random;
 
     public EngineSimulation(Scenario scenario, ulong seed)
     {
+        _workload = scenario.Workload;
         _callers = new LoopCaller(_inbox, _clock);
         _random = new SeededRandom(~seed);
         _arriving = new Queue<Arrival>(scenario.Workload.Draw(seed));
@@ -62,6 +64,7 @@ internal sealed class EngineSimulation : IDisposable
             SequencesMax = 64,
             Seed = seed,
             DeviceBytesMax = scenario.DeviceBytesMax,
+            PrefixCaching = scenario.PrefixCaching,
         };
         options.Validate();
         Loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], BlockTable.BlocksFor(scenario.KvTokens));
@@ -142,7 +145,7 @@ internal sealed class EngineSimulation : IDisposable
     /// <summary>Every block that the pool has handed out is some live request's.</summary>
     public static void CheckBlocks(EngineLoop loop, IEnumerable<SimulatedRequest> requests)
     {
-        int held = requests.Sum(r => r.Sequence.Blocks.Count);
+        int held = requests.SelectMany(r => r.Sequence.Blocks.Blocks[..r.Sequence.Blocks.Count]).Distinct().Count();
         Check.That(held == loop.BlocksHeld && held <= loop.BlocksTotal, "blocks lost or invented");
     }
 
@@ -161,6 +164,12 @@ internal sealed class EngineSimulation : IDisposable
         foreach (ref int id in prompt.AsSpan())
         {
             id = _random.Next(Scenario.Model.VocabularySize);
+        }
+
+        var text = new SeededRandom((ulong)_random.Next(_workload.Beginnings));
+        foreach (ref int id in prompt.AsSpan(0, Math.Min(prompt.Length, _workload.BeginningTokens)))
+        {
+            id = text.Next(Scenario.Model.VocabularySize);
         }
 
         Task<InferenceSequence> submitted = _callers.Submit(prompt, arrival.AnswerTokens, waited: TimeSpan.Zero);

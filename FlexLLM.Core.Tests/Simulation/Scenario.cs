@@ -48,6 +48,8 @@ internal sealed record Scenario
     /// <summary>Many enough, and the job never ends.</summary>
     public int Epochs { get; init; } = 10_000;
 
+    public bool PrefixCaching { get; init; } = true;
+
     public int KvTokens { get; init; } = 64 * 1024;
 
     /// <summary>Of a device that has nothing to do with the machine that simulates it.</summary>

@@ -21,6 +21,11 @@ internal sealed record Workload
     /// <summary>Longest prompt, and longest answer, in tokens.</summary>
     public int TokensMax { get; init; } = 1000;
 
+    /// <summary>Tokens that prompts begin with, where they are that long: one of <see cref="Beginnings"/> texts.</summary>
+    public int BeginningTokens { get; init; }
+
+    public int Beginnings { get; init; } = 3;
+
     /// <summary>Further requests that come all at once.</summary>
     public int BurstRequests { get; init; }
 

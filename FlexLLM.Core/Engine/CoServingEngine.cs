@@ -205,6 +205,7 @@ public sealed class CoServingEngine : IAsyncDisposable
                 RequestsAttained = loop.Counters.Attained,
                 RequestsActive = loop.SequenceCount,
                 Preemptions = loop.Counters.Preemptions,
+                TokensReused = loop.Counters.TokensReused,
                 TokensGenerated = loop.Counters.GeneratedTokens,
                 TokensTrained = loop.Jobs.TokensTrained,
                 MeanTimeToFirstToken = TimeSpan.FromSeconds(loop.Counters.MeanTtft),

@@ -138,6 +138,15 @@ public sealed record CoServingOptions
     public int? KvCacheTokensMin { get; init; }
 
     /// <summary>
+    /// Whether requests that begin with the same tokens, for the same version of an adapter, share the keys and values of whole blocks
+    /// of 16 of them, also after the first has ended: what nobody holds stays in the KV cache until others need the room. The answers
+    /// are the same. How soon a first token comes can tell one caller that another sent the same beginning: turn it off where that
+    /// must not be.
+    /// </summary>
+    /// <value>True.</value>
+    public bool PrefixCaching { get; init; } = true;
+
+    /// <summary>
     /// Most bytes on the device, for weights, workspace, KV cache, adapters and jobs together. A job or an adapter that needs more than
     /// is free takes it from the KV cache, which shrinks down to <see cref="KvCacheTokensMin"/> (or to what the longest request in the
     /// engine was promised) and grows back when it is free again; requests whose blocks are taken are computed again, with the

@@ -5,6 +5,9 @@ namespace FlexLLM.Engine;
 /// <summary>Counters of one loop. Written by the loop thread; others read single values, each of which is whole.</summary>
 internal sealed class EngineCounters
 {
+    // An inter-token target is one of the 99th percentile.
+    private const double LateShareMax = 0.01;
+
     private static readonly Meter Meter = new("FlexLLM");
     private static readonly Histogram<double> TimeToFirstToken =
         Meter.CreateHistogram<double>("gen_ai.server.time_to_first_token", "s");
@@ -29,11 +32,14 @@ internal sealed class EngineCounters
 
     public long Preemptions { get; set; }
 
+    /// <summary>Tokens of admitted requests whose keys and values were in the cache.</summary>
+    public long TokensReused { get; set; }
+
     public long GeneratedTokens { get; private set; }
 
     public long Finished => _finished;
 
-    /// <summary>Requests that ended within both of their latency targets.</summary>
+    /// <summary>Requests that ended within all of their latency targets.</summary>
     public long Attained => _attained;
 
     /// <summary>Mean TTFT in seconds.</summary>
@@ -50,6 +56,7 @@ internal sealed class EngineCounters
         {
             _laterTokens++;
             _tpotSeconds += (now - last).TotalSeconds;
+            sequence.TokensLate += now - last > sequence.Slo.InterTokenLatency ? 1 : 0;
             return;
         }
 
@@ -75,8 +82,10 @@ internal sealed class EngineCounters
             Record(TimePerOutputToken, tpot);
         }
 
-        bool ttftMet = first - sequence.ArrivalTime <= sequence.Slo.TimeToFirstToken;
-        _attained += ttftMet && tpot <= sequence.Slo.TimePerOutputToken.TotalSeconds ? 1 : 0;
+        bool isMet = first - sequence.ArrivalTime <= sequence.Slo.TimeToFirstToken &&
+            tpot <= sequence.Slo.TimePerOutputToken.TotalSeconds &&
+            sequence.TokensLate <= LateShareMax * (sequence.Generated - 1);
+        _attained += isMet ? 1 : 0;
     }
 
     // Listeners are the host's code on the engine's thread: what they throw must not stop the engine.

@@ -69,7 +69,7 @@ internal sealed class EngineLoop : IDisposable
         try
         {
             model.Backend.ReserveScratch(_memory.Scratch(trains: false));
-            _pool = _owned.Add(new KvPool(model.Backend, config, kvBlocks));
+            _pool = _owned.Add(new KvPool(model.Backend, config, kvBlocks, options.PrefixCaching));
             _forward = _owned.Add(new ForwardPass(model, options.TokensPerStepMax, options.SequencesMax));
         }
         catch
@@ -220,6 +220,7 @@ internal sealed class EngineLoop : IDisposable
         ulong seed = request.Sampling.Seed ?? _options.Seed + (0x9E3779B97F4A7C15 * (ulong)id.Value);
         var history = new TokenHistory(prepared.Sampling.CountsTokens);
         history.AddPrompt(prompt);
+        AdapterVersion? adapter = request.Adapter is null ? null : Adapters.Get(request.Adapter).Acquire();
         var sequence = new InferenceSequence
         {
             Id = id,
@@ -235,7 +236,8 @@ internal sealed class EngineLoop : IDisposable
             Priority = request.PriorityLevel,
             Slo = (request.Slo ?? _options.SloOf(request.Class)).Bounded(),
             ArrivalTime = _clock.GetElapsedTime(_start, prepared.Arrived),
-            Adapter = request.Adapter is null ? null : Adapters.Get(request.Adapter).Acquire(),
+            Adapter = adapter,
+            Prefix = new PrefixPath(adapter),
             Tenant = _tenants.Enter(request.Tenant),
         };
         _sequences.Add(id.Value, sequence);
@@ -311,7 +313,7 @@ internal sealed class EngineLoop : IDisposable
         var sequences = ImmutableArray.CreateBuilder<SequenceSnapshot>(_sequences.Count);
         foreach (InferenceSequence sequence in _sequences.Values)
         {
-            sequences.Add(sequence.Snapshot());
+            sequences.Add(sequence.Snapshot(_pool));
         }
 
         return new EngineSnapshot
@@ -337,24 +339,22 @@ internal sealed class EngineLoop : IDisposable
         foreach (SequenceId id in plan.Admissions)
         {
             InferenceSequence sequence = _sequences[id.Value];
-            Check.That(sequence.Phase == SequencePhase.Waiting);
-            sequence.Phase = SequencePhase.Running;
-            _tenants.Admit(sequence.Tenant, sequence.PromptCharged ? 0 : sequence.PromptLength, Now);
+            sequence.Admit(_pool);
+            Counters.TokensReused += sequence.Computed;
+            _tenants.Admit(sequence.Tenant, sequence.ServiceDue, Now);
             sequence.PromptCharged = true;
         }
     }
 
-    // It computes its keys and values again when it is admitted next; what it generated stays.
+    // When it is admitted next, it computes those keys and values again that are gone by then.
     private void Preempt(InferenceSequence sequence)
     {
-        sequence.Blocks.Release(_blocks);
         if (sequence.Phase == SequencePhase.Running)
         {
             _tenants.Wait(sequence.Tenant);
         }
 
-        sequence.Phase = SequencePhase.Waiting;
-        sequence.Computed = 0;
+        sequence.Preempt(_pool);
         Counters.Preemptions++;
     }
 
@@ -397,7 +397,7 @@ internal sealed class EngineLoop : IDisposable
         foreach (InferenceWork work in plan.Inference)
         {
             InferenceSequence sequence = _sequences[work.Id.Value];
-            sequence.Computed += work.Tokens;
+            sequence.Advance(work.Tokens, _pool);
             if (sequence.Computed == sequence.Tokens.Count)
             {
                 _model.Backend.Download(logits.Slice(sampled++, 1), _logits);

@@ -15,14 +15,20 @@ public sealed record EngineStatistics
     /// <summary>Requests that ended, cancelled ones not counted.</summary>
     public required long RequestsFinished { get; init; }
 
-    /// <summary>Requests that ended within both latency targets.</summary>
+    /// <summary>Requests that ended within all of their latency targets.</summary>
     public required long RequestsAttained { get; init; }
 
     /// <summary>Requests in the engine now.</summary>
     public required int RequestsActive { get; init; }
 
-    /// <summary>Requests that lost their KV blocks to others and were computed again.</summary>
+    /// <summary>Requests that lost their KV blocks to others; what nobody kept of them was computed again.</summary>
     public required long Preemptions { get; init; }
+
+    /// <summary>
+    /// Tokens whose keys and values were in the cache when their request got a place: of prompts that begin like earlier ones, and
+    /// of requests that had lost their blocks.
+    /// </summary>
+    public required long TokensReused { get; init; }
 
     /// <summary>Tokens generated.</summary>
     public required long TokensGenerated { get; init; }

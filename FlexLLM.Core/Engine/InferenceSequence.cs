@@ -1,7 +1,10 @@
+using System.Runtime.InteropServices;
 using System.Threading.Channels;
 using FlexLLM.Adapters;
+using FlexLLM.Backends;
 using FlexLLM.Execution;
 using FlexLLM.KvCache;
+using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
 using FlexLLM.Tokenization;
 
@@ -67,18 +70,27 @@ internal sealed class InferenceSequence
     /// <summary>The version that serves this request to its end; held by a reference.</summary>
     public required AdapterVersion? Adapter { get; init; }
 
+    /// <summary>The first of its blocks that others could share. While it waits, what it could share.</summary>
+    public required PrefixPath Prefix { get; init; }
+
     public BlockTable Blocks { get; } = new();
 
-    public SequencePhase Phase { get; set; } = SequencePhase.Waiting;
+    public SequencePhase Phase { get; private set; } = SequencePhase.Waiting;
 
-    /// <summary>Tokens whose keys and values are in the cache.</summary>
-    public int Computed { get; set; }
+    /// <summary>Tokens whose keys and values are in its blocks.</summary>
+    public int Computed { get; private set; }
 
     public TimeSpan? FirstTokenTime { get; set; }
 
     public TimeSpan? LastTokenTime { get; set; }
 
+    /// <summary>Tokens that came later after the one before than the inter-token target allows.</summary>
+    public int TokensLate { get; set; }
+
     public int Generated => Tokens.Count - PromptLength;
+
+    /// <summary>What its tenant has to pay for it on admission: the prompt tokens that must be computed.</summary>
+    public int ServiceDue => PromptCharged ? 0 : Math.Max(0, PromptLength - (Prefix.Count * DeviceKvCache.TokensPerBlock));
 
     public bool CancelRequested => _cancelRequested;
 
@@ -101,14 +113,52 @@ internal sealed class InferenceSequence
     /// <summary>Ends the stream, with an error or without.</summary>
     public void CloseStream(Exception? error = null) => _stream.Writer.TryComplete(error);
 
-    public SequenceSnapshot Snapshot() => new()
+    /// <summary>It runs from now on, with the blocks that it found in its last snapshot.</summary>
+    public void Admit(KvPool pool)
+    {
+        Check.That(Phase == SequencePhase.Waiting && Computed == 0);
+        pool.Prefixes?.Adopt(Prefix, Blocks);
+        Computed = Prefix.Count * DeviceKvCache.TokensPerBlock;
+        Phase = SequencePhase.Running;
+    }
+
+    /// <summary>So many more of its tokens have keys and values in its blocks.</summary>
+    public void Advance(int tokens, KvPool pool)
+    {
+        Computed += tokens;
+        pool.Prefixes?.Publish(Prefix, CollectionsMarshal.AsSpan(Tokens), Computed, Blocks);
+    }
+
+    /// <summary>It gives up its blocks and waits; what it generated stays.</summary>
+    public void Preempt(KvPool pool)
+    {
+        Blocks.Release(pool.Blocks);
+        Phase = SequencePhase.Waiting;
+        Computed = 0;
+    }
+
+    public SequenceSnapshot Snapshot(KvPool pool)
+    {
+        bool runs = Phase == SequencePhase.Running;
+        if (!runs)
+        {
+            pool.Prefixes?.Match(Prefix, CollectionsMarshal.AsSpan(Tokens));
+        }
+
+        return Snapshot(
+            runs ? Computed : Prefix.Count * DeviceKvCache.TokensPerBlock, runs ? Blocks.Count : Prefix.Count,
+            runs ? Blocks.SharedOf(pool.Blocks) : pool.Prefixes?.HeldOf(Prefix) ?? 0);
+    }
+
+    private SequenceSnapshot Snapshot(int computed, int blocks, int shared) => new()
     {
         Id = Id,
         Phase = Phase,
         TokensTotal = Tokens.Count,
-        TokensComputed = Computed,
+        TokensComputed = computed,
         TokensMax = TokensMax,
-        BlocksHeld = Blocks.Count,
+        BlocksHeld = blocks,
+        BlocksShared = shared,
         Priority = Priority,
         ArrivalTime = ArrivalTime,
         FirstTokenTime = FirstTokenTime,
@@ -117,6 +167,6 @@ internal sealed class InferenceSequence
         TtftTarget = Slo.TimeToFirstToken,
         InterTokenTarget = Slo.InterTokenLatency,
         Tenant = Tenant.Slot,
-        ServiceDue = PromptCharged ? 0 : PromptLength,
+        ServiceDue = ServiceDue,
     };
 }

@@ -22,9 +22,16 @@ internal sealed record ProfiledEngine(
 internal sealed class LatencyProfiler(ProfiledEngine engine)
 {
     // As many as a median needs; small models reach it long before the time is up.
-    private const int RoundsMax = 5;
+    private const int RoundsMax = 6;
+    private const int RoundsSmall = 3;
     private const int SampleTokensMax = 512;
     private const int SampleTokensMin = 8;
+    private const int SamplesInTime = 3;
+    private const int LayersInParts = 8;
+
+    // The part of the time that may go by before anything counts, and how near a turn must be to the one before it.
+    private const double WarmUpShare = 0.3;
+    private const double WarmRatio = 0.9;
 
     // A token forward and backward costs at most about this many rows of a batch.
     private const double CostOfTraining = 4.0;
@@ -35,6 +42,8 @@ internal sealed class LatencyProfiler(ProfiledEngine engine)
     private readonly TokenHistory _history = new(countsTokens: false);
     private readonly int[] _ids = new int[engine.Limits.TokensPerStepMax];
     private readonly List<(StepFeatures Features, TimeSpan Time)> _measured = [];
+
+    private int _blocksTouched;
 
     private int PositionsMax =>
         Math.Min(engine.Pool.Blocks.BlocksTotal * DeviceKvCache.TokensPerBlock, engine.Model.PositionsMax);
@@ -48,20 +57,16 @@ internal sealed class LatencyProfiler(ProfiledEngine engine)
         long begun = engine.Clock.GetTimestamp();
         _measured.Clear();
 
-        // The first steps compile code and touch every weight and buffer for the first time: they say nothing about later ones.
-        Inference[] warmUp = Decodes(1, 0);
-        if (Fits(warmUp) && TimeLeft() > TimeSpan.Zero)
-        {
-            Measure(warmUp, run: null, 0, []);
-        }
-
+        WarmUp(() => TimeLeft() - (timeMax * (1.0 - WarmUpShare)));
         TrainingRun? run = null;
         try
         {
             for (int round = 0; round < RoundsMax && TimeLeft() > TimeSpan.Zero; round++)
             {
                 // Of the first round, a half is finetuning's.
-                ProfileInference(() => TimeLeft() - (round == 0 ? timeMax / 2 : TimeSpan.Zero));
+                ProfileInference(
+                    round < RoundsSmall ? SmallGrid() : SmallGrid().Concat(LargeGrid()),
+                    () => TimeLeft() - (round == 0 ? timeMax / 2 : TimeSpan.Zero));
                 if (round == 0)
                 {
                     run = TryStart(SampleTokens(TimeLeft()));
@@ -78,9 +83,18 @@ internal sealed class LatencyProfiler(ProfiledEngine engine)
             End(run);
         }
 
-        return _measured.Count > 2 ? LatencyModel.FromCalibration(_measured) : null;
+        return _measured.Count > 2 ? LatencyModel.FromCalibration(_measured, ContextPerRow(engine.Model.Config)) : null;
 
         TimeSpan TimeLeft() => timeMax - engine.Clock.GetElapsedTime(begun);
+    }
+
+    // Products with keys and values over products with weights. The former are smaller and take about twice as long for their size.
+    private static double ContextPerRow(ModelConfig config)
+    {
+        double query = config.AttentionHeads * config.HeadDim;
+        double weights = (2.0 * config.HiddenSize * (query + (config.KeyValueHeads * config.HeadDim))) +
+            (3.0 * config.HiddenSize * config.IntermediateSize);
+        return 2.0 * (2.0 * query / weights);
     }
 
     /// <summary>Predicts and measures random mixed steps of requests beside one job.</summary>
@@ -119,19 +133,69 @@ internal sealed class LatencyProfiler(ProfiledEngine engine)
     }
 
     // The most telling first: where a step's time starts, where rows begin to count, and how requests decode together.
-    private static IEnumerable<Inference[]> Grid() =>
+    private static IEnumerable<Inference[]> SmallGrid() =>
+        [Decodes(1, 32), [new(0, 32, true)], [new(0, 8, true)], Decodes(8, 32), Decodes(1, 1000), [new(0, 64, true)], Decodes(4, 128)];
+
+    // What costs much, when there are medians of the others.
+    private static IEnumerable<Inference[]> LargeGrid() =>
     [
-        Decodes(1, 32), [new(0, 64, true)], [new(0, 8, true)], [new(0, 128, true)], Decodes(8, 32), [new(0, 32, true)],
-        [new(0, 256, true)], Decodes(1, 1000), Decodes(16, 256), [new(448, 64, true)], [new(0, 512, true)], Decodes(4, 128),
-        Decodes(32, 64), [new(0, 64, false)], [.. Decodes(8, 200), new(0, 100, true)], [new(0, 1024, true)],
+        [new(0, 128, true)], Decodes(16, 256), [new(448, 64, true)], [new(0, 256, true)], Decodes(32, 64), [new(0, 64, false)],
+        [.. Decodes(8, 200), new(0, 100, true)], [new(0, 512, true)], [new(0, 1024, true)],
     ];
 
-    private void ProfileInference(Func<TimeSpan> timeLeft)
+    // The first steps compile code, which the runtime does again and better for what it sees often, and touch every weight and buffer
+    // for the first time: they say nothing about later ones. All kinds of work in small, until they get no faster.
+    private void WarmUp(Func<TimeSpan> timeLeft)
     {
-        foreach (Inference[] step in Grid().Where(Fits))
+        TimeSpan before = TimeSpan.MaxValue;
+        while (timeLeft() > TimeSpan.Zero)
+        {
+            long begun = engine.Clock.GetTimestamp();
+            foreach (Inference[] step in new[] { Decodes(1, 0), Decodes(8, 9), [new(0, 7, true)] }.Where(Fits))
+            {
+                Measure(step, run: null, 0, []);
+            }
+
+            TrainTiny();
+            TimeSpan took = engine.Clock.GetElapsedTime(begun);
+            if (took > before * WarmRatio)
+            {
+                return;
+            }
+
+            before = took;
+        }
+    }
+
+    private void TrainTiny()
+    {
+        TrainingRun? run = TryStart(SampleTokensMin);
+        try
+        {
+            while (run is { Cursor.Phase: TrainingPhase.Forward })
+            {
+                int left = run.Cursor.Sample.Ids.Length - run.Cursor.PositionsDone;
+                Measure([], run, Math.Min(Math.Min(SampleTokensMin / 2, left), engine.Limits.TokensPerStepMax), []);
+            }
+
+            while (run is { Cursor.Phase: TrainingPhase.Backward })
+            {
+                Measure([], run, 0, [Math.Min(run.Cursor.RowsLeft, Math.Min(SampleTokensMin / 2, engine.Limits.BackwardRowsMax))]);
+            }
+        }
+        finally
+        {
+            End(run);
+        }
+    }
+
+    private void ProfileInference(IEnumerable<Inference[]> grid, Func<TimeSpan> timeLeft)
+    {
+        foreach (Inference[] step in grid.Where(Fits))
         {
             if (TimeOf(step.Sum(i => i.Rows)) < timeLeft())
             {
+                Touch(step);
                 _measured.Add(Measure(step, run: null, 0, []));
             }
         }
@@ -139,7 +203,8 @@ internal sealed class LatencyProfiler(ProfiledEngine engine)
 
     /// <summary>
     /// A sample in windows of a half, a quarter and so on, some beside decoding requests; then its layers from the top, one as a
-    /// whole, others in halves, quarters and so on, alone, two in a step, or beside a request.
+    /// whole, others in halves, quarters and so on, alone, two in a step, or beside a request. What a few layers have told, the
+    /// others need not tell again: they go by as a whole.
     /// </summary>
     private void ProfileSample(TrainingRun run, int round, Func<TimeSpan> timeLeft)
     {
@@ -162,7 +227,7 @@ internal sealed class LatencyProfiler(ProfiledEngine engine)
         while (run.Cursor.Phase == TrainingPhase.Backward && timeLeft() > TimeSpan.Zero)
         {
             int left = run.Cursor.RowsLeft;
-            int pattern = (run.Cursor.Layer + round) % 4;
+            int pattern = engine.Model.Config.LayerCount - run.Cursor.Layer > LayersInParts ? 0 : (run.Cursor.Layer + round) % 4;
             int rows = Math.Min(engine.Limits.BackwardRowsMax, pattern == 0 || left <= 8 ? left : (left + 1) / 2);
             int[] items = pattern == 2 && left - rows > 1
                 ? [rows, Math.Min(engine.Limits.BackwardRowsMax, (left - rows + 1) / 2)]
@@ -174,6 +239,17 @@ internal sealed class LatencyProfiler(ProfiledEngine engine)
             {
                 _measured.Add(step);
             }
+        }
+    }
+
+    // A part of the cache that was never used costs page faults, once.
+    private void Touch(Inference[] step)
+    {
+        int blocks = step.Sum(i => BlockTable.BlocksFor(i.Start + i.Rows));
+        if (blocks > _blocksTouched)
+        {
+            _blocksTouched = blocks;
+            Measure(step, run: null, 0, []);
         }
     }
 
@@ -196,7 +272,7 @@ internal sealed class LatencyProfiler(ProfiledEngine engine)
         }
 
         double row = _measured.Min(m => m.Time.TotalSeconds / m.Features.BatchRows);
-        double fitting = timeLeft.TotalSeconds / 2.0 / (row * CostOfTraining);
+        double fitting = timeLeft.TotalSeconds / SamplesInTime / (row * CostOfTraining);
         return fitting >= most ? most : fitting < SampleTokensMin ? 0 : (int)fitting;
     }
 

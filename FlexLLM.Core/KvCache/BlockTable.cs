@@ -44,13 +44,7 @@ internal sealed class BlockTable
             return false;
         }
 
-        if (needed > _blocks.Length)
-        {
-            int used = _blocks.Length;
-            Array.Resize(ref _blocks, Math.Max(needed, Math.Min(2 * used, pool.BlocksTotal)));
-            _blocks.AsSpan(used).Fill(Unused);
-        }
-
+        Reserve(needed, pool);
         _pool = pool;
         while (Count < needed)
         {
@@ -60,16 +54,59 @@ internal sealed class BlockTable
         return true;
     }
 
+    /// <summary>Appends a block that others hold too, or that is idle; the blocks so far are full.</summary>
+    public void Share(int block, BlockPool pool)
+    {
+        Check.That(_pool is null || _pool == pool);
+        _pool = pool;
+        pool.Hold(block);
+        Reserve(Count + 1, pool);
+        _blocks[Count++] = block;
+    }
+
+    /// <summary>Holds another block with the same contents in the place of its own.</summary>
+    public void Replace(int index, int block, BlockPool pool)
+    {
+        Check.That(_pool == pool && index < Count && _blocks[index] != block);
+        pool.Hold(block);
+        pool.Free(_blocks[index]);
+        _blocks[index] = block;
+    }
+
+    /// <summary>How many of its blocks others hold too; they come first.</summary>
+    public int SharedOf(BlockPool pool)
+    {
+        int low = 0;
+        int high = Count;
+        while (low < high)
+        {
+            int middle = (low + high) / 2;
+            (low, high) = pool.HoldersOf(_blocks[middle]) > 1 ? (middle + 1, high) : (low, middle);
+        }
+
+        return low;
+    }
+
     /// <summary>Gives every block back; the table is empty and may be used again.</summary>
     public void Release(BlockPool pool)
     {
         Check.That(_pool is null || _pool == pool);
-        while (Count > 0) // Last first: the next owner gets them in position order.
+        while (Count > 0) // Last first: the next owner gets them in position order, and what others may share goes last.
         {
             pool.Free(_blocks[--Count]);
             _blocks[Count] = Unused;
         }
 
         _pool = null;
+    }
+
+    private void Reserve(int count, BlockPool pool)
+    {
+        if (count > _blocks.Length)
+        {
+            int used = _blocks.Length;
+            Array.Resize(ref _blocks, Math.Max(count, Math.Min(2 * used, pool.BlocksTotal)));
+            _blocks.AsSpan(used).Fill(Unused);
+        }
     }
 }

@@ -14,17 +14,22 @@ internal sealed class KvPool : IDisposable
     /// <param name="backend">The device.</param>
     /// <param name="model">Shape of keys and values.</param>
     /// <param name="blocks">Blocks at first, and the most there will be.</param>
-    public KvPool(IComputeBackend backend, ModelConfig model, int blocks)
+    /// <param name="sharesPrefixes">Whether sequences that begin alike share blocks, also one after the other.</param>
+    public KvPool(IComputeBackend backend, ModelConfig model, int blocks, bool sharesPrefixes = false)
     {
         Check.That(blocks > 0);
         _backend = backend;
         BlocksMax = blocks;
         BlockBytes = backend.KvCacheBytes(model.LayerCount, 1, model.KeyValueHeads, model.HeadDim);
         Blocks = new BlockPool(blocks);
+        Prefixes = sharesPrefixes ? new PrefixCache(Blocks) : null;
         Cache = backend.CreateKvCache(model.LayerCount, blocks, model.KeyValueHeads, model.HeadDim);
     }
 
     public BlockPool Blocks { get; }
+
+    /// <summary>Null where nothing is shared.</summary>
+    public PrefixCache? Prefixes { get; }
 
     public DeviceKvCache Cache { get; }
 

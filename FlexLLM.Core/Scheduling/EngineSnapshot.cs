@@ -12,7 +12,7 @@ internal readonly record struct JobId(long Value);
 /// <summary>Whether a sequence holds a place in the engine.</summary>
 internal enum SequencePhase
 {
-    /// <summary>Not admitted yet, or preempted: it holds no blocks.</summary>
+    /// <summary>Not admitted yet, or preempted: it holds no blocks, but some may hold what it needs.</summary>
     Waiting,
 
     /// <summary>Admitted: prefilling or decoding.</summary>
@@ -29,14 +29,20 @@ internal readonly record struct SequenceSnapshot
     /// <summary>Tokens known: the prompt and what was generated so far.</summary>
     public required int TokensTotal { get; init; }
 
-    /// <summary>Tokens whose keys and values are stored; less than TokensTotal. 0 after a preemption.</summary>
+    /// <summary>
+    /// Tokens whose keys and values are stored; less than TokensTotal. Of a waiting sequence those that others left or share, whole
+    /// blocks of them.
+    /// </summary>
     public int TokensComputed { get; init; }
 
     /// <summary>The most tokens it can come to: prompt and generation limit.</summary>
     public required int TokensMax { get; init; }
 
-    /// <summary>KV blocks held.</summary>
+    /// <summary>KV blocks held, or that it would hold at once if it were admitted.</summary>
     public int BlocksHeld { get; init; }
+
+    /// <summary>Those of them that others hold: nobody gets them if this sequence gives them up, nor are they taken from anybody.</summary>
+    public int BlocksShared { get; init; }
 
     /// <summary>Higher goes first; each level is worth <see cref="StepLimits.AgeingPerPriority"/> of waiting.</summary>
     public int Priority { get; init; }
@@ -66,6 +72,9 @@ internal readonly record struct SequenceSnapshot
 
     /// <summary>Tokens known but not computed.</summary>
     public int TokensLeft => TokensTotal - TokensComputed;
+
+    /// <summary>Of the held blocks, those that are its own.</summary>
+    public int BlocksOwn => BlocksHeld - BlocksShared;
 
     /// <summary>Running with one token to compute: it generates a token in every step.</summary>
     public bool IsDecoding => Phase == SequencePhase.Running && TokensLeft == 1;
@@ -174,7 +183,7 @@ internal sealed record EngineSnapshot
     /// <summary>Tenants that sequences name by index; empty where all sequences are one tenant's.</summary>
     public ImmutableArray<TenantSnapshot> Tenants { get; init; } = [];
 
-    /// <summary>KV blocks that no sequence holds.</summary>
+    /// <summary>KV blocks that no sequence holds, whether something is kept in them or not.</summary>
     public required int FreeBlocks { get; init; }
 
     /// <summary>KV blocks that sequences may hold: free ones and theirs.</summary>

@@ -40,8 +40,13 @@ internal static class InferencePolicy
         Span<int> left = scratch.TokensLeft.AsSpan(0, sequences.Length);
         for (int i = 0; i < sequences.Length; i++)
         {
-            // Earlier arrival first, each level of priority worth some waiting.
+            // Earlier arrival first, each level of priority worth some waiting, and so is what the cache has of a sequence.
             TimeSpan place = sequences[i].ArrivalTime - (limits.AgeingPerPriority * sequences[i].Priority);
+            if (sequences[i].Phase == SequencePhase.Waiting)
+            {
+                place -= limits.PrefixCreditMax * sequences[i].TokensComputed / sequences[i].TokensTotal;
+            }
+
             order[i] = new OrderKey(place.Ticks, sequences[i].Id.Value, i);
             left[i] = sequences[i].TokensLeft;
         }
@@ -51,7 +56,7 @@ internal static class InferencePolicy
         int free = now.FreeBlocks + Preempt(now, sequences, order, marks, latency);
         StepFeatures features = default;
         int running = 0;
-        long demand = 0; // Blocks of all that run, each grown by the horizon.
+        long demand = SharedBlocks(now, sequences); // Blocks of all that run, each grown by the horizon.
         foreach (OrderKey key in order)
         {
             ref readonly SequenceSnapshot s = ref sequences[key.Index];
@@ -105,7 +110,8 @@ internal static class InferencePolicy
                 }
             }
 
-            long room = ((long)(sequence.BlocksHeld + free) * now.TokensPerBlock) - sequence.TokensComputed;
+            int has = waits ? sequence.BlocksShared : sequence.BlocksHeld; // The rest of what it finds is still among the free ones.
+            long room = ((long)(has + free) * now.TokensPerBlock) - sequence.TokensComputed;
             tokens = (int)Math.Min(tokens, room);
             if (tokens <= 0)
             {
@@ -146,18 +152,23 @@ internal static class InferencePolicy
 
     private static void CheckDoor(EngineSnapshot now, ReadOnlySpan<SequenceSnapshot> sequences)
     {
-        int held = 0;
+        int own = 0;
+        long held = 0;
         foreach (ref readonly SequenceSnapshot s in sequences)
         {
             Check.That(s.TokensComputed >= 0 && s.TokensLeft >= 1 && s.TokensTotal <= s.TokensMax);
-            Check.That(s.Phase == SequencePhase.Running || (s.TokensComputed == 0 && s.BlocksHeld == 0));
-            Check.That(s.BlocksHeld >= now.BlocksFor(s.TokensComputed));
+            Check.That(s.Phase == SequencePhase.Running || s.TokensComputed == (long)s.BlocksHeld * now.TokensPerBlock);
+            Check.That(s.BlocksHeld >= now.BlocksFor(s.TokensComputed) && s.BlocksShared >= 0 && s.BlocksOwn >= 0);
             Check.That(now.BlocksFor(s.TokensMax) <= now.TotalBlocks); // Else it could never finish: refused at the door.
             Check.That(now.Tenants.IsEmpty || (uint)s.Tenant < (uint)now.Tenants.Length);
-            held += s.BlocksHeld;
+            if (s.Phase == SequencePhase.Running)
+            {
+                own += s.BlocksOwn;
+                held += s.BlocksHeld;
+            }
         }
 
-        Check.That(now.FreeBlocks + held == now.TotalBlocks);
+        Check.That(now.FreeBlocks + own <= now.TotalBlocks && now.FreeBlocks + held >= now.TotalBlocks);
     }
 
     /// <summary>
@@ -206,8 +217,23 @@ internal static class InferencePolicy
         }
     }
 
-    private static int BlocksToAdd(EngineSnapshot now, in SequenceSnapshot sequence, int tokens) =>
-        Math.Max(0, now.BlocksFor(sequence.TokensComputed + tokens) - sequence.BlocksHeld);
+    // A waiting sequence also takes those of its blocks out of the free ones that nobody holds yet.
+    private static int BlocksToAdd(EngineSnapshot now, in SequenceSnapshot sequence, int tokens)
+    {
+        int has = sequence.Phase == SequencePhase.Running ? sequence.BlocksHeld : sequence.BlocksShared;
+        return Math.Max(0, now.BlocksFor(sequence.TokensComputed + tokens) - has);
+    }
+
+    private static int SharedBlocks(EngineSnapshot now, ReadOnlySpan<SequenceSnapshot> sequences)
+    {
+        int shared = now.TotalBlocks - now.FreeBlocks;
+        foreach (ref readonly SequenceSnapshot s in sequences)
+        {
+            shared -= s.Phase == SequencePhase.Running ? s.BlocksOwn : 0;
+        }
+
+        return shared;
+    }
 
     /// <summary>
     /// Preempts until every decoding sequence, and the first of all, has room for its next token. Returns blocks freed.
@@ -233,9 +259,17 @@ internal static class InferencePolicy
         while (needed > now.FreeBlocks + freed)
         {
             int victim = Victim(now, sequences, order, marks, first, latency);
-            Check.That(victim >= 0); // The first alone fits: the door refuses what does not.
+            if (victim < 0)
+            {
+                // What victims share with each other is free too when only the first is left, and the first alone fits: the door refuses
+                // what does not.
+                freed = now.TotalBlocks - now.FreeBlocks - sequences[order[first].Index].BlocksHeld;
+                Check.That(needed <= now.FreeBlocks + freed);
+                break;
+            }
+
             marks[victim] |= PlanMarks.Preempted;
-            freed += sequences[victim].BlocksHeld;
+            freed += sequences[victim].BlocksOwn;
             needed -= sequences[victim].IsDecoding ? BlocksToAdd(now, sequences[victim], 1) : 0;
         }
 
@@ -334,7 +368,7 @@ internal static class InferencePolicy
             return demandAtHorizon + GrownBlocks(now, sequences[candidate], horizon) <= now.TotalBlocks;
         }
 
-        long demand = 0;
+        long demand = SharedBlocks(now, sequences);
         for (int i = 0; i < sequences.Length; i++)
         {
             bool runs = sequences[i].Phase == SequencePhase.Running && marks[i] == PlanMarks.None;
@@ -345,8 +379,9 @@ internal static class InferencePolicy
         return demand <= now.TotalBlocks;
     }
 
+    // Without the shared ones, which count once for all.
     private static int GrownBlocks(EngineSnapshot now, in SequenceSnapshot s, int tokens) =>
-        Math.Max(s.BlocksHeld, now.BlocksFor((int)Math.Min(s.TokensMax, (long)s.TokensTotal + tokens)));
+        Math.Max(s.BlocksHeld, now.BlocksFor((int)Math.Min(s.TokensMax, (long)s.TokensTotal + tokens))) - s.BlocksShared;
 
     private static ImmutableArray<SequenceId> Ids(
         ReadOnlySpan<SequenceSnapshot> sequences, ReadOnlySpan<OrderKey> order, PlannerScratch scratch, PlanMarks mark)

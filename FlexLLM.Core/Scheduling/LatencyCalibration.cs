@@ -12,9 +12,12 @@ internal static class LatencyCalibration
     // Share of the typical step that a term keeps at least, so that later observations can still raise it.
     private const double ShareMin = 1e-4;
 
-    // How firmly the segments of a curve are held to one slope where measurements say little: a tenth of a step's time off
-    // weighs as much as some per cent of error in one measurement.
-    private const double CurveRidge = 0.02;
+    // What terms that are alike are held to each other with, where measurements say little: as far apart as their size weighs as much
+    // as this error in one measurement.
+    private const double AlikeError = 0.05;
+
+    // A term of less than this share of a step's time may differ by that much too.
+    private const double AlikeShareMin = 0.003;
 
     // Errors below this are no outliers, however well the rest fits.
     private const double ErrorMin = 0.01;
@@ -28,7 +31,11 @@ internal static class LatencyCalibration
         (LatencyTerm.RowsTo8, LatencyTerm.RowsBeyond), (LatencyTerm.BackwardRowsTo32, LatencyTerm.BackwardRowsBeyond),
     ];
 
-    public static LatencyModel Fit(IReadOnlyList<(StepFeatures Features, TimeSpan Time)> measurements)
+    // Backward, attention is five products to the forward pass's two, and a layer's weights are one.
+    private const double BackwardContextFactor = 2.5;
+
+    /// <summary>What <see cref="LatencyModel.FromCalibration"/> promises.</summary>
+    public static LatencyModel Fit(IReadOnlyList<(StepFeatures Features, TimeSpan Time)> measurements, double contextPerRow)
     {
         if (measurements.Count == 0)
         {
@@ -49,9 +56,10 @@ internal static class LatencyCalibration
             }
         }
 
-        // First each curve as a straight line, then its segments one by one, pulled towards that line.
-        double[] line = Untie(SolveRobust(Tie(rows), new double[Terms], Ridge));
-        double[] values = SolveRobust(rows, line, CurveRidge);
+        // First what is alike as one, each curve as a straight line; then one by one, pulled towards that.
+        double[] likeness = LikenessOf(contextPerRow);
+        double[] line = Untie(SolveRobust(Tie(rows, likeness), new double[Terms], isHeld: false), likeness);
+        double[] values = SolveRobust(rows, line, isHeld: true);
         LatencyCoefficients coefficients = Complete(ScalesOf(rows), values);
         double[] ratios = [.. measurements.Select(m => m.Time.TotalSeconds / coefficients.Dot(m.Features)).Order()];
         double tail = ratios[(int)Math.Ceiling(0.95 * ratios.Length) - 1];
@@ -61,43 +69,53 @@ internal static class LatencyCalibration
     private static double[] ScalesOf(double[,] rows) =>
         [.. Enumerable.Range(0, rows.GetLength(1)).Select(i => Enumerable.Range(0, rows.GetLength(0)).Max(m => rows[m, i]))];
 
-    /// <summary>The same rows with all of a curve in its first segment.</summary>
-    private static double[,] Tie(double[,] rows)
+    /// <summary>
+    /// Of each term, how many times the slope of its curve it is; 0 for one of its own. Steps of a few rows and few positions, which
+    /// are all that a short profile has, cannot tell what attending costs from what rows cost: arithmetic can.
+    /// </summary>
+    private static double[] LikenessOf(double contextPerRow)
     {
-        var tied = (double[,])rows.Clone();
+        double[] likeness = new double[LatencyCoefficients.Count];
         foreach ((LatencyTerm first, LatencyTerm last) in Curves)
         {
-            for (int m = 0; m < rows.GetLength(0); m++)
+            likeness.AsSpan((int)first..((int)last + 1)).Fill(1.0);
+        }
+
+        likeness[(int)LatencyTerm.Context] = likeness[(int)LatencyTerm.ForwardContext] = contextPerRow;
+        likeness[(int)LatencyTerm.BackwardContext] = contextPerRow * BackwardContextFactor;
+        return likeness;
+    }
+
+    private static int CurveOf(int term) => (int)Curves[term >= (int)LatencyTerm.BackwardItem ? 1 : 0].First;
+
+    /// <summary>The same rows with all that is alike in one term.</summary>
+    private static double[,] Tie(double[,] rows, double[] likeness)
+    {
+        double[,] tied = new double[rows.GetLength(0), rows.GetLength(1)];
+        for (int m = 0; m < rows.GetLength(0); m++)
+        {
+            for (int i = 0; i < likeness.Length; i++)
             {
-                for (int i = (int)first + 1; i <= (int)last; i++)
-                {
-                    tied[m, (int)first] += rows[m, i];
-                    tied[m, i] = 0.0;
-                }
+                tied[m, likeness[i] > 0.0 ? CurveOf(i) : i] += rows[m, i] * (likeness[i] > 0.0 ? likeness[i] : 1.0);
             }
         }
 
         return tied;
     }
 
-    private static double[] Untie(double[] values)
-    {
-        foreach ((LatencyTerm first, LatencyTerm last) in Curves)
-        {
-            values.AsSpan((int)first..((int)last + 1)).Fill(values[(int)first]);
-        }
+    private static double[] Untie(double[] values, double[] likeness) =>
+        [.. values.Select((value, i) => likeness[i] > 0.0 ? values[CurveOf(i)] * likeness[i] : 0.0)];
 
-        return values;
-    }
-
-    /// <summary>Seconds for each term, none negative, near the prior where the rows leave a choice.</summary>
-    private static double[] SolveRobust(double[,] rows, double[] prior, double ridge)
+    /// <summary>Seconds for each term, none negative, near the prior, where there is one, as far as the rows leave a choice.</summary>
+    private static double[] SolveRobust(double[,] rows, double[] prior, bool isHeld)
     {
         double[] scale = ScalesOf(rows);
         double[] weights = new double[rows.GetLength(0)];
         Array.Fill(weights, 1.0);
         double[] expected = [.. prior.Zip(scale, (value, unit) => value * unit)];
         double[] solution = [.. expected]; // In units of 1 / scale.
+        double[] ridge = [.. prior.Zip(expected, (value, share) =>
+            isHeld && value > 0.0 ? Math.Pow(AlikeError / Math.Max(share, AlikeShareMin), 2.0) : Ridge)];
         for (int round = 0; round < Rounds; round++)
         {
             Solve(rows, weights, scale, expected, ridge, solution);
@@ -109,7 +127,7 @@ internal static class LatencyCalibration
 
     /// <summary>Coordinate descent on the weighted normal equations, each coordinate held at 0 or above.</summary>
     private static void Solve(
-        double[,] rows, double[] weights, double[] scale, double[] expected, double ridge, double[] solution)
+        double[,] rows, double[] weights, double[] scale, double[] expected, double[] ridge, double[] solution)
     {
         int terms = solution.Length;
         double[,] gram = new double[terms, terms];
@@ -143,7 +161,7 @@ internal static class LatencyCalibration
                     rest -= j == i ? 0.0 : gram[i, j] * solution[j];
                 }
 
-                double next = Math.Max(0.0, (rest + (ridge * expected[i])) / (gram[i, i] + ridge));
+                double next = Math.Max(0.0, (rest + (ridge[i] * expected[i])) / (gram[i, i] + ridge[i]));
                 moved = Math.Max(moved, Math.Abs(next - solution[i]));
                 solution[i] = next;
             }

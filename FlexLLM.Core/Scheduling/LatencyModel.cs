@@ -85,8 +85,12 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
     /// <param name="measurements">
     /// Steps that cover the sizes to be predicted, each as often as it was measured; kinds of work that none has are guessed.
     /// </param>
-    public static LatencyModel FromCalibration(IReadOnlyList<(StepFeatures Features, TimeSpan Time)> measurements) =>
-        LatencyCalibration.Fit(measurements);
+    /// <param name="contextPerRow">
+    /// About what it costs to attend to one more position over what one more row costs, by the model's arithmetic.
+    /// </param>
+    public static LatencyModel FromCalibration(
+        IReadOnlyList<(StepFeatures Features, TimeSpan Time)> measurements, double contextPerRow = 1e-4) =>
+        LatencyCalibration.Fit(measurements, contextPerRow);
 
     /// <summary>
     /// One step of normalised least mean squares in which each coefficient is measured in units of itself: a term learns in

@@ -51,6 +51,12 @@ internal sealed record StepLimits
     /// <summary>Waiting that equals one level of priority: the lowest priority starves nobody and is not starved.</summary>
     public TimeSpan AgeingPerPriority { get; init; } = TimeSpan.FromSeconds(10);
 
+    /// <summary>
+    /// A waiting sequence goes before those that came up to this much earlier, for its share of tokens that are in the cache: what it
+    /// needs is gone once others have taken the room. A bounded credit starves nobody.
+    /// </summary>
+    public TimeSpan PrefixCreditMax { get; init; } = TimeSpan.FromSeconds(1);
+
     /// <summary>A tenant with waiting sequences that got no place for this long goes first once, whatever it had before.</summary>
     public TimeSpan TenantWaitMax { get; init; } = TimeSpan.FromSeconds(30);
 
@@ -75,6 +81,7 @@ internal sealed record StepLimits
         ArgumentOutOfRangeException.ThrowIfNegative(SkipAheadMax);
         ArgumentOutOfRangeException.ThrowIfLessThan(SkipAheadWaitMax, TimeSpan.Zero);
         ArgumentOutOfRangeException.ThrowIfLessThan(AgeingPerPriority, TimeSpan.Zero);
+        ArgumentOutOfRangeException.ThrowIfLessThan(PrefixCreditMax, TimeSpan.Zero);
         ArgumentOutOfRangeException.ThrowIfLessThan(TenantWaitMax, TimeSpan.Zero);
     }
 }
