@@ -12,8 +12,8 @@ namespace FlexLLM.Benchmarks;
 internal static class SimulateVerb
 {
     public static string Usage { get; } =
-        "[--scenario paper | --model 8b|14b|32b] [--modes NAME,NAME] [--rates 4,8,12,16,20] [--minutes 10] [--seed 1] " +
-        "[--burst 0.2] [--tokens 2048] [--trace CSV] [--profile FILE] [--json FILE] [--html FILE], " +
+        "[--scenario paper | --model 8b|14b|32b] [--modes NAME,NAME] [--rates 4,8,12,16,20] [--minutes 10] [--seed 1] [--seeds 1] " +
+        "[--burst 0.1] [--tokens 2048] [--trace CSV] [--profile FILE] [--json FILE] [--html FILE], " +
         "or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
 
     public static int Run(string[] args) => Run(args, Console.Out, Console.Error);
@@ -22,7 +22,7 @@ internal static class SimulateVerb
     {
         bool calibrates = CommandLine.TakeFlag(ref args, "--calibrate");
         CommandLine.Allow(
-            args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--burst", "--tokens", "--trace", "--profile",
+            args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--seeds", "--burst", "--tokens", "--trace", "--profile",
             "--json", "--html");
         IReadOnlyList<SimulatedModel> models = ModelsOf(args);
         double seconds = 60.0 * CommandLine.Int(args, "--minutes", 10, min: 1);
@@ -43,6 +43,7 @@ internal static class SimulateVerb
         string? trace = CommandLine.Text(args, "--trace");
         string? profile = CommandLine.Text(args, "--profile");
         ArrivalTrace? arrivals = trace is null ? null : ArrivalTrace.Read(trace);
+        int seeds = CommandLine.Int(args, "--seeds", 1, min: 1);
         double burst = CommandLine.Number(args, "--burst") ?? SimulatedWorkload.DefaultBurst;
         int tokens = CommandLine.Int(args, "--tokens", 2048, min: 16);
         var results = new List<(SimulatedModel, IReadOnlyList<ServingRun>)>();
@@ -58,14 +59,14 @@ internal static class SimulateVerb
                 Profile = profile is null ? null : LatencyProfileFile.Read(profile),
                 TokensPerStepMax = tokens,
             };
-            IReadOnlyList<ServingRun> runs = RunAll(setting, modes, rates, progress);
+            IReadOnlyList<ServingRun> runs = RunAll(setting, seeds, modes, rates, progress);
             SimulationReport.Print(output, model, runs);
             results.Add((model, runs));
         }
 
         ServingReport report = SimulationReport.Of(results,
         [
-            ("seconds", $"{seconds:F0}"), ("seed", $"{seed}"),
+            ("seconds", $"{seconds:F0}"), ("seeds", $"{seed} to {seed + (ulong)seeds - 1}"),
             ("arrivals", trace is null ? FormattableString.Invariant($"drawn, burst {burst}") : Path.GetFileName(trace)),
             ("step times", profile is null ? "calibrated machine" : Path.GetFileName(profile)),
             ("rows in a step of co-serving", $"{tokens}"),
@@ -95,15 +96,19 @@ internal static class SimulateVerb
     }
 
     // Runs share nothing, so that their order and the number of processors change no figure.
-    private static ServingRun[] RunAll(SimulationSetting setting, string[] modes, int[] rates, TextWriter progress)
+    private static ServingRun[] RunAll(SimulationSetting setting, int seeds, string[] modes, int[] rates, TextWriter progress)
     {
-        (string Mode, int Rate)[] tasks = [.. modes.SelectMany(mode => rates.Select(rate => (mode, rate)))];
+        (string Mode, int Rate, ulong Seed)[] tasks =
+        [
+            .. modes.SelectMany(mode => rates.SelectMany(rate =>
+                Enumerable.Range(0, seeds).Select(i => (mode, rate, setting.Seed + (ulong)i)))),
+        ];
         var runs = new ServingRun[tasks.Length];
         int done = 0;
         Parallel.For(0, tasks.Length, new ParallelOptions { MaxDegreeOfParallelism = Environment.ProcessorCount }, i =>
         {
             var watch = Stopwatch.StartNew();
-            runs[i] = ModeRunner.Run(setting, tasks[i].Mode, tasks[i].Rate);
+            runs[i] = ModeRunner.Run(setting with { Seed = tasks[i].Seed }, tasks[i].Mode, tasks[i].Rate);
             lock (progress)
             {
                 progress.WriteLine(FormattableString.Invariant(
@@ -111,6 +116,6 @@ internal static class SimulateVerb
                     FormattableString.Invariant($"{watch.Elapsed.TotalSeconds:F1} s, log {runs[i].EventHash}"));
             }
         });
-        return runs;
+        return [.. runs.Chunk(seeds).Select(ServingRun.Joined)];
     }
 }

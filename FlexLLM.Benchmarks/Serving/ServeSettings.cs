@@ -7,9 +7,10 @@ internal sealed record ServeSettings
 {
     public const string Usage =
         "--model DIR --trace CSV [--modes NAME,NAME] [--loads light,medium,heavy | --rates R,R] [--seconds 60] [--rounds 1] " +
-        "[--threads 2] [--tpot-ms X] [--ttft-ms X] [--weights f32|bf16] [--length-factor 1] [--max-prompt 128] [--max-answer 64] [--start-second S] " +
-        "[--sequences 16] [--step-tokens 256] [--data JSONL] [--target-modules down_proj] [--rank 16] [--sample-tokens 256] " +
-        "[--accumulation 8] [--drain-seconds N] [--seed 1] [--json FILE] [--html FILE]   (modes: " + ServingMode.Defaults + ")";
+        "[--threads 2] [--tpot-ms X] [--ttft-ms X] [--weights f32|bf16] [--length-factor 1] [--max-prompt 128] [--max-answer 64] " +
+        "[--start-second S] [--sequences 16] [--step-tokens 256] [--data JSONL] [--target-modules down_proj] [--rank 16] " +
+        "[--sample-tokens 256] [--accumulation 8] [--drain-seconds N] [--seed 1] [--json FILE] [--html FILE]   " +
+        "(modes: " + ServingMode.Defaults + ")";
 
     private static readonly (string Name, double Share)[] NamedLoads = [("light", 0.1), ("medium", 0.4), ("heavy", 0.7)];
 

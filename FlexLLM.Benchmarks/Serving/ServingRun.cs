@@ -1,3 +1,6 @@
+using System.Security.Cryptography;
+using System.Text;
+
 namespace FlexLLM.Benchmarks.Serving;
 
 /// <summary>What became of one request. Times in seconds since the start of its run; null where it never came so far.</summary>
@@ -97,6 +100,9 @@ internal sealed record ServingRun
             StepsOverBudget = runs.Sum(r => r.StepsOverBudget),
             Preemptions = runs.Sum(r => r.Preemptions),
             Series = series,
+            EventHash = runs.Count == 1 || runs[0].EventHash is null
+                ? runs[0].EventHash
+                : Convert.ToHexString(SHA256.HashData(Encoding.ASCII.GetBytes(string.Join('-', runs.Select(r => r.EventHash)))))[..16],
         };
     }
 }

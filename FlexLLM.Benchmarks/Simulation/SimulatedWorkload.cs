@@ -17,7 +17,7 @@ internal sealed record SimulatedWorkload
     private const double RateMemorySeconds = 60;
     private const double RateBinSeconds = 10;
 
-    public const double DefaultBurst = 0.2;
+    public const double DefaultBurst = 0.1;
 
     public required double RequestsPerSecond { get; init; }
 

@@ -292,7 +292,10 @@ internal sealed class HybridTokenSchedulerTests
                 ForwardRows = plan.Features.ForwardRows + 1,
                 ForwardContext = plan.Features.ForwardContext + job.ForwardStart + tokens + 1,
             };
-            if (tokens < job.ForwardTokensLeft && rows < limits.TokensPerStepMax && latency.Predict(more) <= plan.Budget)
+            int open = Math.Min(job.ForwardTokensLeft, limits.TokensPerStepMax - rows);
+            bool isDear = tokens == 0 && IsDear(
+                plan, limits, latency, open, n => plan.Features.WithForward(job.ForwardStart, n));
+            if (tokens < job.ForwardTokensLeft && open > 0 && latency.Predict(more) <= plan.Budget && !isDear)
             {
                 return $"job {job.Id.Value} could do more";
             }
@@ -322,7 +325,9 @@ internal sealed class HybridTokenSchedulerTests
                     continue;
                 }
 
-                if (latency.Predict(plan.Features.WithBackward(left - 1, 1)) <= plan.Budget)
+                isDear = windows.Length == 0 && IsDear(
+                    plan, limits, latency, left, n => plan.Features.WithBackward(left - n, n));
+                if (latency.Predict(plan.Features.WithBackward(left - 1, 1)) <= plan.Budget && !isDear)
                 {
                     return $"job {job.Id.Value} could do more";
                 }
@@ -330,6 +335,15 @@ internal sealed class HybridTokenSchedulerTests
         }
 
         return null;
+    }
+
+    // Whether no more than a part of this work fits, most of which would be what it costs by itself.
+    private static bool IsDear(StepPlan plan, StepLimits limits, LatencyModel latency, int max, Func<int, StepFeatures> with)
+    {
+        int rows = Bisection.Largest(max, n => latency.Predict(with(n)) <= plan.Budget);
+        TimeSpan all = latency.Predict(with(rows)) - plan.LatencyPredicted;
+        TimeSpan itself = latency.PredictFixed(with(rows)) - latency.PredictFixed(plan.Features);
+        return rows < max && itself > all * limits.FixedShareMax;
     }
 
     private static (EngineSnapshot Now, StepLimits Limits, LatencyModel Latency) RandomCase(ref SeededRandom random)

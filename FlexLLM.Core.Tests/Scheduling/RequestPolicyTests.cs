@@ -37,6 +37,32 @@ internal sealed class RequestPolicyTests
         Assert.That(plan.Inference, Has.Length.EqualTo(2));
     }
 
+    // A window costs 10 ms by itself and an item 4; the request saves 30 ms a step.
+    [Test]
+    public void Plan_WorkThatIsMostlyItsFixedCost_WaitsForALargerBudget()
+    {
+        LatencyModel dear = Latency with
+        {
+            Coefficients = Latency.Coefficients.With(LatencyTerm.ForwardWindow, 10e-3).With(LatencyTerm.BackwardItem, 4e-3),
+        };
+        JobSnapshot forward = new() { Id = new(1), Weight = 1.0, Phase = JobPhase.Forward, SampleTokens = 900 };
+        JobSnapshot backward = forward with { Phase = JobPhase.Backward, RowsLeft = 900, AheadTokens = 900 };
+        SequenceSnapshot request = Decoding(1, 40);
+        SequenceSnapshot strict = request with { InterTokenTarget = Ms(45) };
+        SequenceSnapshot saved = request with { TokensGenerated = 2 };
+
+        Assert.That(PlanOf(request, forward).HasFinetuning, Is.False, "a quarter of 40 ms");
+        Assert.That(PlanOf(saved, forward).HasFinetuning, Is.True, "a ninth of 90 ms");
+        Assert.That(PlanOf(strict, forward).HasFinetuning, Is.True, "it will never be more");
+        Assert.That(PlanOf(request, forward, stepsSince: 8).HasFinetuning, Is.True, "it has waited for long enough");
+        Assert.That(PlanOf(request, forward with { SampleTokens = 20 }).HasFinetuning, Is.True, "there is no more to do at a time");
+        Assert.That(PlanOf(request, backward).Backward, Is.Not.Empty, "a tenth of 40 ms");
+        Assert.That(PlanOf(request, backward).Forward, Is.Empty);
+
+        StepPlan PlanOf(SequenceSnapshot sequence, JobSnapshot job, int stepsSince = 0) => HybridTokenScheduler.Plan(
+            Snapshots.Of([sequence]) with { Jobs = [job], StepsSinceFinetuning = stepsSince }, Limits, dear);
+    }
+
     [Test]
     public void Plan_BeginningInTheCache_ComputesTheRestAndGoesFirstForAWhile()
     {

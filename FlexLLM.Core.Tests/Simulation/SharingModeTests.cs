@@ -84,7 +84,7 @@ internal sealed class SharingModeTests
         TestContext.Out.WriteLine(
             $"{one.TokensTrainedPerSecond:F0} tokens/s with one sample in flight, {two.TokensTrainedPerSecond:F0} with two");
         Assert.That(one.Steps.Any(Mixes), Is.False);
-        Assert.That(two.Steps.Count(Mixes), Is.GreaterThan(two.Steps.Count / 4));
+        Assert.That(two.Steps.Count(Mixes), Is.GreaterThan(two.Steps.Count / 10));
         Assert.That(two.TokensTrainedPerSecond, Is.GreaterThan(one.TokensTrainedPerSecond));
 
         static bool Mixes(StepRecord step) => !step.Plan.Forward.IsEmpty && !step.Plan.Backward.IsEmpty;

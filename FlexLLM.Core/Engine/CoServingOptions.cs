@@ -179,9 +179,11 @@ public sealed record CoServingOptions
     /// <value>256.</value>
     public int InboxCapacity { get; init; } = 256;
 
-    /// <summary>Longest finetuning in a step while no request is in the engine: what a new arrival may have to wait.</summary>
-    /// <value>100 ms.</value>
-    public TimeSpan IdleStepMax { get; init; } = TimeSpan.FromMilliseconds(100);
+    /// <summary>
+    /// Longest finetuning in a step while no request is in the engine: what a new arrival may have to wait. Longer steps train more
+    /// tokens. Null: a tenth of <see cref="Slo"/>'s time to first token, at least 100 ms.
+    /// </summary>
+    public TimeSpan? IdleStepMax { get; init; }
 
     /// <summary>
     /// Longest measurement of this machine's speed while the engine loads; a model that computes fast needs far less. Zero measures
@@ -206,6 +208,9 @@ public sealed record CoServingOptions
     public ILogger Logger { get; init; } = NullLogger.Instance;
 
     internal long DeviceBytesLimit => DeviceBytesMax ?? (long)(GC.GetGCMemoryInfo().TotalAvailableMemoryBytes * 0.9);
+
+    internal TimeSpan IdleStepLimit =>
+        IdleStepMax ?? TimeSpan.FromMilliseconds(Math.Max(100.0, Slo.Bounded().TimeToFirstToken.TotalMilliseconds / 10.0));
 
     internal ServiceLevelObjective SloOf(RequestClass requestClass) => requestClass == RequestClass.Batch ? BatchSlo : Slo;
 
@@ -253,8 +258,8 @@ public sealed record CoServingOptions
         ArgumentOutOfRangeException.ThrowIfLessThan(JobsMax, 1, nameof(JobsMax));
         ArgumentOutOfRangeException.ThrowIfLessThan(AdaptersMax, 1, nameof(AdaptersMax));
         ArgumentOutOfRangeException.ThrowIfLessThan(InboxCapacity, 1, nameof(InboxCapacity));
-        ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(IdleStepMax, TimeSpan.Zero, nameof(IdleStepMax));
-        ArgumentOutOfRangeException.ThrowIfGreaterThan(IdleStepMax, TimeSpan.FromHours(1), nameof(IdleStepMax));
+        ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(IdleStepMax ?? TimeSpan.MaxValue, TimeSpan.Zero, nameof(IdleStepMax));
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(IdleStepMax ?? TimeSpan.Zero, TimeSpan.FromHours(1), nameof(IdleStepMax));
         ArgumentOutOfRangeException.ThrowIfLessThan(ProfilingTimeMax, TimeSpan.Zero, nameof(ProfilingTimeMax));
         ArgumentOutOfRangeException.ThrowIfGreaterThan(ProfilingTimeMax, TimeSpan.FromHours(1), nameof(ProfilingTimeMax));
         if (LatencyProfileFolder is not null)

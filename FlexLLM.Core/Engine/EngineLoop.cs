@@ -61,7 +61,7 @@ internal sealed class EngineLoop : IDisposable
             TokensPerStepMax = options.TokensPerStepMax,
             SequencesMax = options.SequencesMax,
             BackwardRowsMax = options.TokensPerStepMax,
-            IdleStepMax = options.IdleStepMax,
+            IdleStepMax = options.IdleStepLimit,
         };
         _limits.Validate();
         ModelConfig config = model.Config;

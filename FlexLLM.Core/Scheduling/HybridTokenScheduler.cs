@@ -35,7 +35,7 @@ internal static class HybridTokenScheduler
     {
         scratch.Reset(now);
         InferencePlan inference = InferencePolicy.Fill(now, limits, latency, scratch);
-        TimeSpan budget = FinetunePolicy.BudgetOf(now, inference, limits, latency);
+        FinetuneBudget budget = FinetunePolicy.BudgetOf(now, inference, limits, latency);
         FinetunePlan finetuning = FinetunePolicy.Fill(now, inference.Features, budget, limits, latency, scratch);
         return new StepPlan
         {
@@ -46,7 +46,7 @@ internal static class HybridTokenScheduler
             Backward = finetuning.Backward,
             Features = finetuning.Features,
             LatencyPredicted = latency.Predict(finetuning.Features),
-            Budget = budget,
+            Budget = budget.Most,
         };
     }
 }

@@ -48,6 +48,18 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
     /// <summary>The time that about 99 % of such steps stay under. Grows with every feature.</summary>
     public TimeSpan Predict(in StepFeatures features) => ToTime(Coefficients.Dot(features) * Correction * Tail);
 
+    /// <summary>
+    /// The part of the predicted time that more rows do not add to: the first pass over weights, and what windows and items cost
+    /// by themselves.
+    /// </summary>
+    public TimeSpan PredictFixed(in StepFeatures features)
+    {
+        double seconds = (Coefficients[LatencyTerm.ForwardWindow] * features.ForwardWindows) +
+            (Coefficients[LatencyTerm.BackwardItem] * features.BackwardItems) +
+            (features.BatchRows > 0 ? Coefficients[LatencyTerm.RowsTo1] : 0.0);
+        return ToTime(seconds * Correction * Tail);
+    }
+
     /// <summary>The time that such a step takes in the middle.</summary>
     public TimeSpan Expect(in StepFeatures features) => ToTime(Coefficients.Dot(features) * Correction);
 

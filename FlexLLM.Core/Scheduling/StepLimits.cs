@@ -31,7 +31,16 @@ internal sealed record StepLimits
     public double SlackTargetsMax { get; init; } = 4.0;
 
     /// <summary>Share of every slack that is not spent; 0 to 1.</summary>
-    public double SlackHeldBack { get; init; } = 0.1;
+    public double SlackHeldBack { get; init; } = 0.05;
+
+    /// <summary>
+    /// Most that a window or the items of a sample may cost by themselves, as a share of all they add to a step; else they wait for
+    /// a larger budget where it grows. 0 to 1.
+    /// </summary>
+    public double FixedShareMax { get; init; } = 0.2;
+
+    /// <summary>Most steps without finetuning for the sake of that.</summary>
+    public int ThriftStepsMax { get; init; } = 8;
 
     /// <summary>
     /// Share of the KV blocks below whose being free finetuning gets less: long steps keep requests in the cache for longer, until new
@@ -77,6 +86,9 @@ internal sealed record StepLimits
         ArgumentOutOfRangeException.ThrowIfGreaterThan(SlackHeldBack, 1.0);
         ArgumentOutOfRangeException.ThrowIfNegative(FreeBlocksShare);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(FreeBlocksShare, 1.0);
+        ArgumentOutOfRangeException.ThrowIfNegative(FixedShareMax);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(FixedShareMax, 1.0);
+        ArgumentOutOfRangeException.ThrowIfNegative(ThriftStepsMax);
         ArgumentOutOfRangeException.ThrowIfNegative(GrowthHorizon);
         ArgumentOutOfRangeException.ThrowIfNegative(SkipAheadMax);
         ArgumentOutOfRangeException.ThrowIfLessThan(SkipAheadWaitMax, TimeSpan.Zero);
