@@ -22,8 +22,8 @@ internal static class SimulateVerb
     {
         bool calibrates = CommandLine.TakeFlag(ref args, "--calibrate");
         CommandLine.Allow(
-            args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--seeds", "--burst", "--tokens", "--trace", "--profile",
-            "--json", "--html");
+            args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--seeds", "--burst", "--tokens", "--trace",
+            "--profile", "--json", "--html");
         IReadOnlyList<SimulatedModel> models = ModelsOf(args);
         double seconds = 60.0 * CommandLine.Int(args, "--minutes", 10, min: 1);
         ulong seed = (ulong)CommandLine.Int(args, "--seed", 1, min: 0);

@@ -106,8 +106,7 @@ internal sealed class StepCosts
 
     /// <summary>
     /// The latency model that knows this machine: each term is what one more of its unit costs. It is off by what its features do not
-    /// tell: a prompt's rows share the keys they read, for which it expects up to a tenth too much, and a window may stand
-    /// anywhere in its sample.
+    /// tell: a window may stand anywhere in its sample.
     /// </summary>
     public LatencyModel Exact()
     {
@@ -122,11 +121,12 @@ internal sealed class StepCosts
         double itemPair = Item(0, 2) - (2 * Item(0, 1)) + item;
         LatencyCoefficients coefficients = LatencyCoefficients
             .Linear(
-                step: SecondsPerStep, row: row, context: key + pair,
+                step: SecondsPerStep, row: row, context: pair,
                 forwardWindow: Batch(new BatchWork(1, 0, 1, 0, 0)) - row1 - windowRow + (key * WindowPositionsMean),
                 forwardRow: row + windowRow, forwardContext: pair, backwardItem: item,
                 backwardRow: Item(0, 1) - item - itemPair, backwardContext: itemPair)
             .With(LatencyTerm.RowsTo1, row1 - SecondsPerStep)
+            .With(LatencyTerm.Positions, key)
             .With(LatencyTerm.Head, Batch(new BatchWork(1, 1, 0, 0, 0)) - row1 - headRow)
             .With(LatencyTerm.HeadRow, headRow);
         return new LatencyModel(coefficients, Correction: 1.0, Tail: 1.0);

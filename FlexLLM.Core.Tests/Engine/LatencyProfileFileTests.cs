@@ -58,7 +58,7 @@ internal sealed class LatencyProfileFileTests
     [TestCase("\"Head\"", "\"Hat\"", "seconds.Head")]
     [TestCase("\"tail\": 1.25", "\"tail\": 0.5", "tail")]
     [TestCase("\"correction\": 0.7", "\"correction\": \"much\"", "correction")]
-    [TestCase("\"version\": 1", "\"version\": 2", "version")]
+    [TestCase("\"version\": 2", "\"version\": 1", "version")]
     [TestCase("flexllm-latency", "something", "format")]
     [TestCase("{", "", "JSON")]
     public void TryLoad_BrokenFile_IsNamedAndIgnored(string text, string broken, string field)

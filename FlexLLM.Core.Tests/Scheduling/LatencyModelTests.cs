@@ -125,11 +125,13 @@ internal sealed class LatencyModelTests
     }
 
     [Test]
-    public void WithInference_TwoHalves_EqualTheWhole()
+    public void WithInference_TwoHalves_EqualTheWholeButReadItsKeysTwice()
     {
         StepFeatures whole = default(StepFeatures).WithInference(100, 30);
+        StepFeatures halves = default(StepFeatures).WithInference(100, 12).WithInference(112, 18);
 
-        Assert.That(default(StepFeatures).WithInference(100, 12).WithInference(112, 18), Is.EqualTo(whole));
+        Assert.That(halves, Is.EqualTo(whole with { InferencePositions = 112 + 130 }));
+        Assert.That(whole.InferencePositions, Is.EqualTo(130));
         Assert.That(whole.InferenceContext, Is.EqualTo(Enumerable.Range(101, 30).Sum()));
     }
 

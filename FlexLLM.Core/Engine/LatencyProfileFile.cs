@@ -17,7 +17,7 @@ namespace FlexLLM.Engine;
 internal sealed class LatencyProfileFile(string folder, string key, ILogger logger)
 {
     private const string Format = "flexllm-latency";
-    private const int Version = 1;
+    private const int Version = 2;
 
     // Longer than any step can take.
     private const double SecondsMax = 1e6;

@@ -81,6 +81,7 @@ internal static class LatencyCalibration
             likeness.AsSpan((int)first..((int)last + 1)).Fill(1.0);
         }
 
+        likeness[(int)LatencyTerm.Positions] = contextPerRow; // A guess, and not too large a one: only its traffic counts.
         likeness[(int)LatencyTerm.Context] = likeness[(int)LatencyTerm.ForwardContext] = contextPerRow;
         likeness[(int)LatencyTerm.BackwardContext] = contextPerRow * BackwardContextFactor;
         return likeness;
@@ -220,6 +221,7 @@ internal static class LatencyCalibration
         {
             double like = term switch
             {
+                LatencyTerm.Positions => 0.0,
                 LatencyTerm.Context or LatencyTerm.ForwardContext or LatencyTerm.BackwardContext => Over(LatencyTerm.Context),
                 LatencyTerm.Step or LatencyTerm.Head or LatencyTerm.ForwardWindow or LatencyTerm.BackwardItem => 0.0,
                 _ => RowFactor(),

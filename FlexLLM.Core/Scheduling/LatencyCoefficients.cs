@@ -22,6 +22,9 @@ internal enum LatencyTerm
     /// <summary>Rows behind the first 1024.</summary>
     RowsBeyond,
 
+    /// <summary>Positions whose keys and values inference reads, once for a sequence.</summary>
+    Positions,
+
     /// <summary>Positions that inference rows attend.</summary>
     Context,
 
@@ -123,6 +126,7 @@ internal readonly record struct LatencyCoefficients
         values[(int)LatencyTerm.RowsTo512] = Math.Clamp(rows - 256, 0, 256);
         values[(int)LatencyTerm.RowsTo1024] = Math.Clamp(rows - 512, 0, 512);
         values[(int)LatencyTerm.RowsBeyond] = Math.Max(rows - 1024, 0);
+        values[(int)LatencyTerm.Positions] = x.InferencePositions;
         values[(int)LatencyTerm.Context] = x.InferenceContext;
         values[(int)LatencyTerm.Head] = Math.Min(x.SampledRows, 1);
         values[(int)LatencyTerm.HeadRow] = x.SampledRows;

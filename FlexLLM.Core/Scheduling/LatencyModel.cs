@@ -41,7 +41,7 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
         LatencyCoefficients.Linear(
             step: 5e-3, row: 1e-3, context: 1e-7, forwardWindow: 2e-3, forwardRow: 1.3e-3, forwardContext: 1e-7,
             backwardItem: 1e-3, backwardRow: 1e-4, backwardContext: 1e-8)
-            .With(LatencyTerm.Head, 1e-3).With(LatencyTerm.HeadRow, 1e-4),
+            .With(LatencyTerm.Positions, 1e-8).With(LatencyTerm.Head, 1e-3).With(LatencyTerm.HeadRow, 1e-4),
         Correction: 1.0,
         Tail: 1.5);
 

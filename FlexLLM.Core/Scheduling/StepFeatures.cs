@@ -20,6 +20,9 @@ internal readonly record struct StepFeatures
 
     public long InferenceContext { get; init; }
 
+    /// <summary>Over the sequences, the sum of the positions whose keys and values are read: rows of one prompt share them.</summary>
+    public long InferencePositions { get; init; }
+
     public int ForwardWindows { get; init; }
 
     public int ForwardRows { get; init; }
@@ -64,6 +67,7 @@ internal readonly record struct StepFeatures
         InferenceRows = InferenceRows + tokens,
         SampledRows = SampledRows + sampled,
         InferenceContext = InferenceContext + ContextOf(start, tokens),
+        InferencePositions = InferencePositions + start + tokens,
     };
 
     /// <summary>Adds a forward window.</summary>
