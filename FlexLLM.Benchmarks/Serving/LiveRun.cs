@@ -48,6 +48,7 @@ internal static class LiveRun
             Steps = window.Steps,
             StepsOverBudget = window.StepsOverBudget,
             Preemptions = window.Preemptions,
+            BusySeconds = window.BusySeconds,
             Series = series,
         };
     }

@@ -38,6 +38,17 @@ internal sealed record ServingSection
     /// <summary>What a reader must know to judge the figures, a sentence or two each.</summary>
     public IReadOnlyList<string> Notes { get; init; } = [];
 
+    /// <summary>
+    /// Finetuning tokens a second of a machine that trains at the speed of finetuning alone whenever inference alone would be idle;
+    /// more only where both share a pass over the weights. Null where one of the two was not measured.
+    /// </summary>
+    public double? TrainingBound(string load)
+    {
+        ServingRun? alone = Runs.FirstOrDefault(r => r.Mode == "finetune-only");
+        ServingRun? inference = Runs.FirstOrDefault(r => r.Mode == "inference-only" && r.Load == load);
+        return inference?.BusySeconds is double busy ? alone?.TrainedPerSecond * (1 - (busy / inference.Seconds)) : null;
+    }
+
     /// <summary>Modes in the order in which they are to be shown.</summary>
     public IReadOnlyList<string> Modes => [.. Runs.Select(r => r.Mode).Concat(References.Select(r => r.Mode)).Distinct()];
 
@@ -72,19 +83,22 @@ internal sealed record ServingReport
             }
 
             output.WriteLine(
-                $"{"",-38}{"",7}{"attained",9}{"TTFT ms",25}{"",8}{"TPOT ms",17}{"generated",18}{"trained",9}{"over",7}");
+                $"{"",-30}{"",7}{"attained",9}{"TTFT ms",25}{"",8}{"TPOT ms",17}{"generated",18}" +
+                $"{"trained",9}{"over",7}{"bound",9}{"of it",7}");
             output.WriteLine(
-                $"{"load",-18}{"mode",-20}{"req/s",7}{"%",9}{"mean",9}{"p50",8}{"p99",8}" +
-                $"{"mean",9}{"p50",8}{"p99",8}{"tok/s",10}{"tok/s",9}{"budget",7}");
+                $"{"load",-12}{"mode",-18}{"req/s",7}{"%",9}{"mean",9}{"p50",8}{"p99",8}" +
+                $"{"mean",9}{"p50",8}{"p99",8}{"tok/s",10}{"tok/s",9}{"budget",7}{"tok/s",9}{"%",7}");
             foreach (ServingRun run in section.Runs)
             {
                 LatencySummary ttft = LatencySummary.Of(run.Requests.Select(r => r.Ttft));
                 LatencySummary tpot = LatencySummary.Of(run.Requests.Select(r => r.Tpot));
+                double? bound = section.TrainingBound(run.Load);
                 output.WriteLine(
-                    $"{run.Load,-18}{run.Mode,-20}{run.RequestsPerSecond.Fixed(2),7}{AttainmentText(run),9}" +
+                    $"{run.Load,-12}{run.Mode,-18}{run.RequestsPerSecond.Fixed(2),7}{AttainmentText(run),9}" +
                     $"{Milliseconds(ttft.Mean),9}{Milliseconds(ttft.P50),8}{Milliseconds(ttft.P99),8}" +
                     $"{Milliseconds(tpot.Mean),9}{Milliseconds(tpot.P50),8}{Milliseconds(tpot.P99),8}" +
-                    $"{run.GeneratedPerSecond.Fixed(1),10}{run.TrainedPerSecond.Fixed(1),9}{run.StepsOverBudget,7}");
+                    $"{run.GeneratedPerSecond.Fixed(1),10}{run.TrainedPerSecond.Fixed(1),9}{run.StepsOverBudget,7}" +
+                    $"{bound?.Fixed(1) ?? "-",9}{(100 * run.TrainedPerSecond / bound)?.Fixed(0) ?? "-",7}");
             }
 
             foreach (string note in section.Notes)
@@ -177,6 +191,16 @@ internal sealed record ServingReport
         json.WriteNumber("steps", run.Steps);
         json.WriteNumber("steps_over_budget", run.StepsOverBudget);
         json.WriteNumber("preemptions", run.Preemptions);
+        if (run.BusySeconds is double busy)
+        {
+            json.WriteNumber("busy_seconds", busy);
+        }
+
+        if (section.TrainingBound(run.Load) is double bound)
+        {
+            json.WriteNumber("trained_per_second_bound", bound);
+        }
+
         json.WriteString("event_hash", run.EventHash);
         json.WriteEndObject();
     }

@@ -59,6 +59,9 @@ internal sealed record ServingRun
 
     public required long Preemptions { get; init; }
 
+    /// <summary>Time that engines spent in steps, of two engines added up; null for a simulated run.</summary>
+    public double? BusySeconds { get; init; }
+
     public IReadOnlyList<ThroughputPoint> Series { get; init; } = [];
 
     /// <summary>Digest of the event log of a simulation; null for a measured run.</summary>
@@ -99,6 +102,7 @@ internal sealed record ServingRun
             Steps = runs.Sum(r => r.Steps),
             StepsOverBudget = runs.Sum(r => r.StepsOverBudget),
             Preemptions = runs.Sum(r => r.Preemptions),
+            BusySeconds = runs[0].BusySeconds is null ? null : runs.Sum(r => r.BusySeconds),
             Series = series,
             EventHash = runs.Count == 1 || runs[0].EventHash is null
                 ? runs[0].EventHash

@@ -1,7 +1,6 @@
 using FlexLLM.Engine;
 using FlexLLM.Scheduling;
 using FlexLLM.Tests.Support;
-using Microsoft.Extensions.Logging;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Engine;
@@ -121,23 +120,4 @@ internal sealed class LatencyProfileFileTests
     }
 
     private LatencyProfileFile File(string key) => new(_folder.FullName, key, _log);
-
-    private sealed class WarningLog : ILogger
-    {
-        public List<string> Warnings { get; } = [];
-
-        public IDisposable? BeginScope<TState>(TState state)
-            where TState : notnull => null;
-
-        public bool IsEnabled(LogLevel logLevel) => true;
-
-        public void Log<TState>(
-            LogLevel logLevel, EventId eventId, TState state, Exception? exception, Func<TState, Exception?, string> formatter)
-        {
-            if (logLevel >= LogLevel.Warning)
-            {
-                Warnings.Add(formatter(state, exception));
-            }
-        }
-    }
 }

@@ -199,6 +199,7 @@ public sealed class CoServingEngine : IAsyncDisposable
             loop => new EngineStatistics
             {
                 Steps = loop.Counters.Steps,
+                TimeInSteps = loop.Counters.TimeInSteps,
                 StepsOverBudget = loop.Counters.StepsOverBudget,
                 Requests = loop.Counters.Requests,
                 RequestsFinished = loop.Counters.Finished,

@@ -25,6 +25,8 @@ internal sealed class EngineCounters
 
     public long Steps { get; set; }
 
+    public TimeSpan TimeInSteps { get; set; }
+
     /// <summary>Steps with finetuning that took longer than their budget.</summary>
     public long StepsOverBudget { get; set; }
 

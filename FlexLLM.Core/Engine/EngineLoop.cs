@@ -168,6 +168,7 @@ internal sealed class EngineLoop : IDisposable
 
         Latency = Latency.Observe(done, elapsed);
         Counters.Steps++;
+        Counters.TimeInSteps += elapsed;
         _stepsSinceFinetuning = plan.HasFinetuning ? 0 : _stepsSinceFinetuning + 1;
         Counters.StepsOverBudget += plan.HasFinetuning && elapsed > plan.Budget ? 1 : 0;
         return true;

@@ -6,6 +6,9 @@ public sealed record EngineStatistics
     /// <summary>Steps done.</summary>
     public required long Steps { get; init; }
 
+    /// <summary>Time spent in steps; the rest the engine waited for work.</summary>
+    public required TimeSpan TimeInSteps { get; init; }
+
     /// <summary>Steps with finetuning that took longer than the budget that the requests left.</summary>
     public required long StepsOverBudget { get; init; }
 

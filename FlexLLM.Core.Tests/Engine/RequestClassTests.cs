@@ -1,0 +1,74 @@
+using FlexLLM.Tests.Support;
+using NUnit.Framework;
+
+namespace FlexLLM.Tests.Engine;
+
+/// <summary>What a request's class and its targets of its own mean through the public engine.</summary>
+[TestFixture]
+internal sealed class RequestClassTests
+{
+    private TinyModel _model = null!;
+
+    [OneTimeSetUp]
+    public void SetUp() => _model = new TinyModel(ModelArchitecture.Llama);
+
+    [OneTimeTearDown]
+    public void TearDown() => _model.Dispose();
+
+    [Test]
+    public async Task Classes_OnePlace_InteractiveGoesFirst()
+    {
+        await using CoServingEngine engine = await _model.StartAsync(new CoServingOptions { SequencesMax = 1 });
+        var ended = new List<string>();
+        Task[] answers =
+        [
+            AskAsync("running", RequestClass.Interactive, tokens: 150), AskAsync("batch", RequestClass.Batch, tokens: 4),
+            AskAsync("interactive", RequestClass.Interactive, tokens: 4),
+        ];
+        await Task.WhenAll(answers).Soon();
+
+        Assert.That(ended, Is.EqualTo(new[] { "running", "interactive", "batch" }));
+
+        async Task AskAsync(string name, RequestClass requestClass, int tokens)
+        {
+            await engine.CompleteAsync(
+                new GenerationRequest(TinyModel.Ids(5, 1)) { MaxTokens = tokens, IgnoreEos = true, Class = requestClass });
+            lock (ended)
+            {
+                ended.Add(name);
+            }
+        }
+    }
+
+    [Test]
+    public async Task Attained_InterTokenTarget_CountsLateTokens()
+    {
+        var loose = new ServiceLevelObjective
+        {
+            TimePerOutputToken = TimeSpan.FromMinutes(1),
+            TimeToFirstToken = TimeSpan.FromMinutes(1),
+            InterTokenLatency = TimeSpan.FromMinutes(1),
+        };
+        GenerationRequest request = new(TinyModel.Ids(5, 1)) { MaxTokens = 9, IgnoreEos = true, Slo = loose };
+        await using CoServingEngine engine = await _model.StartAsync();
+        await engine.CompleteAsync(request).Soon();
+        await engine.CompleteAsync(request with { Slo = loose with { InterTokenLatency = TimeSpan.FromTicks(1) } }).Soon();
+
+        EngineStatistics statistics = await engine.GetStatisticsAsync().Soon();
+        Assert.That((statistics.RequestsFinished, statistics.RequestsAttained), Is.EqualTo((2, 1)));
+    }
+
+    [Test]
+    public async Task Slo_BelowOneToken_IsWarnedOfByName()
+    {
+        var log = new WarningLog();
+        var impossible = new ServiceLevelObjective { InterTokenLatency = TimeSpan.FromTicks(1) };
+        await using CoServingEngine engine = await _model.StartAsync(new CoServingOptions { BatchSlo = impossible, Logger = log });
+        GenerationRequest request = new(TinyModel.Ids(5, 1)) { MaxTokens = 2, IgnoreEos = true, Slo = impossible };
+        await engine.CompleteAsync(request).Soon();
+
+        Assert.That(log.Warnings, Has.Count.EqualTo(2));
+        Assert.That(log.Warnings[0], Does.StartWith("BatchSlo: InterTokenLatency is 0.0001 ms").And.Contains("measured at load"));
+        Assert.That(log.Warnings[1], Does.StartWith("The request's Slo: InterTokenLatency"));
+    }
+}
