@@ -83,22 +83,22 @@ internal sealed record ServingReport
             }
 
             output.WriteLine(
-                $"{"",-30}{"",7}{"attained",9}{"TTFT ms",25}{"",8}{"TPOT ms",17}{"generated",18}" +
-                $"{"trained",9}{"over",7}{"bound",9}{"of it",7}");
+                $"{"",-28}{"",6}{"attained",9}{"TTFT ms",25}{"",8}{"TPOT ms",17}{"generated",18}" +
+                $"{"trained",8}{"over",7}{"bound",8}{"of it",6}");
             output.WriteLine(
-                $"{"load",-12}{"mode",-18}{"req/s",7}{"%",9}{"mean",9}{"p50",8}{"p99",8}" +
-                $"{"mean",9}{"p50",8}{"p99",8}{"tok/s",10}{"tok/s",9}{"budget",7}{"tok/s",9}{"%",7}");
+                $"{"load",-11}{"mode",-17}{"req/s",6}{"%",9}{"mean",9}{"p50",8}{"p99",8}" +
+                $"{"mean",9}{"p50",8}{"p99",8}{"tok/s",10}{"tok/s",8}{"budget",7}{"tok/s",8}{"%",6}");
             foreach (ServingRun run in section.Runs)
             {
                 LatencySummary ttft = LatencySummary.Of(run.Requests.Select(r => r.Ttft));
                 LatencySummary tpot = LatencySummary.Of(run.Requests.Select(r => r.Tpot));
                 double? bound = section.TrainingBound(run.Load);
                 output.WriteLine(
-                    $"{run.Load,-12}{run.Mode,-18}{run.RequestsPerSecond.Fixed(2),7}{AttainmentText(run),9}" +
+                    $"{run.Load,-11}{run.Mode,-17}{run.RequestsPerSecond.Fixed(2),6}{AttainmentText(run),9}" +
                     $"{Milliseconds(ttft.Mean),9}{Milliseconds(ttft.P50),8}{Milliseconds(ttft.P99),8}" +
                     $"{Milliseconds(tpot.Mean),9}{Milliseconds(tpot.P50),8}{Milliseconds(tpot.P99),8}" +
-                    $"{run.GeneratedPerSecond.Fixed(1),10}{run.TrainedPerSecond.Fixed(1),9}{run.StepsOverBudget,7}" +
-                    $"{bound?.Fixed(1) ?? "-",9}{(100 * run.TrainedPerSecond / bound)?.Fixed(0) ?? "-",7}");
+                    $"{run.GeneratedPerSecond.Fixed(1),10}{run.TrainedPerSecond.Fixed(1),8}{run.StepsOverBudget,7}" +
+                    $"{bound?.Fixed(1) ?? "-",8}{(100 * run.TrainedPerSecond / bound)?.Fixed(0) ?? "-",6}");
             }
 
             foreach (string note in section.Notes)

@@ -46,7 +46,7 @@ internal sealed record StepLimits
     /// Share of the KV blocks below whose being free finetuning gets less: long steps keep requests in the cache for longer, until new
     /// ones find no room. With none free it gets nothing. 0 to 1.
     /// </summary>
-    public double FreeBlocksShare { get; init; } = 0.7;
+    public double FreeBlocksShare { get; init; } = 0.9;
 
     /// <summary>Admission leaves room for every running sequence to grow by this many tokens.</summary>
     public int GrowthHorizon { get; init; } = 64;
