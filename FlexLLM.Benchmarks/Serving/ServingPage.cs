@@ -11,6 +11,7 @@ namespace FlexLLM.Benchmarks.Serving;
 internal static class ServingPage
 {
     private const int Colours = 12;
+    private const int PointsMax = 500;
 
     public static void Write(ServingReport report, Stream stream)
     {
@@ -228,7 +229,8 @@ internal static class ServingPage
                     double[] times = [.. run.Requests.Select(timeOf).OfType<double>().Order()];
                     int count = run.Requests.Count(r => r.AnswerTokens > 1 || timeOf(r) is not null);
                     return new SvgLine(
-                        run.Mode, Style(section, run.Mode), [.. times.Select((t, i) => (1e3 * t, 100.0 * (i + 1) / count))])
+                        run.Mode, Style(section, run.Mode),
+                        [.. Thinned(times.Length).Select(i => (1e3 * times[i], 100.0 * (i + 1) / count))])
                     {
                         IsStepped = true,
                     };
@@ -238,6 +240,12 @@ internal static class ServingPage
             IsXLogarithmic = true,
             Mark = (1e3 * target, $"target {(1e3 * target).Fixed(0)} ms"),
         }.Draw();
+
+    // As many points as a plot has pixels, the first and the last among them.
+    private static IEnumerable<int> Thinned(int count) =>
+        count <= PointsMax
+            ? Enumerable.Range(0, count)
+            : Enumerable.Range(0, PointsMax).Select(i => (int)((long)i * (count - 1) / (PointsMax - 1)));
 
     private static XElement OverTime(ServingRun run, double rateMax)
     {

@@ -28,7 +28,7 @@ internal sealed record SvgChart(string Title, string XLabel, string YLabel)
     /// <summary>Namespace of the elements.</summary>
     public static readonly XNamespace Svg = "http://www.w3.org/2000/svg";
 
-    private const double Left = 56;
+    private const double Left = 66;
     private const double Right = 14;
     private const double Top = 30;
     private const double Bottom = 44;
