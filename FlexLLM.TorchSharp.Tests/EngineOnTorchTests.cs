@@ -3,8 +3,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests;
 
 /// <summary>The engine on libtorch: one option, the same answers, and finetuning beside them.</summary>
-[TestFixture]
-[RequiresTorch]
+[TorchFixture]
 internal sealed class EngineOnTorchTests
 {
     private string _folder = null!;

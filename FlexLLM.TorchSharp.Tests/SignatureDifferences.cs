@@ -18,7 +18,7 @@ internal static class SignatureDifferences
         }
 
         List<string> differences = Kind(promised) == Kind(real) ? [] : [$"{promised}: {Kind(promised)} is {Kind(real)}"];
-        foreach (MemberInfo member in promised.GetMembers(Declared).Where(member => member is not Type))
+        foreach (MemberInfo member in promised.GetMembers(Declared).Where(member => member is not (Type or FieldInfo { IsSpecialName: true })))
         {
             string signature = Print(member);
             List<string> candidates = [.. real.GetMember(member.Name, Declared).Select(Print)];

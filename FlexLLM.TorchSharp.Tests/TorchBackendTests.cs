@@ -29,7 +29,7 @@ internal sealed class TorchBackendTests
     [TestCase("cuda:1")]
     public void Create_WithoutLibtorch_NamesThePackages(string device)
     {
-        if (RequiresTorchAttribute.Reason is null)
+        if (TorchFixtureAttribute.Reason is null)
         {
             Assert.Ignore("libtorch is present.");
         }
@@ -45,7 +45,7 @@ internal sealed class TorchBackendTests
     [TestCase("cuda:1000")]
     public void Create_WithoutSuchGpu_SaysWhatToDo(string device)
     {
-        if (RequiresTorchAttribute.Reason is string reason)
+        if (TorchFixtureAttribute.Reason is string reason)
         {
             Assert.Ignore(reason);
         }

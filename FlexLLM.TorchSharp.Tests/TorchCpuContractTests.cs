@@ -6,8 +6,7 @@ using TorchSharp;
 namespace FlexLLM.Tests;
 
 /// <summary>libtorch on the CPU computes what every backend should, within the tolerances of the CPU backend.</summary>
-[TestFixture]
-[RequiresTorch]
+[TorchFixture]
 internal sealed class TorchCpuContractTests : BackendContract
 {
     [Test]
