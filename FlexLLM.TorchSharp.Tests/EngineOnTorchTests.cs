@@ -39,6 +39,37 @@ internal sealed class EngineOnTorchTests
         Assert.That(expected.Distinct().Count(), Is.GreaterThan(1), "Control: answers differ.");
     }
 
+    [Test]
+    public async Task StartFinetuningAsync_BesideARequest_LearnsAsOnTheCpuBackend()
+    {
+        double expected = await TrainedLossAsync(ComputeDevice.Cpu(1));
+        double actual = await TrainedLossAsync(TorchBackend.Create("cpu"));
+        Assert.That(actual, Is.EqualTo(expected).Within(1e-3 * expected));
+    }
+
+    private async Task<double> TrainedLossAsync(ComputeDevice device)
+    {
+        var options = new CoServingOptions { Device = device, ProfilingTimeMax = TimeSpan.Zero };
+        await using CoServingEngine engine = await CoServingEngine.LoadAsync(_folder, options);
+        FinetuningJob job = await engine.StartFinetuningAsync(new FinetuningRequest
+        {
+            Adapter = "a",
+            Dataset = TrainingDataset.FromExamples(
+                [.. Enumerable.Range(0, 6).Select(i => TrainingExample.FromTokens(
+                    [.. Enumerable.Range(0, 20 + i).Select(t => (t * (i + 3)) % 64)], [.. Enumerable.Repeat(true, 20 + i)]))]),
+            Method = new LoraConfig { Rank = 4, Alpha = 8, TargetModules = ["q_proj", "v_proj", "down_proj"] },
+            Epochs = 4,
+            GradientAccumulation = 2,
+            InitializationSeed = 1,
+            Optimizer = new AdamWOptions { LearningRate = 1e-2f },
+        });
+        Task<GenerationResult> answer = engine.CompleteAsync(new GenerationRequest([1, 2, 3]) { MaxTokens = 30, IgnoreEos = true });
+        FinetuningProgress end = await job.Completion;
+        Assert.That((await answer).Tokens, Has.Count.EqualTo(30));
+        Assert.That(end.Step, Is.EqualTo(12));
+        return end.Loss;
+    }
+
     private async Task<List<IReadOnlyList<int>>> AnswersAsync(ComputeDevice device)
     {
         var options = new CoServingOptions { Device = device, ProfilingTimeMax = TimeSpan.Zero };
