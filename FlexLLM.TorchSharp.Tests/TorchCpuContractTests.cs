@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using FlexLLM.Backends;
 using FlexLLM.Tests.Contracts;
 using NUnit.Framework;
@@ -30,6 +31,27 @@ internal sealed class TorchCpuContractTests : BackendContract
         Part[] parts = [.. Enumerable.Range(0, 24).Select(i => new Part(i * 7 % 40, 1, i % 2))];
         AttentionChecks.Forward(Backend, new HeadShape(2, 3, 8), keepLogSumExp: false, 1, parts);
         AttentionChecks.Forward(Backend, new HeadShape(2, 3, 8), keepLogSumExp: false, 1, new(17, 1), new(17, 1), new(17, 1));
+    }
+
+    [Test]
+    public void Allocate_MoreThanThereIs_SaysSoAndHoldsNothing()
+    {
+        long before = Backend.AllocatedBytes;
+        Assert.That(() => Backend.Allocate(int.MaxValue, 1 << 20), Throws.InstanceOf<OutOfMemoryException>());
+        using DeviceKvCache cache = Backend.CreateKvCache(2, 16, 8, 1024);
+        Assert.That(() => Backend.ResizeKvCache(cache, 1 << 27), Throws.InstanceOf<OutOfMemoryException>());
+        Assert.That(cache.Blocks, Is.EqualTo(16));
+        Assert.That(Backend.AllocatedBytes - before, Is.EqualTo(Backend.KvCacheBytes(2, 16, 8, 1024)));
+    }
+
+    [Test]
+    public void Tensor_OwnerFreed_TakesItsViewsAlong()
+    {
+        DeviceTensor owner = Backend.Allocate(8, 16);
+        DeviceTensor view = Backend.View(owner, 32, 2, 8);
+        Backend.Upload(new float[16], view);
+        owner.Dispose();
+        Assert.That(() => Backend.Upload(new float[16], view), Throws.TypeOf<UnreachableException>());
     }
 
     protected override IComputeBackend CreateBackend() => TorchBackend.Create("cpu").CreateBackend();
