@@ -47,6 +47,22 @@ internal sealed class EngineOnTorchTests
         Assert.That(actual, Is.EqualTo(expected).Within(1e-3 * expected));
     }
 
+    [Test]
+    public async Task CompleteAsync_ThousandSteps_HoldNoMoreTensors()
+    {
+        var options = new CoServingOptions { Device = TorchBackend.Create("cpu"), ProfilingTimeMax = TimeSpan.Zero };
+        await using CoServingEngine engine = await CoServingEngine.LoadAsync(_folder, options);
+        GenerationRequest request = new([1, 2, 3]) { MaxTokens = 100, IgnoreEos = true };
+        await engine.CompleteAsync(request);
+        long before = TorchSharp.torch.Tensor.TotalCount;
+        for (int i = 0; i < 10; i++)
+        {
+            await engine.CompleteAsync(request);
+        }
+
+        Assert.That(TorchSharp.torch.Tensor.TotalCount, Is.EqualTo(before));
+    }
+
     private async Task<double> TrainedLossAsync(ComputeDevice device)
     {
         var options = new CoServingOptions { Device = device, ProfilingTimeMax = TimeSpan.Zero };

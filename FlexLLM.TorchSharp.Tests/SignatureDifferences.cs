@@ -18,8 +18,13 @@ internal static class SignatureDifferences
         }
 
         List<string> differences = Kind(promised) == Kind(real) ? [] : [$"{promised}: {Kind(promised)} is {Kind(real)}"];
-        foreach (MemberInfo member in promised.GetMembers(Declared).Where(member => member is not (Type or FieldInfo { IsSpecialName: true })))
+        foreach (MemberInfo member in promised.GetMembers(Declared))
         {
+            if (member is Type or FieldInfo { IsSpecialName: true })
+            {
+                continue;
+            }
+
             string signature = Print(member);
             List<string> candidates = [.. real.GetMember(member.Name, Declared).Select(Print)];
             if (!candidates.Contains(signature))

@@ -49,7 +49,8 @@ public static class TorchBackend
         string number = isNumbered ? device[(cuda.Length + 1)..] : "";
         return int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int index)
             ? (DeviceType.CUDA, index)
-            : throw new ArgumentException($"Unknown device '{device}'. Use \"cpu\", \"cuda\", or \"cuda:N\" for GPU number N.", nameof(device));
+            : throw new ArgumentException(
+                $"Unknown device '{device}'. Use \"cpu\", \"cuda\", or \"cuda:N\" for GPU number N.", nameof(device));
     }
 
     private static TorchDevice Open(DeviceType type, int index)
