@@ -25,12 +25,43 @@ internal sealed class TorchCpuContractTests : BackendContract
         Assert.That(torch.Tensor.TotalCount, Is.EqualTo(before + 1), "Control: one that lives is counted.");
     }
 
-    [Test]
-    public void Attention_ManyDecodeRows_MatchesReference()
+    // Rows that follow each other are appended in one call and attend in one; the contract's own checks keep rows apart.
+    [TestCase(new[] { 17, 1, 40, 40, 5, 33 })]
+    [TestCase(new[] { 9, 9, 9 })]
+    public void Attention_DecodeRowsSideBySide_MatchReference(int[] lengths)
     {
-        Part[] parts = [.. Enumerable.Range(0, 24).Select(i => new Part(i * 7 % 40, 1, i % 2))];
-        AttentionChecks.Forward(Backend, new HeadShape(2, 3, 8), keepLogSumExp: false, 1, parts);
-        AttentionChecks.Forward(Backend, new HeadShape(2, 3, 8), keepLogSumExp: false, 1, new(17, 1), new(17, 1), new(17, 1));
+        const int layer = 1;
+        HeadShape shape = new(KvHeads: 2, Group: 3, HeadDim: 8);
+        using var bench = new Workbench(Backend);
+        var cache = new PagedCache(bench, shape, lengths.Sum(length => PagedCache.BlocksFor(length) + 1));
+        Matrix[] keys = [.. lengths.Select(length => bench.Random(length, shape.KvColumns))];
+        Matrix[] values = [.. lengths.Select(length => bench.Random(length, shape.KvColumns))];
+        (Matrix k, Matrix v, Matrix q) = (
+            new(lengths.Length, shape.KvColumns), new(lengths.Length, shape.KvColumns),
+            bench.Random(lengths.Length, shape.QueryColumns));
+        var segments = new AttentionSegment[lengths.Length];
+        for (int i = 0; i < lengths.Length; i++)
+        {
+            int last = lengths[i] - 1;
+            AttentionSegment prefix = cache.Append(
+                keys[i].Slice(0, last), values[i].Slice(0, last), layer, cache.TakeTable(lengths[i]));
+            segments[i] = prefix with { RowStart = i, RowCount = 1, PositionStart = last };
+            k.SetRows(i, keys[i].Slice(last, 1));
+            v.SetRows(i, values[i].Slice(last, 1));
+        }
+
+        Operand o = bench.Output(lengths.Length, shape.QueryColumns);
+        Backend.AppendKv(bench.Source(k), bench.Source(v), layer, segments);
+        Backend.Attention(bench.Source(q), o, layer, segments);
+        for (int i = 0; i < lengths.Length; i++)
+        {
+            Matrix row = q.Slice(i, 1);
+            Matrix expected = Reference.Attention(row, keys[i], values[i], lengths[i] - 1, shape).O;
+            Matrix magnitude = Reference.Attention(row, keys[i], values[i].Abs(), lengths[i] - 1, shape).O;
+            Expect.Close($"row {i}", o.Read().Slice(i, 1), expected, magnitude, 200);
+        }
+
+        bench.Verify();
     }
 
     [Test]

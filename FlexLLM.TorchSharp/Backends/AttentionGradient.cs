@@ -27,7 +27,7 @@ internal static class AttentionGradient
         (Tensor keys, Tensor values) = AttentionOps.Gather(context, window, layer, start + count);
         Tensor valuesTurned = values.transpose(1, 2);
         Scalar scale = context.Constant(heads.Scale);
-        int chunk = AttentionOps.RowsPerChunk(heads, start + count);
+        int chunk = context.RowsPerPiece((long)heads.QueryHeads * (start + count));
         for (int last = count; last > 0; last -= chunk)
         {
             using DisposeScope inner = torch.NewDisposeScope();

@@ -10,11 +10,8 @@ namespace FlexLLM.Backends.Torch;
 /// </summary>
 internal static class AttentionOps
 {
-    /// <summary>Scores that exist at once: 64 MiB of them.</summary>
-    private const long ScoresMax = 16 << 20;
-
-    // Positions, padding included, whose keys and values a call gathers for decode rows of several sequences.
-    private const long DecodePositionsMax = 64 << 10;
+    // What a gathered position of a sequence counts for when decode rows are put together: its keys and values in many a model.
+    private const long ElementsPerPosition = 256;
 
     public static void AppendKv(
         TorchContext context, TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments)
@@ -45,7 +42,7 @@ internal static class AttentionOps
         {
             AttentionSegment segment = segments[i];
             HeadLayout heads = HeadLayout.Of(segment, q.Columns);
-            next = i + DecodeRun(segments[i..]);
+            next = i + DecodeRun(context, segments[i..]);
             if (next - i > 1)
             {
                 TensorSlice rows = q.Slice(segment.RowStart, next - i);
@@ -69,10 +66,6 @@ internal static class AttentionOps
         Tensor indices = context.Indices(slots);
         return (cache.Keys(layer).index_select(1, indices), cache.Values(layer).index_select(1, indices));
     }
-
-    /// <summary>Rows of a window whose scores may exist at once.</summary>
-    public static int RowsPerChunk(in HeadLayout heads, int positions) =>
-        (int)Math.Clamp(ScoresMax / ((long)heads.QueryHeads * positions), 1, int.MaxValue);
 
     /// <summary>
     /// Sets scores [KV heads, rows * group, end] of positions that a row may not see; row i of <paramref name="rows"/> sees all
@@ -125,7 +118,7 @@ internal static class AttentionOps
         using DisposeScope scope = torch.NewDisposeScope();
         (Tensor keys, Tensor values) = Gather(context, segment, layer, start + count);
         Tensor keysTurned = keys.transpose(1, 2);
-        int chunk = RowsPerChunk(heads, start + count);
+        int chunk = context.RowsPerPiece((long)heads.QueryHeads * (start + count));
         for (int first = 0; first < count; first += chunk)
         {
             using DisposeScope inner = torch.NewDisposeScope();
@@ -145,7 +138,7 @@ internal static class AttentionOps
     }
 
     // How many decode rows from the first on follow each other in the batch and go in one call.
-    private static int DecodeRun(ReadOnlySpan<AttentionSegment> segments)
+    private static int DecodeRun(TorchContext context, ReadOnlySpan<AttentionSegment> segments)
     {
         long longest = 0;
         for (int i = 0; i < segments.Length; i++)
@@ -153,7 +146,7 @@ internal static class AttentionOps
             AttentionSegment segment = segments[i];
             longest = Math.Max(longest, segment.PositionStart + 1);
             if (segment.RowCount != 1 || segment.LogSumExp is not null || segment.Cache != segments[0].Cache
-                || segment.RowStart != segments[0].RowStart + i || (i > 0 && (i + 1) * longest > DecodePositionsMax))
+                || segment.RowStart != segments[0].RowStart + i || (i > 0 && (i + 1) * longest * ElementsPerPosition > context.ElementsMax))
             {
                 return i;
             }

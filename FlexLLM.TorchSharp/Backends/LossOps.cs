@@ -7,9 +7,6 @@ namespace FlexLLM.Backends.Torch;
 /// <summary>Logits of chosen rows, and the head fused with cross-entropy.</summary>
 internal static class LossOps
 {
-    // Logits that exist at once: 64 MiB of them.
-    private const long LogitsMax = 16 << 20;
-
     public static void Logits(TorchContext context, TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits)
     {
         Check.That(logits.Rows == rows.Length && logits.Columns == head.OutFeatures && x.Columns == head.InFeatures);
@@ -49,7 +46,7 @@ internal static class LossOps
         using DisposeScope scope = torch.NewDisposeScope();
         Tensor matrix = LinearOps.Operand(context, head);
         using TorchTensor rowLosses = new(context, count, 1);
-        int chunk = (int)Math.Clamp(LogitsMax / head.OutFeatures, 1, count);
+        int chunk = Math.Min(context.RowsPerPiece(head.OutFeatures), count);
         int[] labels = new int[chunk];
         for (int first = 0; first < count; first += chunk)
         {

@@ -32,7 +32,7 @@ internal static class PackOps
             return;
         }
 
-        int rowsPerPiece = Math.Max(1, (1 << 20) / Math.Max(source.Columns, destination.Columns));
+        int rowsPerPiece = Math.Min(source.Rows, context.RowsPerPiece(Math.Max(source.Columns, destination.Columns)));
         float[] from = ArrayPool<float>.Shared.Rent(rowsPerPiece * source.Columns);
         float[] to = ArrayPool<float>.Shared.Rent(rowsPerPiece * destination.Columns);
         for (int row = 0; row < source.Rows; row += rowsPerPiece)

@@ -11,9 +11,11 @@ namespace FlexLLM.Backends.Torch;
 /// Temporaries come from libtorch's allocator and are returned at the end of the call that made them: <see cref="ScratchBytes"/> is
 /// zero, and <see cref="AllocatedBytes"/> counts what outlives a call.
 /// </remarks>
-internal sealed class TorchComputeBackend(torch.Device device) : IComputeBackend
+/// <param name="device">Where tensors live.</param>
+/// <param name="elementsMax">See <see cref="TorchContext.ElementsMax"/>.</param>
+internal sealed class TorchComputeBackend(torch.Device device, long elementsMax = TorchContext.ElementsMaxDefault) : IComputeBackend
 {
-    private readonly TorchContext _context = new(device);
+    private readonly TorchContext _context = new(device, elementsMax);
 
     public string Name => _context.Name;
 

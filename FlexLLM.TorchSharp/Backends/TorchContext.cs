@@ -12,15 +12,19 @@ namespace FlexLLM.Backends.Torch;
 /// </summary>
 internal sealed class TorchContext : IDisposable
 {
-    private const long BytesPerCopy = 64L << 20;
+    /// <summary>16 Mi elements: 64 MiB.</summary>
+    public const long ElementsMaxDefault = 16L << 20;
 
     private readonly Dictionary<double, Scalar> _scalars = [];
     private readonly torch.Device _host = new(DeviceType.CPU);
     private long[] _indices = [];
 
-    public TorchContext(torch.Device device)
+    /// <param name="device">Where tensors live.</param>
+    /// <param name="elementsMax">See <see cref="ElementsMax"/>.</param>
+    public TorchContext(torch.Device device, long elementsMax)
     {
-        Device = device;
+        Check.That(elementsMax > 0);
+        (Device, ElementsMax) = (device, elementsMax);
         OnHost = device.type == DeviceType.CPU;
         Name = OnHost ? "torch (cpu)" : $"torch (cuda:{device.index})";
         Zero = 0.0;
@@ -30,6 +34,12 @@ internal sealed class TorchContext : IDisposable
     }
 
     public torch.Device Device { get; }
+
+    /// <summary>
+    /// Elements of a temporary that grows with two sides of a call (scores, logits) or only passes through (copies): larger ones
+    /// are made in pieces, of one row at least.
+    /// </summary>
+    public long ElementsMax { get; }
 
     /// <summary>Device memory is host memory.</summary>
     public bool OnHost { get; }
@@ -66,6 +76,9 @@ internal sealed class TorchContext : IDisposable
     /// <summary>A number that the caller disposes.</summary>
     public static Scalar Passing(double value) => value;
 
+    /// <summary>Rows of so many elements that a temporary may hold.</summary>
+    public int RowsPerPiece(long columns) => (int)Math.Clamp(ElementsMax / Math.Max(1L, columns), 1, int.MaxValue);
+
     /// <summary>A buffer on the host for so many indices, valid until the next call.</summary>
     public Span<long> IndexBuffer(int count)
     {
@@ -101,7 +114,7 @@ internal sealed class TorchContext : IDisposable
     public void Upload(ReadOnlySpan<float> source, TensorSlice destination)
     {
         Check.That(source.Length == (long)destination.Rows * destination.Columns);
-        int chunk = RowsPerCopy(destination.Columns, sizeof(float));
+        int chunk = RowsPerPiece(destination.Columns);
         for (int row = 0; row < destination.Rows; row += chunk)
         {
             using DisposeScope scope = torch.NewDisposeScope();
@@ -114,7 +127,7 @@ internal sealed class TorchContext : IDisposable
     public void Download(TensorSlice source, Span<float> destination)
     {
         Check.That(destination.Length == (long)source.Rows * source.Columns);
-        int chunk = RowsPerCopy(source.Columns, sizeof(float));
+        int chunk = RowsPerPiece(source.Columns);
         for (int row = 0; row < source.Rows; row += chunk)
         {
             using DisposeScope scope = torch.NewDisposeScope();
@@ -135,7 +148,7 @@ internal sealed class TorchContext : IDisposable
             _ => torch.ScalarType.BFloat16,
         };
         int rowBytes = source.Columns * DTypes.BytesOf(source.Type);
-        int chunk = RowsPerCopy(source.Columns, DTypes.BytesOf(source.Type));
+        int chunk = RowsPerPiece(source.Columns);
         for (int row = 0; row < source.Rows; row += chunk)
         {
             using DisposeScope scope = torch.NewDisposeScope();
@@ -161,9 +174,6 @@ internal sealed class TorchContext : IDisposable
         MinusOne.Dispose();
         MinusInfinity.Dispose();
     }
-
-    private static int RowsPerCopy(int columns, int elementBytes) =>
-        (int)Math.Clamp(BytesPerCopy / Math.Max(1L, (long)columns * elementBytes), 1, int.MaxValue);
 
     private void Write(ReadOnlySpan<byte> bytes, Tensor destination, long rows, long columns)
     {
