@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text.Json;
+using FlexLLM.Backends;
 using FlexLLM.Backends.Cpu;
 using FlexLLM.Formats;
 using FlexLLM.Models;
@@ -27,14 +28,17 @@ internal sealed class VerifyVerb(TextWriter output)
         return new VerifyVerb(Console.Out).Verify(args[0], CommandLine.Int(args, "--threads", 2));
     }
 
-    /// <summary>Runs every check of every model in the folder.</summary>
-    public int Verify(string folder, int threads)
+    /// <summary>Runs every check of every model in the folder on the CPU backend.</summary>
+    public int Verify(string folder, int threads) => Verify(folder, () => new CpuBackend(threads));
+
+    /// <summary>Runs every check of every model in the folder, each model on a backend of its own.</summary>
+    public int Verify(string folder, Func<IComputeBackend> open)
     {
         string manifestPath = Path.Combine(folder, "manifest.json");
         using JsonDocument manifest = JsonDocument.Parse(File.ReadAllBytes(manifestPath));
         foreach (JsonProperty entry in manifest.RootElement.GetProperty("models").EnumerateObject())
         {
-            VerifyModel(Path.Combine(folder, entry.Name), new GoldenModel(folder, entry), threads);
+            VerifyModel(Path.Combine(folder, entry.Name), new GoldenModel(folder, entry), open);
         }
 
         output.WriteLine($"{_passed} passed, {_failed} failed");
@@ -52,9 +56,9 @@ internal sealed class VerifyVerb(TextWriter output)
     public void ReportError(string model, string check, double error, double bound) =>
         Report(model, check, error <= bound, string.Create(CultureInfo.InvariantCulture, $"{error:0.00e+00} <= {bound:0.00e+00}"));
 
-    private void VerifyModel(string folder, GoldenModel golden, int threads)
+    private void VerifyModel(string folder, GoldenModel golden, Func<IComputeBackend> open)
     {
-        using var backend = new CpuBackend(threads);
+        using IComputeBackend backend = open();
         using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(folder);
         ModelConfig config = ModelConfig.Load(folder);
         using LoadedModel model = LoadedModel.Load(checkpoint, config, backend, null, config.MaxPositions);

@@ -1,0 +1,90 @@
+namespace TorchSharp;
+
+public static partial class torch
+{
+    public enum ScalarType : sbyte
+    {
+        Byte = 0,
+        Int8 = 1,
+        Int16 = 2,
+        Int32 = 3,
+        Int64 = 4,
+        Float16 = 5,
+        Float32 = 6,
+        Float64 = 7,
+        ComplexFloat32 = 9,
+        ComplexFloat64 = 10,
+        Bool = 11,
+        BFloat16 = 15,
+    }
+
+    public static void InitializeDeviceType(DeviceType deviceType) => throw Contract.NoCode();
+
+    public static DisposeScope NewDisposeScope() => throw Contract.NoCode();
+
+    public static Tensor empty(
+        long size, ScalarType? dtype = null, Device? device = null, bool requires_grad = false, string[]? names = null) =>
+        throw Contract.NoCode();
+
+    public static Tensor empty(
+        long rows, long columns, ScalarType? dtype = null, Device? device = null, bool requires_grad = false,
+        string[]? names = null) =>
+        throw Contract.NoCode();
+
+    public static Tensor empty(
+        long dim0, long dim1, long dim2, ScalarType? dtype = null, Device? device = null, bool requires_grad = false,
+        string[]? names = null) =>
+        throw Contract.NoCode();
+
+    public static Tensor zeros(
+        long rows, long columns, ScalarType? dtype = null, Device? device = null, bool requires_grad = false,
+        string[]? names = null) =>
+        throw Contract.NoCode();
+
+    public static Tensor ones(
+        long rows, long columns, ScalarType? dtype = null, Device? device = null, bool requires_grad = false,
+        string[]? names = null) =>
+        throw Contract.NoCode();
+
+    public static partial class cuda
+    {
+        public static bool is_available() => throw Contract.NoCode();
+
+        public static int device_count() => throw Contract.NoCode();
+    }
+
+    public class Device
+    {
+        public Device(DeviceType deviceType, int index = -1) => throw Contract.NoCode();
+
+        public DeviceType type => throw Contract.NoCode();
+
+        public int index => throw Contract.NoCode();
+    }
+}
+
+public enum DeviceType
+{
+    CPU = 0,
+    CUDA = 1,
+}
+
+public sealed class DisposeScope : IDisposable
+{
+    internal DisposeScope()
+    {
+    }
+
+    public void Dispose() => throw Contract.NoCode();
+}
+
+public sealed class Scalar : IDisposable
+{
+    internal Scalar()
+    {
+    }
+
+    public static implicit operator Scalar(double value) => throw Contract.NoCode();
+
+    public void Dispose() => throw Contract.NoCode();
+}

@@ -1,0 +1,61 @@
+using NUnit.Framework;
+
+namespace FlexLLM.Tests;
+
+/// <summary>What the one public line does with bad input, and where something is missing.</summary>
+[TestFixture]
+internal sealed class TorchBackendTests
+{
+    [TestCase("")]
+    [TestCase("gpu")]
+    [TestCase("CPU")]
+    [TestCase("cpu:0")]
+    [TestCase("cuda:")]
+    [TestCase("cuda:-1")]
+    [TestCase("cuda: 1")]
+    [TestCase("cuda:1x")]
+    [TestCase("cuda:99999999999")]
+    public void Create_UnknownDevice_NamesTheKnown(string device)
+    {
+        ArgumentException? error = Assert.Throws<ArgumentException>(() => TorchBackend.Create(device));
+        Assert.That(error!.Message, Does.Contain($"'{device}'").And.Contain("\"cpu\"").And.Contain("\"cuda:N\""));
+    }
+
+    [Test]
+    public void Create_NoDevice_IsRefused() => Assert.Throws<ArgumentNullException>(() => TorchBackend.Create(null!));
+
+    [TestCase("cpu")]
+    [TestCase("cuda")]
+    [TestCase("cuda:1")]
+    public void Create_WithoutLibtorch_NamesThePackages(string device)
+    {
+        if (TorchFixtureAttribute.Reason is null)
+        {
+            Assert.Ignore("libtorch is present.");
+        }
+
+        FlexLlmException? error = Assert.Throws<FlexLlmException>(() => TorchBackend.Create(device));
+        Assert.That(
+            error!.Message,
+            Does.Contain("TorchSharp-cuda-linux").And.Contain("TorchSharp-cuda-windows").And.Contain("TorchSharp-cpu"));
+        Assert.That(error.InnerException, Is.Not.Null);
+    }
+
+    [TestCase("cuda")]
+    [TestCase("cuda:1000")]
+    public void Create_WithoutSuchGpu_SaysWhatToDo(string device)
+    {
+        if (TorchFixtureAttribute.Reason is string reason)
+        {
+            Assert.Ignore(reason);
+        }
+
+        if (device == "cuda" && TorchSharp.torch.cuda.is_available())
+        {
+            Assert.Ignore("A GPU is present.");
+        }
+
+        FlexLlmException? error = Assert.Throws<FlexLlmException>(() => TorchBackend.Create(device));
+        Assert.That(error!.Message, Does.Contain("TorchSharp-cuda-linux").Or.Contain("numbered from 0"));
+    }
+}

@@ -1,0 +1,223 @@
+using FlexLLM.Primitives;
+using TorchSharp;
+using Tensor = TorchSharp.torch.Tensor;
+
+namespace FlexLLM.Backends.Torch;
+
+/// <summary>
+/// Writing the KV cache, and causal attention over it: keys and values of a sequence are gathered by its block table, and each KV
+/// head is one product with all rows of its query heads.
+/// </summary>
+internal static class AttentionOps
+{
+    // What a gathered position of a sequence counts for when decode rows are put together: its keys and values in many a model.
+    private const long ElementsPerPosition = 256;
+
+    public static void AppendKv(
+        TorchContext context, TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments)
+    {
+        Check.That(k.Rows == v.Rows && k.Columns == v.Columns);
+        for (int i = 0, next; i < segments.Length; i = next)
+        {
+            TorchKvCache cache = (TorchKvCache)segments[i].Cache;
+            Check.That(k.Columns == cache.KvHeads * cache.HeadDim);
+
+            // Rows that follow each other into the same cache go in one call.
+            int start = segments[i].RowStart;
+            int end = start + segments[i].RowCount;
+            for (next = i + 1; next < segments.Length && segments[next].Cache == cache && segments[next].RowStart == end; next++)
+            {
+                end += segments[next].RowCount;
+            }
+
+            Append(context, k.Slice(start, end - start), v.Slice(start, end - start), cache, layer, segments[i..next]);
+        }
+    }
+
+    public static void Run(
+        TorchContext context, TensorSlice q, TensorSlice o, int layer, ReadOnlySpan<AttentionSegment> segments)
+    {
+        Check.That(q.Rows == o.Rows && q.Columns == o.Columns);
+        for (int i = 0, next; i < segments.Length; i = next)
+        {
+            AttentionSegment segment = segments[i];
+            HeadLayout heads = HeadLayout.Of(segment, q.Columns);
+            next = i + DecodeRun(context, segments[i..]);
+            if (next - i > 1)
+            {
+                TensorSlice rows = q.Slice(segment.RowStart, next - i);
+                Decode(context, rows, o.Slice(segment.RowStart, next - i), heads, layer, segments[i..next]);
+            }
+            else
+            {
+                next = i + 1;
+                Check.That(segment.LogSumExp is null || segment.LogSumExp.Columns == heads.QueryHeads);
+                Forward(context, q.Slice(segment.RowStart, segment.RowCount), o, heads, layer, segment);
+            }
+        }
+    }
+
+    /// <summary>Keys and values of positions [0, end), each [KV heads, end, head dimension].</summary>
+    public static (Tensor Keys, Tensor Values) Gather(TorchContext context, in AttentionSegment segment, int layer, int end)
+    {
+        TorchKvCache cache = (TorchKvCache)segment.Cache;
+        Span<long> slots = context.IndexBuffer(end);
+        cache.Place(segment, 0, slots);
+        Tensor indices = context.Indices(slots);
+        return (cache.Keys(layer).index_select(1, indices), cache.Values(layer).index_select(1, indices));
+    }
+
+    /// <summary>
+    /// Sets scores [KV heads, rows * group, end] of positions that a row may not see; row i of <paramref name="rows"/> sees all
+    /// but the last rows - 1 - i.
+    /// </summary>
+    public static void Mask(TorchContext context, Tensor scores, in HeadLayout heads, int rows, int end, Scalar value)
+    {
+        if (rows > 1)
+        {
+            Tensor above = torch.ones((long)rows, (long)rows, torch.ScalarType.Float32, context.Device).triu(1).gt(context.Zero);
+            Tensor last = scores.view(heads.KvHeads, rows, heads.Group, end).narrow(3, end - rows, rows);
+            last.masked_fill_(above.view(rows, 1, rows), value);
+        }
+    }
+
+    private static void Append(
+        TorchContext context, TensorSlice k, TensorSlice v, TorchKvCache cache, int layer,
+        ReadOnlySpan<AttentionSegment> segments)
+    {
+        (Tensor keys, Tensor values) = (cache.Keys(layer), cache.Values(layer));
+        Span<long> slots = context.IndexBuffer(k.Rows);
+        int row = 0;
+        foreach (ref readonly AttentionSegment segment in segments)
+        {
+            cache.Place(segment, segment.PositionStart, slots.Slice(row, segment.RowCount));
+            row += segment.RowCount;
+        }
+
+        if (k.Rows == 0)
+        {
+            return;
+        }
+
+        using DisposeScope scope = torch.NewDisposeScope();
+        Tensor indices = context.Indices(slots);
+        keys.index_copy_(1, indices, TorchContext.Of(k).view(k.Rows, cache.KvHeads, cache.HeadDim).transpose(0, 1));
+        values.index_copy_(1, indices, TorchContext.Of(v).view(k.Rows, cache.KvHeads, cache.HeadDim).transpose(0, 1));
+    }
+
+    private static void Forward(
+        TorchContext context, TensorSlice q, TensorSlice o, in HeadLayout heads, int layer, in AttentionSegment segment)
+    {
+        (int start, int count) = (segment.PositionStart, segment.RowCount);
+        TensorSlice? logSumExp = segment.LogSumExp?.Slice(start, count);
+        if (count == 0)
+        {
+            return;
+        }
+
+        using DisposeScope scope = torch.NewDisposeScope();
+        (Tensor keys, Tensor values) = Gather(context, segment, layer, start + count);
+        Tensor keysTurned = keys.transpose(1, 2);
+        int chunk = context.RowsPerPiece((long)heads.QueryHeads * (start + count));
+        for (int first = 0; first < count; first += chunk)
+        {
+            using DisposeScope inner = torch.NewDisposeScope();
+            int rows = Math.Min(chunk, count - first);
+            int end = start + first + rows;
+            Tensor queries = heads.Split(TorchContext.Of(q.Slice(first, rows)), rows).mul(context.Constant(heads.Scale));
+            Tensor scores = queries.bmm(keysTurned.narrow(2, 0, end));
+            Mask(context, scores, heads, rows, end, context.MinusInfinity);
+            Tensor result = scores.softmax(-1).bmm(values.narrow(1, 0, end));
+            heads.Join(result, TorchContext.Of(o.Slice(segment.RowStart + first, rows)), rows);
+            if (logSumExp is TensorSlice stored)
+            {
+                Tensor sums = scores.logsumexp(-1).view(heads.KvHeads, rows, heads.Group).permute(1, 0, 2);
+                TorchContext.Of(stored.Slice(first, rows)).view(rows, heads.KvHeads, heads.Group).copy_(sums);
+            }
+        }
+    }
+
+    // How many decode rows from the first on follow each other in the batch and go in one call.
+    private static int DecodeRun(TorchContext context, ReadOnlySpan<AttentionSegment> segments)
+    {
+        long longest = 0;
+        for (int i = 0; i < segments.Length; i++)
+        {
+            AttentionSegment segment = segments[i];
+            longest = Math.Max(longest, segment.PositionStart + 1);
+            if (segment.RowCount != 1 || segment.LogSumExp is not null || segment.Cache != segments[0].Cache
+                || segment.RowStart != segments[0].RowStart + i || (i > 0 && (i + 1) * longest * ElementsPerPosition > context.ElementsMax))
+            {
+                return i;
+            }
+        }
+
+        return segments.Length;
+    }
+
+    // One row of each sequence. Shorter sequences are filled up with their own last position, which is finite, and masked there.
+    private static void Decode(
+        TorchContext context, TensorSlice q, TensorSlice o, in HeadLayout heads, int layer, ReadOnlySpan<AttentionSegment> segments)
+    {
+        TorchKvCache cache = (TorchKvCache)segments[0].Cache;
+        (int count, int end) = (segments.Length, 0);
+        foreach (ref readonly AttentionSegment segment in segments)
+        {
+            end = Math.Max(end, segment.PositionStart + 1);
+        }
+
+        Span<long> slots = context.IndexBuffer(count * end);
+        float[] hidden = new float[count * end];
+        bool isRagged = false;
+        for (int i = 0; i < count; i++)
+        {
+            int length = segments[i].PositionStart + 1;
+            Span<long> own = slots.Slice(i * end, end);
+            cache.Place(segments[i], 0, own[..length]);
+            own[length..].Fill(own[length - 1]);
+            hidden.AsSpan((i * end) + length, end - length).Fill(1);
+            isRagged |= length < end;
+        }
+
+        using DisposeScope scope = torch.NewDisposeScope();
+        Tensor indices = context.Indices(slots);
+        long batch = (long)heads.KvHeads * count;
+        Tensor keys = cache.Keys(layer).index_select(1, indices).view(batch, end, heads.HeadDim);
+        Tensor values = cache.Values(layer).index_select(1, indices).view(batch, end, heads.HeadDim);
+        Tensor queries = heads.Split(TorchContext.Of(q), count).mul(context.Constant(heads.Scale));
+        Tensor scores = queries.view(batch, heads.Group, heads.HeadDim).bmm(keys.transpose(1, 2));
+        if (isRagged)
+        {
+            using TorchTensor mask = new(context, count, end);
+            context.Upload(hidden, mask);
+            Tensor isHidden = TorchContext.Of(mask).gt(context.Zero).view(count, 1, end);
+            scores.view(heads.KvHeads, count, heads.Group, end).masked_fill_(isHidden, context.MinusInfinity);
+        }
+
+        heads.Join(scores.softmax(-1).bmm(values), TorchContext.Of(o), count);
+    }
+}
+
+/// <summary>How the columns of a row fall into heads.</summary>
+internal readonly record struct HeadLayout(int KvHeads, int Group, int HeadDim)
+{
+    public int QueryHeads => KvHeads * Group;
+
+    public double Scale => 1.0 / Math.Sqrt(HeadDim);
+
+    public static HeadLayout Of(in AttentionSegment segment, int queryColumns)
+    {
+        DeviceKvCache cache = segment.Cache;
+        int group = queryColumns / (cache.KvHeads * cache.HeadDim);
+        Check.That(group > 0 && group * cache.KvHeads * cache.HeadDim == queryColumns);
+        return new HeadLayout(cache.KvHeads, group, cache.HeadDim);
+    }
+
+    /// <summary>[rows, query heads * head dimension] as [KV heads, rows * group, head dimension].</summary>
+    public Tensor Split(Tensor rows, int count) =>
+        rows.view(count, KvHeads, Group, HeadDim).permute(1, 0, 2, 3).reshape(KvHeads, (long)count * Group, HeadDim);
+
+    /// <summary>Writes what <see cref="Split"/> makes back to rows.</summary>
+    public void Join(Tensor split, Tensor rows, int count) =>
+        rows.view(count, KvHeads, Group, HeadDim).copy_(split.view(KvHeads, count, Group, HeadDim).permute(1, 0, 2, 3));
+}

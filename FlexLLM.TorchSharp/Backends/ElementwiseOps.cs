@@ -1,0 +1,130 @@
+using FlexLLM.Primitives;
+using TorchSharp;
+using Tensor = TorchSharp.torch.Tensor;
+
+namespace FlexLLM.Backends.Torch;
+
+/// <summary>
+/// Operations element by element. Results are made aside and copied where they belong, because a destination may be any of the
+/// sources.
+/// </summary>
+internal static class ElementwiseOps
+{
+    public static void Copy(TensorSlice source, TensorSlice destination)
+    {
+        CheckSame(source, destination);
+        if (source.Rows > 0)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            TorchContext.Of(destination).copy_(TorchContext.Of(source));
+        }
+    }
+
+    public static void Zero(TensorSlice destination)
+    {
+        if (destination.Rows > 0)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            TorchContext.Of(destination).zero_();
+        }
+    }
+
+    public static void Add(TensorSlice a, TensorSlice b, TensorSlice y)
+    {
+        CheckSame(a, b);
+        CheckSame(a, y);
+        if (a.Rows > 0)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            TorchContext.Of(y).copy_(TorchContext.Of(a).add(TorchContext.Of(b)));
+        }
+    }
+
+    // NaN is not below zero, and stays; minus zero becomes zero.
+    public static void Relu(TorchContext context, TensorSlice x, TensorSlice y)
+    {
+        CheckSame(x, y);
+        if (x.Rows > 0)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            Tensor values = TorchContext.Of(x);
+            Tensor mask = values.le(context.Zero);
+            TorchContext.Of(y).copy_(values).masked_fill_(mask, context.Zero);
+        }
+    }
+
+    public static void ReluBackward(TorchContext context, TensorSlice y, TensorSlice dy, TensorSlice dx)
+    {
+        CheckSame(y, dy);
+        CheckSame(y, dx);
+        if (y.Rows > 0)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            Tensor zero = torch.zeros(1L, 1L, torch.ScalarType.Float32, context.Device);
+            TorchContext.Of(dx).copy_(TorchContext.Of(dy).where(TorchContext.Of(y).gt(context.Zero), zero));
+        }
+    }
+
+    public static void Silu(TensorSlice x, TensorSlice y)
+    {
+        CheckSame(x, y);
+        if (x.Rows > 0)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            Tensor values = TorchContext.Of(x);
+            TorchContext.Of(y).copy_(values.sigmoid().mul_(values));
+        }
+    }
+
+    public static void SiluBackward(TorchContext context, TensorSlice x, TensorSlice dy, TensorSlice dx)
+    {
+        CheckSame(x, dy);
+        CheckSame(x, dx);
+        if (x.Rows > 0)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            Tensor values = TorchContext.Of(x);
+            Tensor slope = Slope(context, values, values.sigmoid());
+            TorchContext.Of(dx).copy_(slope.mul_(TorchContext.Of(dy)));
+        }
+    }
+
+    public static void SiluGate(TensorSlice gate, TensorSlice up, TensorSlice y)
+    {
+        CheckSame(gate, up);
+        CheckSame(gate, y);
+        if (gate.Rows > 0)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            Tensor gates = TorchContext.Of(gate);
+            TorchContext.Of(y).copy_(gates.sigmoid().mul_(gates).mul_(TorchContext.Of(up)));
+        }
+    }
+
+    public static void SiluGateBackward(
+        TorchContext context, TensorSlice gate, TensorSlice up, TensorSlice dy, TensorSlice dGate, TensorSlice dUp)
+    {
+        CheckSame(gate, up);
+        CheckSame(gate, dy);
+        CheckSame(gate, dGate);
+        CheckSame(gate, dUp);
+        if (gate.Rows == 0)
+        {
+            return;
+        }
+
+        using DisposeScope scope = torch.NewDisposeScope();
+        (Tensor gates, Tensor gradients) = (TorchContext.Of(gate), TorchContext.Of(dy));
+        Tensor s = gates.sigmoid();
+        Tensor newDGate = Slope(context, gates, s).mul_(gradients).mul_(TorchContext.Of(up));
+        Tensor newDUp = s.mul_(gates).mul_(gradients);
+        TorchContext.Of(dGate).copy_(newDGate);
+        TorchContext.Of(dUp).copy_(newDUp);
+    }
+
+    // s * (1 + x * (1 - s)), s = sigmoid(x): a new tensor.
+    private static Tensor Slope(TorchContext context, Tensor x, Tensor s) =>
+        s.mul(context.MinusOne).add_(context.One).mul_(x).add_(context.One).mul_(s);
+
+    private static void CheckSame(TensorSlice a, TensorSlice b) => Check.That(a.Rows == b.Rows && a.Columns == b.Columns);
+}

@@ -1,0 +1,90 @@
+using FlexLLM.Primitives;
+using TorchSharp;
+using Tensor = TorchSharp.torch.Tensor;
+
+namespace FlexLLM.Backends.Torch;
+
+/// <summary>Logits of chosen rows, and the head fused with cross-entropy.</summary>
+internal static class LossOps
+{
+    public static void Logits(TorchContext context, TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits)
+    {
+        Check.That(logits.Rows == rows.Length && logits.Columns == head.OutFeatures && x.Columns == head.InFeatures);
+        using DisposeScope scope = torch.NewDisposeScope();
+        Tensor indices = context.Indices(rows, x.Rows);
+        if (rows.Length > 0)
+        {
+            Tensor chosen = TorchContext.Of(x).index_select(0, indices);
+            LinearOps.Multiply(chosen, LinearOps.Operand(context, head).t(), TorchContext.Of(logits), accumulate: false);
+        }
+    }
+
+    public static void CrossEntropy(
+        TorchContext context, TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,
+        Span<float> losses)
+    {
+        Check.That(targets.Length == x.Rows && dx.Rows == x.Rows && losses.Length == x.Rows);
+        Check.That(x.Columns == head.InFeatures && dx.Columns == x.Columns);
+        Check.That(targets.IndexOfAnyInRange(head.OutFeatures, int.MaxValue) < 0);
+        losses.Clear();
+        ElementwiseOps.Zero(dx);
+        int[] live = new int[targets.Length];
+        int count = 0;
+        for (int row = 0; row < targets.Length; row++)
+        {
+            if (targets[row] >= 0)
+            {
+                live[count++] = row;
+            }
+        }
+
+        if (count == 0)
+        {
+            return;
+        }
+
+        using DisposeScope scope = torch.NewDisposeScope();
+        Tensor matrix = LinearOps.Operand(context, head);
+        using TorchTensor rowLosses = new(context, count, 1);
+        int chunk = Math.Min(context.RowsPerPiece(head.OutFeatures), count);
+        int[] labels = new int[chunk];
+        for (int first = 0; first < count; first += chunk)
+        {
+            ReadOnlySpan<int> rows = live.AsSpan(first, Math.Min(chunk, count - first));
+            for (int i = 0; i < rows.Length; i++)
+            {
+                labels[i] = targets[rows[i]];
+            }
+
+            TensorSlice chunkLosses = rowLosses.Slice(first, rows.Length);
+            RunChunk(context, x, rows, labels.AsSpan(0, rows.Length), matrix, gradientScale, dx, chunkLosses);
+        }
+
+        float[] values = new float[count];
+        context.Download(rowLosses, values);
+        for (int i = 0; i < count; i++)
+        {
+            losses[live[i]] = values[i];
+        }
+    }
+
+    private static void RunChunk(
+        TorchContext context, TensorSlice x, ReadOnlySpan<int> rows, ReadOnlySpan<int> labels, Tensor head, float gradientScale,
+        TensorSlice dx, TensorSlice losses)
+    {
+        using DisposeScope scope = torch.NewDisposeScope();
+        Tensor rowIndices = context.Indices(rows, x.Rows);
+        Tensor targets = context.Indices(labels, int.MaxValue).view(labels.Length, 1);
+        Tensor logits = LinearOps.Product(TorchContext.Of(x).index_select(0, rowIndices), head.t());
+        Tensor logSum = logits.logsumexp(1, keepdim: true);
+        TorchContext.Of(losses).copy_(logSum.sub(logits.gather(1, targets)));
+
+        // gradientScale * (softmax - onehot).
+        using Scalar scale = TorchContext.Passing(gradientScale);
+        using Scalar minusScale = TorchContext.Passing(-gradientScale);
+        Tensor gradient = logits.sub_(logSum).exp_().mul_(scale);
+        Tensor ones = torch.ones(labels.Length, 1L, torch.ScalarType.Float32, context.Device);
+        gradient.scatter_add_(1, targets, ones.mul_(minusScale));
+        TorchContext.Of(dx).index_copy_(0, rowIndices, LinearOps.Product(gradient, head));
+    }
+}

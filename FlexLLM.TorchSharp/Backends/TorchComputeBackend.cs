@@ -1,0 +1,162 @@
+using FlexLLM.Primitives;
+using TorchSharp;
+
+namespace FlexLLM.Backends.Torch;
+
+/// <summary>
+/// The waist on libtorch, through TorchSharp's managed API and without autograd: F32 activations and KV cache, weights F32 or BF16,
+/// every gradient by its formula. It promises values, not bits: libtorch chooses the order of its sums by shape and machine.
+/// </summary>
+/// <remarks>
+/// Temporaries come from libtorch's allocator and are returned at the end of the call that made them: <see cref="ScratchBytes"/> is
+/// zero, and <see cref="AllocatedBytes"/> counts what outlives a call.
+/// </remarks>
+/// <param name="device">Where tensors live.</param>
+/// <param name="elementsMax">See <see cref="TorchContext.ElementsMax"/>.</param>
+internal sealed class TorchComputeBackend(torch.Device device, long elementsMax = TorchContext.ElementsMaxDefault) : IComputeBackend
+{
+    private readonly TorchContext _context = new(device, elementsMax);
+
+    public string Name => _context.Name;
+
+    public long AllocatedBytes => _context.Memory.Bytes;
+
+    public long TensorBytes(int rows, int columns) => TorchTensor.BytesOf(rows, columns);
+
+    public long WeightBytes(int outFeatures, int inFeatures, DType type) => TorchWeight.BytesOf(outFeatures, inFeatures, type);
+
+    public long FactorBytes(int inner, int wide) => TorchTensor.BytesOf(inner, wide);
+
+    public long KvCacheBytes(int layers, int blocks, int kvHeads, int headDim) =>
+        TorchKvCache.BytesOf(layers, blocks, kvHeads, headDim);
+
+    public long ScratchBytes(in ScratchLimits limits) => 0;
+
+    public void ReserveScratch(in ScratchLimits limits)
+    {
+        // libtorch keeps freed memory for the next call by itself.
+    }
+
+    public DeviceTensor Allocate(int rows, int columns) => new TorchTensor(_context, rows, columns);
+
+    public DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
+        new TorchTensor((TorchTensor)owner, offset, rows, columns);
+
+    public DeviceWeight CreateWeight(in HostMatrix source, DType type) => new TorchWeight(_context, source, type);
+
+    public DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim) =>
+        new TorchKvCache(_context, layers, blocks, kvHeads, headDim);
+
+    public void ResizeKvCache(DeviceKvCache cache, int blocks) => ((TorchKvCache)cache).Resize(blocks);
+
+    public DeviceFactor CreateFactor(int inner, int wide) => new TorchFactor(_context, inner, wide);
+
+    public void RefreshFactor(DeviceFactor factor)
+    {
+        // Nothing is derived.
+    }
+
+    public void Upload(ReadOnlySpan<float> source, TensorSlice destination) => _context.Upload(source, destination);
+
+    public void Download(TensorSlice source, Span<float> destination) => _context.Download(source, destination);
+
+    public void Copy(TensorSlice source, TensorSlice destination) => ElementwiseOps.Copy(source, destination);
+
+    public void Zero(TensorSlice destination) => ElementwiseOps.Zero(destination);
+
+    public void Gather(DeviceWeight table, ReadOnlySpan<int> ids, TensorSlice y) => LinearOps.Gather(_context, table, ids, y);
+
+    public void RmsNorm(TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice y) =>
+        RowOps.RmsNorm(_context, x, gain, epsilon, y);
+
+    public void RmsNormBackward(
+        TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice dy, TensorSlice dx, bool accumulate) =>
+        RowOps.RmsNormBackward(_context, x, gain, epsilon, dy, dx, accumulate);
+
+    public void Linear(TensorSlice x, DeviceWeight weight, DeviceTensor? bias, TensorSlice y, bool accumulate) =>
+        LinearOps.Forward(_context, x, weight, bias, y, accumulate);
+
+    public void LinearBackwardInput(TensorSlice dy, DeviceWeight weight, TensorSlice dx, bool accumulate) =>
+        LinearOps.BackwardInput(_context, dy, weight, dx, accumulate);
+
+    public void LoraBypass(TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y) =>
+        FactorOps.LoraForward(x, segments, y);
+
+    public void LoraBypassBackward(
+        TensorSlice x, TensorSlice dy, DeviceFactor a, DeviceFactor bTransposed, float scale, DeviceTensor gradA,
+        DeviceTensor gradBTransposed, TensorSlice? dx) =>
+        FactorOps.LoraBackward(x, dy, a, bTransposed, scale, gradA, gradBTransposed, dx);
+
+    public void Narrow(TensorSlice x, DeviceFactor m, float scale, TensorSlice u, bool accumulate) =>
+        FactorOps.Narrow(x, m, scale, u, accumulate);
+
+    public void Widen(TensorSlice u, DeviceFactor m, float scale, TensorSlice y, bool accumulate) =>
+        FactorOps.Widen(u, m, scale, y, accumulate);
+
+    public void AddOuter(TensorSlice u, TensorSlice x, float scale, DeviceTensor gradient) =>
+        FactorOps.AddOuter(u, x, scale, gradient);
+
+    public void AddBias(TensorSlice y, DeviceTensor bias) => ColumnOps.AddBias(y, bias);
+
+    public void AddColumnSums(TensorSlice dy, DeviceTensor gradient) => ColumnOps.AddColumnSums(dy, gradient);
+
+    public void ScaleColumns(TensorSlice x, DeviceTensor gain, TensorSlice y, bool accumulate) =>
+        ColumnOps.Scale(_context, x, gain, y, accumulate);
+
+    public void ScaleColumnsBackward(
+        TensorSlice x, TensorSlice dy, DeviceTensor gain, DeviceTensor gradGain, TensorSlice? dx, bool accumulate) =>
+        ColumnOps.ScaleBackward(_context, x, dy, gain, gradGain, dx, accumulate);
+
+    public void CopyColumns(TensorSlice source, int sourceColumn, TensorSlice destination, int destinationColumn, int columns) =>
+        ColumnOps.Copy(source, sourceColumn, destination, destinationColumn, columns);
+
+    public void Relu(TensorSlice x, TensorSlice y) => ElementwiseOps.Relu(_context, x, y);
+
+    public void ReluBackward(TensorSlice y, TensorSlice dy, TensorSlice dx) => ElementwiseOps.ReluBackward(_context, y, dy, dx);
+
+    public void Silu(TensorSlice x, TensorSlice y) => ElementwiseOps.Silu(x, y);
+
+    public void SiluBackward(TensorSlice x, TensorSlice dy, TensorSlice dx) => ElementwiseOps.SiluBackward(_context, x, dy, dx);
+
+    public void Pack(TensorSlice source, PackedFormat format, TensorSlice packed) =>
+        PackOps.Pack(_context, source, format, packed);
+
+    public void Unpack(TensorSlice packed, PackedFormat format, TensorSlice destination) =>
+        PackOps.Unpack(_context, packed, format, destination);
+
+    public void Rope(TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse) =>
+        RowOps.Rope(_context, x, positions, table, inverse);
+
+    public void AppendKv(TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments) =>
+        AttentionOps.AppendKv(_context, k, v, layer, segments);
+
+    public void Attention(TensorSlice q, TensorSlice o, int layer, ReadOnlySpan<AttentionSegment> segments) =>
+        AttentionOps.Run(_context, q, o, layer, segments);
+
+    public void AttentionBackward(
+        TensorSlice q, TensorSlice dO, int layer, in AttentionSegment window, TensorSlice dQ, DeviceTensor dK, DeviceTensor dV) =>
+        AttentionGradient.Run(_context, q, dO, layer, window, dQ, dK, dV);
+
+    public void SiluGate(TensorSlice gate, TensorSlice up, TensorSlice y) => ElementwiseOps.SiluGate(gate, up, y);
+
+    public void SiluGateBackward(TensorSlice gate, TensorSlice up, TensorSlice dy, TensorSlice dGate, TensorSlice dUp) =>
+        ElementwiseOps.SiluGateBackward(_context, gate, up, dy, dGate, dUp);
+
+    public void Add(TensorSlice a, TensorSlice b, TensorSlice y) => ElementwiseOps.Add(a, b, y);
+
+    public void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits) =>
+        LossOps.Logits(_context, x, rows, head, logits);
+
+    public void FusedLinearCrossEntropy(
+        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses) =>
+        LossOps.CrossEntropy(_context, x, targets, head, gradientScale, dx, losses);
+
+    public void SgdStep(DeviceTensor parameter, DeviceTensor gradient, DeviceTensor? velocity, in SgdStepOptions options) =>
+        OptimizerOps.Sgd(parameter, gradient, velocity, options);
+
+    public void AdamWStep(
+        DeviceTensor parameter, DeviceTensor gradient, DeviceTensor moment1, DeviceTensor moment2, in AdamWStepOptions options) =>
+        OptimizerOps.AdamW(parameter, gradient, moment1, moment2, options);
+
+    public void Dispose() => _context.Dispose();
+}

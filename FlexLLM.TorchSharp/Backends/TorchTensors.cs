@@ -1,0 +1,263 @@
+using System.Runtime.InteropServices;
+using FlexLLM.Backends.Cpu;
+using FlexLLM.Primitives;
+using TorchSharp;
+using Tensor = TorchSharp.torch.Tensor;
+
+namespace FlexLLM.Backends.Torch;
+
+/// <summary>
+/// A dense row-major matrix, in memory of its own or inside another one's. A matrix inside another holds no native tensor: the
+/// memory is gone with its owner, whoever still has a view.
+/// </summary>
+internal sealed class TorchTensor : DeviceTensor
+{
+    private readonly TorchTensor _owner;
+    private readonly long _offset;
+    private OwnedMemory? _memory;
+
+    public TorchTensor(TorchContext context, int rows, int columns)
+        : base(rows, columns)
+    {
+        (_owner, _memory) = (this, OwnedMemory.Zeros(context, rows, columns));
+    }
+
+    public TorchTensor(TorchTensor owner, long offset, int rows, int columns)
+        : base(rows, columns)
+    {
+        Check.That(offset >= 0 && offset % 16 == 0 && offset + ((long)rows * columns) <= (long)owner.Rows * owner.Columns);
+        (_owner, _offset) = (owner._owner, owner._offset + offset);
+    }
+
+    public override long Bytes => _memory?.Bytes ?? 0;
+
+    public static long BytesOf(int rows, int columns) => (long)rows * columns * sizeof(float);
+
+    /// <summary>Rows [start, start + count) as a tensor [count, Columns] of the scope that is open.</summary>
+    public Tensor Part(int start, int count)
+    {
+        Check.That(_owner._memory is not null);
+        return _owner._memory.Tensor.as_strided([count, Columns], [Columns, 1], _offset + ((long)start * Columns));
+    }
+
+    public override void Dispose()
+    {
+        _memory?.Dispose();
+        _memory = null;
+    }
+}
+
+/// <summary>A native tensor that belongs to no scope, counted as long as it lives.</summary>
+internal sealed class OwnedMemory : IDisposable
+{
+    private readonly MemoryCounter _counter;
+    private Tensor? _tensor;
+
+    private OwnedMemory(TorchContext context, Func<Tensor> allocate, long bytes)
+    {
+        try
+        {
+            _tensor = allocate().DetachFromDisposeScope();
+        }
+        catch (ExternalException e)
+        {
+            // libtorch tells a full device from other faults by its text alone; nothing else fails where shapes are sound.
+            throw new InsufficientMemoryException($"{context.Name} could not allocate {bytes} bytes: {e.Message.Split('\n')[0]}", e);
+        }
+
+        (_counter, Bytes) = (context.Memory, bytes);
+        _counter.Add(bytes);
+    }
+
+    public long Bytes { get; private set; }
+
+    public Tensor Tensor
+    {
+        get
+        {
+            Check.That(_tensor is not null);
+            return _tensor;
+        }
+    }
+
+    public static OwnedMemory Zeros(TorchContext context, long rows, long columns) => new(
+        context, () => torch.zeros(rows, columns, torch.ScalarType.Float32, context.Device), rows * columns * sizeof(float));
+
+    public static OwnedMemory Matrix(TorchContext context, long rows, long columns, DType type) => new(
+        context, () => torch.empty(rows, columns, TypeOf(type), context.Device), rows * columns * DTypes.BytesOf(type));
+
+    public static OwnedMemory Cube(TorchContext context, long first, long second, long third) => new(
+        context, () => torch.empty(first, second, third, torch.ScalarType.Float32, context.Device),
+        first * second * third * sizeof(float));
+
+    public void Dispose()
+    {
+        if (_tensor is not null)
+        {
+            _tensor.Dispose();
+            _tensor = null;
+            _counter.Add(-Bytes);
+            Bytes = 0;
+        }
+    }
+
+    private static torch.ScalarType TypeOf(DType type) => type == DType.F32 ? torch.ScalarType.Float32 : torch.ScalarType.BFloat16;
+}
+
+/// <summary>W [out, in], row-major, F32 or BF16.</summary>
+internal sealed class TorchWeight : DeviceWeight
+{
+    private readonly OwnedMemory _memory;
+
+    public TorchWeight(TorchContext context, in HostMatrix source, DType type)
+        : base(source.Rows, source.Columns, type)
+    {
+        Check.That(type is DType.F32 or DType.BF16);
+        _memory = OwnedMemory.Matrix(context, source.Rows, source.Columns, type);
+        try
+        {
+            context.Upload(source, _memory.Tensor);
+        }
+        catch
+        {
+            _memory.Dispose();
+            throw;
+        }
+    }
+
+    public override long Bytes => _memory.Bytes;
+
+    /// <summary>As stored.</summary>
+    public Tensor Values => _memory.Tensor;
+
+    public static long BytesOf(int outFeatures, int inFeatures, DType type) =>
+        (long)outFeatures * inFeatures * DTypes.BytesOf(type);
+
+    public override void Dispose() => _memory.Dispose();
+}
+
+/// <summary>A bypass matrix; nothing is derived from it.</summary>
+internal sealed class TorchFactor : DeviceFactor
+{
+    private readonly TorchTensor _values;
+
+    public TorchFactor(TorchContext context, int inner, int wide)
+        : base(inner, wide)
+    {
+        Check.That(inner > 0 && wide > 0);
+        _values = new TorchTensor(context, inner, wide);
+    }
+
+    public override DeviceTensor Values => _values;
+
+    public override long Bytes => _values.Bytes;
+
+    public override void Dispose() => _values.Dispose();
+}
+
+/// <summary>
+/// Keys and values of a layer, each [KV heads, blocks * 16, head dimension]: what attention gathers lies head by head, as its
+/// products want it, without another copy.
+/// </summary>
+internal sealed class TorchKvCache : DeviceKvCache
+{
+    private readonly TorchContext _context;
+    private readonly OwnedMemory[] _keys;
+    private readonly OwnedMemory[] _values;
+
+    public TorchKvCache(TorchContext context, int layers, int blocks, int kvHeads, int headDim)
+        : base(layers, 0, kvHeads, headDim)
+    {
+        _context = context;
+        _keys = new OwnedMemory[layers];
+        _values = new OwnedMemory[layers];
+        try
+        {
+            for (int layer = 0; layer < layers; layer++)
+            {
+                _keys[layer] = OwnedMemory.Cube(context, kvHeads, (long)blocks * TokensPerBlock, headDim);
+                _values[layer] = OwnedMemory.Cube(context, kvHeads, (long)blocks * TokensPerBlock, headDim);
+            }
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+
+        Blocks = blocks;
+    }
+
+    public override long Bytes => _keys.Concat(_values).Sum(memory => memory?.Bytes ?? 0);
+
+    public static long BytesOf(int layers, int blocks, int kvHeads, int headDim) =>
+        2L * layers * blocks * TokensPerBlock * kvHeads * headDim * sizeof(float);
+
+    public Tensor Keys(int layer) => Of(_keys, layer);
+
+    public Tensor Values(int layer) => Of(_values, layer);
+
+    /// <summary>
+    /// Moves one tensor after the other, so that no more than one of them exists twice. Where memory runs out on the way the cache
+    /// keeps its blocks; tensors that were moved by then stay larger than they need be, and are counted as they are.
+    /// </summary>
+    public void Resize(int blocks)
+    {
+        CheckResize(blocks);
+        if (blocks == Blocks)
+        {
+            return;
+        }
+
+        long kept = (long)Math.Min(blocks, Blocks) * TokensPerBlock;
+        for (int layer = 0; layer < Layers; layer++)
+        {
+            Move(ref _keys[layer], blocks, kept);
+            Move(ref _values[layer], blocks, kept);
+        }
+
+        Blocks = blocks;
+    }
+
+    /// <summary>Where positions [first, first + slots.Length) of a sequence lie.</summary>
+    public void Place(in AttentionSegment segment, int first, Span<long> slots)
+    {
+        for (int i = 0; i < slots.Length; i++)
+        {
+            (int index, int offset) = int.DivRem(first + i, TokensPerBlock);
+            Check.That((uint)index < (uint)segment.BlockTable.Length);
+            int block = segment.BlockTable[index];
+            Check.That((uint)block < (uint)Blocks);
+            slots[i] = ((long)block * TokensPerBlock) + offset;
+        }
+    }
+
+    public override void Dispose()
+    {
+        foreach (OwnedMemory? memory in _keys.Concat(_values))
+        {
+            memory?.Dispose();
+        }
+
+        Blocks = 0;
+    }
+
+    private Tensor Of(OwnedMemory[] memory, int layer)
+    {
+        Check.That((uint)layer < (uint)Layers);
+        return memory[layer].Tensor;
+    }
+
+    private void Move(ref OwnedMemory memory, int blocks, long kept)
+    {
+        OwnedMemory moved = OwnedMemory.Cube(_context, KvHeads, (long)blocks * TokensPerBlock, HeadDim);
+        if (kept > 0)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            moved.Tensor.narrow(1, 0, kept).copy_(memory.Tensor.narrow(1, 0, kept));
+        }
+
+        memory.Dispose();
+        memory = moved;
+    }
+}

@@ -1,0 +1,95 @@
+using System.Globalization;
+using FlexLLM.Backends;
+using FlexLLM.Backends.Torch;
+using TorchSharp;
+
+namespace FlexLLM;
+
+/// <summary>Devices that compute on libtorch: the CPU, and NVIDIA GPUs through CUDA.</summary>
+public static class TorchBackend
+{
+    private const string Packages =
+        "Add one of these packages to the application: TorchSharp-cuda-linux or TorchSharp-cuda-windows for NVIDIA GPUs, " +
+        "TorchSharp-cpu for none.";
+
+    /// <summary>
+    /// The device to put in <see cref="CoServingOptions.Device"/>. libtorch is loaded here, so that what is missing shows here too.
+    /// </summary>
+    /// <param name="device">"cpu", "cuda" (the same as "cuda:0"), or "cuda:N" for the GPU with that number.</param>
+    /// <exception cref="ArgumentException">The text names no such device.</exception>
+    /// <exception cref="FlexLlmException">libtorch cannot be loaded, or has no such GPU; the message says what to add.</exception>
+    public static ComputeDevice Create(string device)
+    {
+        ArgumentNullException.ThrowIfNull(device);
+        (DeviceType type, int index) = Parse(device);
+        try
+        {
+            return Open(type, index);
+        }
+        catch (Exception e) when (IsLoadFault(e))
+        {
+            throw new FlexLlmException($"Device '{device}' needs libtorch, which could not be loaded ({Cause(e)}). {Packages}", e);
+        }
+    }
+
+    private static (DeviceType Type, int Index) Parse(string device)
+    {
+        if (device is "cpu")
+        {
+            return (DeviceType.CPU, -1);
+        }
+
+        const string cuda = "cuda";
+        if (device is cuda)
+        {
+            return (DeviceType.CUDA, 0);
+        }
+
+        bool isNumbered = device.StartsWith(cuda + ":", StringComparison.Ordinal);
+        string number = isNumbered ? device[(cuda.Length + 1)..] : "";
+        return int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int index)
+            ? (DeviceType.CUDA, index)
+            : throw new ArgumentException(
+                $"Unknown device '{device}'. Use \"cpu\", \"cuda\", or \"cuda:N\" for GPU number N.", nameof(device));
+    }
+
+    private static TorchDevice Open(DeviceType type, int index)
+    {
+        torch.InitializeDeviceType(DeviceType.CPU);
+        if (type == DeviceType.CPU)
+        {
+            return new TorchDevice(type, index);
+        }
+
+        if (!torch.cuda.is_available())
+        {
+            throw new FlexLlmException(
+                "libtorch finds no CUDA here. Add the package TorchSharp-cuda-linux or TorchSharp-cuda-windows in place of " +
+                "TorchSharp-cpu, and install an NVIDIA driver that is new enough for its CUDA version; or use the device \"cpu\".");
+        }
+
+        int count = torch.cuda.device_count();
+        return index < count
+            ? new TorchDevice(type, index)
+            : throw new FlexLlmException($"There is no GPU number {index}: this machine has {count}, numbered from 0.");
+    }
+
+    // What the loader throws depends on whether the managed part, the native part, or something that it needs is missing.
+    private static bool IsLoadFault(Exception e) => e is NotSupportedException or TypeInitializationException
+        or DllNotFoundException or EntryPointNotFoundException or BadImageFormatException or FileNotFoundException;
+
+    private static string Cause(Exception e)
+    {
+        while (e.InnerException is not null)
+        {
+            e = e.InnerException;
+        }
+
+        return e.Message.Split('\n')[0].Trim().TrimEnd('.');
+    }
+
+    private sealed class TorchDevice(DeviceType type, int index) : ComputeDevice
+    {
+        internal override IComputeBackend CreateBackend() => new TorchComputeBackend(new torch.Device(type, index));
+    }
+}
