@@ -39,10 +39,11 @@ internal sealed record ServingSection
     public IReadOnlyList<string> Notes { get; init; } = [];
 
     /// <summary>
-    /// Finetuning tokens a second of a machine that trains at the speed of finetuning alone whenever inference alone would be idle;
-    /// more only where both share a pass over the weights. Null where one of the two was not measured.
+    /// What inference alone leaves: finetuning tokens a second of a machine that trains at the speed of finetuning alone whenever
+    /// inference alone would wait. A mode has more where requests take longer, so that more of them share a pass over the weights.
+    /// Null where one of the two was not measured.
     /// </summary>
-    public double? TrainingBound(string load)
+    public double? TrainingLeftOver(string load)
     {
         ServingRun? alone = Runs.FirstOrDefault(r => r.Mode == "finetune-only");
         ServingRun? inference = Runs.FirstOrDefault(r => r.Mode == "inference-only" && r.Load == load);
@@ -84,7 +85,7 @@ internal sealed record ServingReport
 
             output.WriteLine(
                 $"{"",-28}{"",6}{"attained",9}{"TTFT ms",25}{"",8}{"TPOT ms",17}{"generated",18}" +
-                $"{"trained",8}{"over",7}{"bound",8}{"of it",6}");
+                $"{"trained",8}{"over",7}{"left",8}{"of it",6}");
             output.WriteLine(
                 $"{"load",-11}{"mode",-17}{"req/s",6}{"%",9}{"mean",9}{"p50",8}{"p99",8}" +
                 $"{"mean",9}{"p50",8}{"p99",8}{"tok/s",10}{"tok/s",8}{"budget",7}{"tok/s",8}{"%",6}");
@@ -92,13 +93,13 @@ internal sealed record ServingReport
             {
                 LatencySummary ttft = LatencySummary.Of(run.Requests.Select(r => r.Ttft));
                 LatencySummary tpot = LatencySummary.Of(run.Requests.Select(r => r.Tpot));
-                double? bound = section.TrainingBound(run.Load);
+                double? left = section.TrainingLeftOver(run.Load);
                 output.WriteLine(
                     $"{run.Load,-11}{run.Mode,-17}{run.RequestsPerSecond.Fixed(2),6}{AttainmentText(run),9}" +
                     $"{Milliseconds(ttft.Mean),9}{Milliseconds(ttft.P50),8}{Milliseconds(ttft.P99),8}" +
                     $"{Milliseconds(tpot.Mean),9}{Milliseconds(tpot.P50),8}{Milliseconds(tpot.P99),8}" +
                     $"{run.GeneratedPerSecond.Fixed(1),10}{run.TrainedPerSecond.Fixed(1),8}{run.StepsOverBudget,7}" +
-                    $"{bound?.Fixed(1) ?? "-",8}{(100 * run.TrainedPerSecond / bound)?.Fixed(0) ?? "-",6}");
+                    $"{left?.Fixed(1) ?? "-",8}{(100 * run.TrainedPerSecond / left)?.Fixed(0) ?? "-",6}");
             }
 
             foreach (string note in section.Notes)
@@ -196,9 +197,9 @@ internal sealed record ServingReport
             json.WriteNumber("busy_seconds", busy);
         }
 
-        if (section.TrainingBound(run.Load) is double bound)
+        if (section.TrainingLeftOver(run.Load) is double left)
         {
-            json.WriteNumber("trained_per_second_bound", bound);
+            json.WriteNumber("trained_per_second_left_over", left);
         }
 
         json.WriteString("event_hash", run.EventHash);
