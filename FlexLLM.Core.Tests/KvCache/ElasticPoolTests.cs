@@ -6,8 +6,8 @@ using FlexLLM.KvCache;
 using FlexLLM.Models;
 using FsCheck;
 using FsCheck.Fluent;
-using Microsoft.FSharp.Core;
 using NUnit.Framework;
+using static FlexLLM.Tests.KvCache.RandomCalls;
 
 namespace FlexLLM.Tests.KvCache;
 
@@ -17,15 +17,9 @@ internal sealed class ElasticPoolTests
 {
     private const int Extent = DeviceKvCache.BlocksPerExtent;
 
-    private static readonly Config Many = Config.QuickThrowOnFailure
-        .WithMaxTest(300)
-        .WithReplay(FSharpOption<Replay>.Some(new Replay(new Rnd(7), FSharpOption<int>.None)));
+    private static readonly Config Many = RandomCalls.Many(seed: 7);
 
-    /// <summary>One call: what, and a number that says which or how much.</summary>
-    private static Arbitrary<(int What, int Number)[]> Calls { get; } = (
-        from what in Gen.Choose(0, 5)
-        from number in Gen.Choose(0, 1_000_000)
-        select (what, number)).ArrayOf().ToArbitrary();
+    private static Arbitrary<(int What, int Number)[]> Calls { get; } = RandomCalls.Of(last: 5);
 
     [Test]
     public void BlockPool_AnyCalls_ConservesBlocks() =>
@@ -169,14 +163,5 @@ internal sealed class ElasticPoolTests
         budget.GiveBack();
         Require(pool.Blocks.BlocksTotal == pool.BlocksMax, "all comes back");
         return true;
-    }
-
-    // Thrown directly: a failed NUnit assertion would be recorded even where the control expects it.
-    private static void Require(bool condition, string what)
-    {
-        if (!condition)
-        {
-            throw new AssertionException($"Not kept: {what}.");
-        }
     }
 }

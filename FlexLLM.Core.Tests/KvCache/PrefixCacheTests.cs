@@ -1,8 +1,8 @@
 using FlexLLM.KvCache;
 using FsCheck;
 using FsCheck.Fluent;
-using Microsoft.FSharp.Core;
 using NUnit.Framework;
+using static FlexLLM.Tests.KvCache.RandomCalls;
 
 namespace FlexLLM.Tests.KvCache;
 
@@ -12,15 +12,9 @@ internal sealed class PrefixCacheTests
 {
     private static readonly object Adapter = new();
 
-    private static readonly Config Many = Config.QuickThrowOnFailure
-        .WithMaxTest(300)
-        .WithReplay(FSharpOption<Replay>.Some(new Replay(new Rnd(11), FSharpOption<int>.None)));
+    private static readonly Config Many = RandomCalls.Many(seed: 11);
 
-    /// <summary>One call: what, and a number that says which or how much.</summary>
-    private static Arbitrary<(int What, int Number)[]> Calls { get; } = (
-        from what in Gen.Choose(0, 7)
-        from number in Gen.Choose(0, 1_000_000)
-        select (what, number)).ArrayOf().ToArbitrary();
+    private static Arbitrary<(int What, int Number)[]> Calls { get; } = RandomCalls.Of(last: 7);
 
     [Test]
     public void Match_AnyCalls_FindsOnlyItsOwnTokens() =>
@@ -217,15 +211,6 @@ internal sealed class PrefixCacheTests
             for (int b = 0; b < blocks; b++)
             {
                 Require(_notes[blockAt(b)] == sequence.NoteOf(b), "what it finds is what was computed for its tokens");
-            }
-        }
-
-        // Thrown directly: a failed NUnit assertion would be recorded even where the control expects it.
-        private static void Require(bool condition, string what)
-        {
-            if (!condition)
-            {
-                throw new AssertionException($"Not kept: {what}.");
             }
         }
     }

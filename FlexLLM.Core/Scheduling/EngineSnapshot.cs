@@ -73,6 +73,9 @@ internal readonly record struct SequenceSnapshot
     /// <summary>Tokens known but not computed.</summary>
     public int TokensLeft => TokensTotal - TokensComputed;
 
+    /// <summary>Of the held blocks, those that are not among the free ones: a waiting sequence has yet to take what is idle.</summary>
+    public int BlocksTaken => Phase == SequencePhase.Running ? BlocksHeld : BlocksShared;
+
     /// <summary>Of the held blocks, those that are its own.</summary>
     public int BlocksOwn => BlocksHeld - BlocksShared;
 

@@ -110,8 +110,7 @@ internal static class InferencePolicy
                 }
             }
 
-            int has = waits ? sequence.BlocksShared : sequence.BlocksHeld; // The rest of what it finds is still among the free ones.
-            long room = ((long)(has + free) * now.TokensPerBlock) - sequence.TokensComputed;
+            long room = ((long)(sequence.BlocksTaken + free) * now.TokensPerBlock) - sequence.TokensComputed;
             tokens = (int)Math.Min(tokens, room);
             if (tokens <= 0)
             {
@@ -217,12 +216,8 @@ internal static class InferencePolicy
         }
     }
 
-    // A waiting sequence also takes those of its blocks out of the free ones that nobody holds yet.
-    private static int BlocksToAdd(EngineSnapshot now, in SequenceSnapshot sequence, int tokens)
-    {
-        int has = sequence.Phase == SequencePhase.Running ? sequence.BlocksHeld : sequence.BlocksShared;
-        return Math.Max(0, now.BlocksFor(sequence.TokensComputed + tokens) - has);
-    }
+    private static int BlocksToAdd(EngineSnapshot now, in SequenceSnapshot sequence, int tokens) =>
+        Math.Max(0, now.BlocksFor(sequence.TokensComputed + tokens) - sequence.BlocksTaken);
 
     private static int SharedBlocks(EngineSnapshot now, ReadOnlySpan<SequenceSnapshot> sequences)
     {

@@ -34,7 +34,7 @@ internal static class ColumnOps
         if (x.Rows > 0)
         {
             using DisposeScope scope = torch.NewDisposeScope();
-            Store(TorchContext.Of(x).mul(TorchContext.Of(gain).sub(context.One)), y, accumulate);
+            TorchContext.Store(TorchContext.Of(x).mul(TorchContext.Of(gain).sub(context.One)), TorchContext.Of(y), accumulate);
         }
     }
 
@@ -56,7 +56,7 @@ internal static class ColumnOps
         TorchContext.Of(gradGain).add_(TorchContext.Of(x).mul(dys).sum(0L, keepdim: true));
         if (dx is TensorSlice destination)
         {
-            Store(dys.mul(TorchContext.Of(gain).sub(context.One)), destination, accumulate);
+            TorchContext.Store(dys.mul(TorchContext.Of(gain).sub(context.One)), TorchContext.Of(destination), accumulate);
         }
     }
 
@@ -69,20 +69,6 @@ internal static class ColumnOps
             using DisposeScope scope = torch.NewDisposeScope();
             Tensor from = TorchContext.Of(source).narrow(1, sourceColumn, columns);
             TorchContext.Of(destination).narrow(1, destinationColumn, columns).copy_(from);
-        }
-    }
-
-    /// <summary>destination (+)= values.</summary>
-    public static void Store(Tensor values, TensorSlice destination, bool accumulate)
-    {
-        Tensor to = TorchContext.Of(destination);
-        if (accumulate)
-        {
-            to.add_(values);
-        }
-        else
-        {
-            to.copy_(values);
         }
     }
 

@@ -72,13 +72,9 @@ internal static class LinearOps
         {
             y.addmm_(x, m, accumulate ? 1 : 0);
         }
-        else if (accumulate)
-        {
-            y.add_(x.to_type(torch.ScalarType.BFloat16).mm(m));
-        }
         else
         {
-            y.copy_(x.to_type(torch.ScalarType.BFloat16).mm(m));
+            TorchContext.Store(x.to_type(torch.ScalarType.BFloat16).mm(m), y, accumulate);
         }
     }
 

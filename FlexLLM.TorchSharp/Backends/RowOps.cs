@@ -42,15 +42,7 @@ internal static class RowOps
         Tensor g = Groups(dy, gain).mul(TorchContext.Of(gain));
         Tensor slope = g.mul(groups).mean(LastDimension, keepdim: true).mul_(r).mul_(r).mul_(r);
         Tensor result = g.mul_(r).addcmul_(groups, slope, context.MinusOne);
-        Tensor destination = Groups(dx, gain);
-        if (accumulate)
-        {
-            destination.add_(result);
-        }
-        else
-        {
-            destination.copy_(result);
-        }
+        TorchContext.Store(result, Groups(dx, gain), accumulate);
     }
 
     public static void Rope(TorchContext context, TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse)

@@ -59,6 +59,19 @@ internal sealed class TorchContext : IDisposable
     /// <summary>The elements of a slice as a tensor [rows, columns] on the same memory; of the scope that is open.</summary>
     public static Tensor Of(TensorSlice slice) => ((TorchTensor)slice.Tensor).Part(slice.Start, slice.Rows);
 
+    /// <summary>destination (+)= values, of one shape.</summary>
+    public static void Store(Tensor values, Tensor destination, bool accumulate)
+    {
+        if (accumulate)
+        {
+            destination.add_(values);
+        }
+        else
+        {
+            destination.copy_(values);
+        }
+    }
+
     /// <summary>
     /// A number that stays the same for a model. Making one costs more than a small operation does, so they are kept; what changes
     /// with every step belongs to <see cref="Passing"/>.
