@@ -22,6 +22,10 @@ internal sealed class VerifyTraining(VerifyVerb report, GoldenModel golden, Load
     // Multiple of the float32-against-float64 error for logits (max) and for AdamW weights (rms).
     private const double Slack = 4;
 
+    // Of a loss curve whose learning rate amplifies the rounding of its first steps, float32 itself is one draw, and so are we:
+    // between two orders of summation whose gradients agree to 2e-7 our own distance moved from 0.3 to 4.4 times of it.
+    private const double UnstableSlack = 8;
+
     private readonly ForwardPass _forward = new(model, RowsMax, sampledMax: RowsMax);
     private readonly BackwardPass _backward = new(model, RowsMax);
     private readonly TokenBatch _batch = new(RowsMax);
@@ -99,15 +103,14 @@ internal sealed class VerifyTraining(VerifyVerb report, GoldenModel golden, Load
         report.Report(golden.Name, $"{Prefix}.grad in windows beside requests", same, "same bits, requests too");
     }
 
-    // An unstable curve amplifies the rounding of its first steps: where float32 itself strays further from float64 than the
-    // plain bound allows, the bound is a small multiple of that.
+    // Where float32 itself strays further from float64 than the plain bound allows, the bound is a small multiple of that.
     private void CheckOptimizer(string name, OptimizerOptions options)
     {
         (double[] losses, Dictionary<string, float[]> weights) = Train(options, traffic: null);
         string curve = $"{Prefix}.{name}.losses";
         double curveOfF32 = Distance.Curve(golden.ScalarsF32(curve), golden.Scalars(curve));
         report.ReportError(
-            golden.Name, curve, Distance.Curve(losses, golden.Scalars(curve)), Math.Max(GradientBound, Slack * curveOfF32));
+            golden.Name, curve, Distance.Curve(losses, golden.Scalars(curve)), Math.Max(GradientBound, UnstableSlack * curveOfF32));
 
         string final = $"{Prefix}.{name}.final";
         double difference = 0;

@@ -151,10 +151,9 @@ internal static unsafe class AttentionBackward
             for (int d = 0; d < columns; d += PanelPacking.Width)
             {
                 float* keyTile = kv.Keys(_head, item) + (d * AttentionTiles.Block);
-                Transpose.Tile<F32Panel>((byte*)keyTile, F32Panel.RowBytes, kv.HeadDim - d, keys + d, columns);
-                Transpose.Tile<F32Panel>(
-                    (byte*)(kv.Values(_head, item) + d), (nint)columns * sizeof(float), AttentionTiles.Block,
-                    values + (d * AttentionTiles.Block), AttentionTiles.Block);
+                Transpose.Tile(keyTile, AttentionTiles.Block, kv.HeadDim - d, keys + d, columns);
+                Transpose.Tile(
+                    kv.Values(_head, item) + d, columns, AttentionTiles.Block, values + (d * AttentionTiles.Block), AttentionTiles.Block);
             }
         }
     }

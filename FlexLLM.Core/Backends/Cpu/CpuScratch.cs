@@ -30,7 +30,6 @@ internal static class CpuScratch
         AskFloats(WorkspaceSlot.AttentionHead, AttentionBackward.HeadFloats(limits.Positions, valueColumns));
         AskFloats(
             WorkspaceSlot.AttentionChunk, AttentionBackward.ChunkFloats(limits.Rows, group, limits.Positions, valueColumns));
-        AskFloats(WorkspaceSlot.TransposedWeight, threads * LinearOps.TileFloats(limits.InputColumnsMax, threads));
         Ask(WorkspaceSlot.LoraPieces, LoraOps.PieceBytes(2 * LoraOps.PiecesMax(limits.Rows, segments: 1)));
         AskFloats(WorkspaceSlot.LowRank, 2 * LoraOps.LowRankFloats(limits.Rows, limits.RankMax));
         int chunk = CrossEntropyOp.ChunkRows(limits.Rows);

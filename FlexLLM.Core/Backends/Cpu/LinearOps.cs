@@ -18,9 +18,14 @@ internal static unsafe class LinearOps
     private const int PanelsPerItemStreaming = 4;
     private const int PanelsPerItem = 16;
 
-    // Weight rows that are transposed at a time, and most panels of 16 input columns beside each other.
-    private const int OutputsPerTile = 256;
-    private const int InputPanelsPerItem = 16;
+    private const int RowsPerBackwardChunk = 24;
+
+    // Panels that are summed over in lanes before these are joined: joining costs as much as two panels.
+    private const int PanelsPerSum = 16;
+
+    // Most input columns of an item: with the panels of a sum they stay in the second-level cache. Columns of a tile.
+    private const int InputsPerItem = 256;
+    private const int InputsPerTile = 4;
 
     public static void Forward(
         CpuContext cpu, TensorSlice x, DeviceWeight weight, DeviceTensor? bias, TensorSlice y, bool accumulate)
@@ -72,29 +77,22 @@ internal static unsafe class LinearOps
             return;
         }
 
-        int panels = PanelPacking.Count(weight.InFeatures);
-        int rounds = (panels + (InputPanelsPerItem * cpu.Team.Threads) - 1) / (InputPanelsPerItem * cpu.Team.Threads);
-        int perItem = (panels + (rounds * cpu.Team.Threads) - 1) / (rounds * cpu.Team.Threads);
-        int items = (panels + perItem - 1) / perItem;
-        long tileFloats = TileFloats(weight.InFeatures, cpu.Team.Threads);
-        float* tiles = cpu.Workspace.Floats(WorkspaceSlot.TransposedWeight, tileFloats * cpu.Team.Threads);
+        // As many items as make whole rounds of the team; whole tiles.
+        int threads = cpu.Team.Threads;
+        int rounds = (weight.InFeatures + (InputsPerItem * threads) - 1) / (InputsPerItem * threads);
+        int perItem = (weight.InFeatures + (rounds * threads) - 1) / (rounds * threads);
+        perItem = (perItem + InputsPerTile - 1) / InputsPerTile * InputsPerTile;
+        int items = (weight.InFeatures + perItem - 1) / perItem;
         Shape shape = new(weight, rows);
         long work = (long)rows * weight.InFeatures * weight.OutFeatures;
         if (weight.Type == DType.BF16)
         {
-            cpu.Team.Run(new BackwardJob<BF16Panel>(shape, dy, dx, accumulate, perItem, tiles, tileFloats), items, work);
+            cpu.Team.Run(new BackwardJob<BF16Panel>(shape, dy, dx, accumulate, perItem), items, work);
         }
         else
         {
-            cpu.Team.Run(new BackwardJob<F32Panel>(shape, dy, dx, accumulate, perItem, tiles, tileFloats), items, work);
+            cpu.Team.Run(new BackwardJob<F32Panel>(shape, dy, dx, accumulate, perItem), items, work);
         }
-    }
-
-    /// <summary>Floats of transposed weights that a thread has in work: never fewer for wider inputs.</summary>
-    public static long TileFloats(int inFeatures, int threads)
-    {
-        int perItem = Math.Min(InputPanelsPerItem, (PanelPacking.Count(inFeatures) + threads - 1) / threads);
-        return (long)perItem * OutputsPerTile * PanelPacking.Width;
     }
 
     public static void Gather(CpuContext cpu, DeviceWeight table, ReadOnlySpan<int> ids, TensorSlice y)
@@ -196,9 +194,8 @@ internal static unsafe class LinearOps
         }
     }
 
-    // One item: all rows of perItem panels of 16 input columns. Weight tiles are transposed into scratch, F32.
-    private readonly struct BackwardJob<TPanel>(
-        Shape shape, float* dy, float* dx, bool accumulate, int perItem, float* tiles, long tileFloats) : IParallelJob
+    // One item: all rows of perItem columns of the input.
+    private readonly struct BackwardJob<TPanel>(Shape shape, float* dy, float* dx, bool accumulate, int perItem) : IParallelJob
         where TPanel : unmanaged, IPanel
     {
         private readonly Shape _shape = shape;
@@ -206,58 +203,55 @@ internal static unsafe class LinearOps
         private readonly float* _dx = dx;
         private readonly bool _accumulate = accumulate;
         private readonly int _perItem = perItem;
-        private readonly float* _tiles = tiles;
-        private readonly long _tileFloats = tileFloats;
 
         [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         public void Run(int item, int worker)
         {
-            int first = item * _perItem;
-            int panels = Math.Min(_perItem, PanelPacking.Count(_shape.In) - first);
-            int column = first * PanelPacking.Width;
-            int columns = Math.Min(panels * PanelPacking.Width, _shape.In - column);
-            float* tile = _tiles + (worker * _tileFloats);
-            for (int output = 0; output < _shape.Out; output += OutputsPerTile)
+            int column = item * _perItem;
+            int columns = Math.Min(_perItem, _shape.In - column);
+            int whole = _shape.Out / PanelPacking.Width;
+            for (int panel = 0; panel < whole; panel += PanelsPerSum)
             {
-                int outputs = Math.Min(OutputsPerTile, _shape.Out - output);
-                TransposeTile(tile, output, outputs, column, panels);
-                for (int row = 0; row < _shape.Rows; row += RowsPerChunk)
+                for (int row = 0; row < _shape.Rows; row += RowsPerBackwardChunk)
                 {
-                    Gemm g = new()
-                    {
-                        A = _dy + ((long)row * _shape.Out) + output,
-                        ARow = _shape.Out,
-                        AStep = 1,
-                        B = (byte*)tile,
-                        BStep = F32Panel.RowBytes,
-                        BPanel = OutputsPerTile * F32Panel.RowBytes,
-                        C = _dx + ((long)row * _shape.In) + column,
-                        CRow = _shape.In,
-                        K = outputs,
-                        Accumulate = output > 0 || _accumulate,
-                    };
-                    int rows = Math.Min(RowsPerChunk, _shape.Rows - row);
-                    GemmBlocks.Multiply<F32Panel>(g, rows, panels, columns - ((panels - 1) * PanelPacking.Width));
+                    float* dy = _dy + ((long)row * _shape.Out) + (panel * PanelPacking.Width);
+                    TransposedGemm g = At(panel, Math.Min(PanelsPerSum, whole - panel), row, column, dy, _shape.Out);
+                    g.Multiply<TPanel>(Math.Min(RowsPerBackwardChunk, _shape.Rows - row), columns);
                 }
+            }
+
+            if (whole < _shape.PanelCount)
+            {
+                RunLastPanel(whole, column, columns);
             }
         }
 
-        // tile[j][o][16] = W[output + o, column + 16 j ..].
+        // What lies behind a row's last output is another row's, and no number times a padding zero need be zero.
         [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-        private void TransposeTile(float* tile, int output, int outputs, int column, int panels)
+        private void RunLastPanel(int panel, int column, int columns)
         {
-            for (int o = 0; o < outputs; o += PanelPacking.Width)
+            int first = panel * PanelPacking.Width;
+            float* padded = stackalloc float[PanelPacking.Width];
+            Span<float> outputs = new(padded, PanelPacking.Width);
+            outputs.Clear();
+            for (int row = 0; row < _shape.Rows; row++)
             {
-                byte* source = _shape.Panels + ((output + o) / PanelPacking.Width * _shape.PanelBytes);
-                for (int j = 0; j < panels; j++)
-                {
-                    int row = column + (j * PanelPacking.Width);
-                    float* destination = tile + ((((long)j * OutputsPerTile) + o) * PanelPacking.Width);
-                    byte* first = source + ((long)row * TPanel.RowBytes);
-                    Transpose.Tile<TPanel>(first, TPanel.RowBytes, _shape.In - row, destination, PanelPacking.Width);
-                }
+                new Span<float>(_dy + ((long)row * _shape.Out) + first, _shape.Out - first).CopyTo(outputs);
+                At(panel, 1, row, column, padded, 0).Multiply<TPanel>(1, columns);
             }
         }
+
+        private TransposedGemm At(int panel, int panels, int row, int column, float* dy, nint dyRow) => new()
+        {
+            A = dy,
+            ARow = dyRow,
+            B = _shape.Panels + (panel * _shape.PanelBytes) + ((long)column * TPanel.RowBytes),
+            BPanel = (nint)_shape.PanelBytes,
+            C = _dx + ((long)row * _shape.In) + column,
+            CRow = _shape.In,
+            Panels = panels,
+            Accumulate = panel > 0 || _accumulate,
+        };
     }
 
     // One item: one row.

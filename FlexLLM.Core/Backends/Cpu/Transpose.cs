@@ -10,27 +10,26 @@ internal static unsafe class Transpose
     private const int Size = PanelPacking.Width;
 
     /// <summary>
-    /// destination[c][r] = number c of source row r, for 16 rows of which the first <paramref name="rows"/> exist; the others
-    /// count as zero. Source rows lie step bytes apart, destination rows destinationStep floats.
+    /// destination[c][r] = source[r][c] for 16 rows, of which the first <paramref name="rows"/> exist; the others count as zero.
+    /// Rows lie step and destinationStep floats apart.
     /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    public static void Tile<TPanel>(byte* source, nint step, int rows, float* destination, nint destinationStep)
-        where TPanel : unmanaged, IPanel
+    public static void Tile(float* source, nint step, int rows, float* destination, nint destinationStep)
     {
         if (rows >= Size)
         {
-            Whole<TPanel>(source, step, destination, destinationStep);
+            Whole(source, step, destination, destinationStep);
             return;
         }
 
         float* padded = stackalloc float[Size * Size];
         for (int r = 0; r < Size; r++)
         {
-            (r < rows ? TPanel.Low(source + (r * step)) : default).Store(padded + (r * Size));
-            (r < rows ? TPanel.High(source + (r * step)) : default).Store(padded + (r * Size) + 8);
+            (r < rows ? Vector256.Load(source + (r * step)) : default).Store(padded + (r * Size));
+            (r < rows ? Vector256.Load(source + (r * step) + 8) : default).Store(padded + (r * Size) + 8);
         }
 
-        Whole<F32Panel>((byte*)padded, F32Panel.RowBytes, destination, destinationStep);
+        Whole(padded, Size, destination, destinationStep);
     }
 
     /// <summary>destination[step c + r] = source[8 r + c]: a dense 8 x 8 tile.</summary>
@@ -42,22 +41,18 @@ internal static unsafe class Transpose
             destination, step);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void Whole<TPanel>(byte* source, nint step, float* destination, nint destinationStep)
-        where TPanel : unmanaged, IPanel
+    private static void Whole(float* source, nint step, float* destination, nint destinationStep)
     {
         for (int r = 0; r < Size; r += 8)
         {
-            byte* s = source + (r * step);
-            Eight(
-                TPanel.Low(s), TPanel.Low(s + step), TPanel.Low(s + (2 * step)), TPanel.Low(s + (3 * step)),
-                TPanel.Low(s + (4 * step)), TPanel.Low(s + (5 * step)), TPanel.Low(s + (6 * step)),
-                TPanel.Low(s + (7 * step)),
-                destination + r, destinationStep);
-            Eight(
-                TPanel.High(s), TPanel.High(s + step), TPanel.High(s + (2 * step)), TPanel.High(s + (3 * step)),
-                TPanel.High(s + (4 * step)), TPanel.High(s + (5 * step)), TPanel.High(s + (6 * step)),
-                TPanel.High(s + (7 * step)),
-                destination + (8 * destinationStep) + r, destinationStep);
+            for (int c = 0; c < Size; c += 8)
+            {
+                float* s = source + (r * step) + c;
+                Eight(
+                    Vector256.Load(s), Vector256.Load(s + step), Vector256.Load(s + (2 * step)), Vector256.Load(s + (3 * step)),
+                    Vector256.Load(s + (4 * step)), Vector256.Load(s + (5 * step)), Vector256.Load(s + (6 * step)),
+                    Vector256.Load(s + (7 * step)), destination + (c * destinationStep) + r, destinationStep);
+            }
         }
     }
 

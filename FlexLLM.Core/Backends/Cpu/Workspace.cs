@@ -5,7 +5,6 @@ namespace FlexLLM.Backends.Cpu;
 /// <summary>What a workspace buffer is for. Buffers in use at the same time have different slots.</summary>
 internal enum WorkspaceSlot
 {
-    TransposedWeight,
     LowRank,
     LoraPieces,
     FactorRows,
