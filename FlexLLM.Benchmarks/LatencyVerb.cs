@@ -12,7 +12,7 @@ namespace FlexLLM.Benchmarks;
 internal static class LatencyVerb
 {
     public const string Usage =
-        "--model DIR [--threads 2] [--weights f32|bf16] [--steps 200] [--time-ms 2000] [--context 2048] [--seed 1] [--json FILE]";
+        "--model DIR [--threads 2] [--weights f32|bf16] [--steps 200] [--time-ms N] [--context 2048] [--seed 1] [--json FILE]";
 
     public static int Run(string[] args)
     {
@@ -26,12 +26,13 @@ internal static class LatencyVerb
             Device = ComputeDevice.Cpu(CommandLine.Int(args, "--threads", 2, min: 1)),
             WeightType = CommandLine.WeightType(args, "--weights"),
             ContextTokensMax = CommandLine.Int(args, "--context", 2048, min: 64),
-            ProfilingTimeMax = TimeSpan.FromMilliseconds(CommandLine.Int(args, "--time-ms", 2000, min: 1)),
+            ProfilingTimeMax = CommandLine.Number(args, "--time-ms") is double time ? TimeSpan.FromMilliseconds(time) : null,
         };
         (LatencyModel model, LatencyErrorReport profiled, LatencyErrorReport learning) =
             MeasureAsync(folder, options, steps, seed).GetAwaiter().GetResult();
         string name = Path.GetFileName(Path.TrimEndingDirectorySeparator(folder));
-        Print(Console.Out, $"{name}, {options.ProfilingTimeMax.TotalMilliseconds:0} ms of profiling", model, profiled, learning);
+        string profiling = options.ProfilingTimeMax is TimeSpan most ? $"{most.TotalMilliseconds:0} ms" : "the default time";
+        Print(Console.Out, $"{name}, {profiling} of profiling", model, profiled, learning);
         if (file is not null)
         {
             Save(file, name, model, profiled, learning);
@@ -47,9 +48,9 @@ internal static class LatencyVerb
         return await engine.CallAsync(
             loop =>
             {
-                LatencyProfiler profiler = loop.Profiler();
-                return (loop.Latency, profiler.HeldOut(loop.Latency, steps, seed, learns: false),
-                    profiler.HeldOut(loop.Latency, steps, seed + 1, learns: true));
+                var heldOut = new HeldOutSteps(loop.Timer());
+                return (loop.Latency, heldOut.Measure(loop.Latency, steps, seed, learns: false),
+                    heldOut.Measure(loop.Latency, steps, seed + 1, learns: true));
             },
             CancellationToken.None).ConfigureAwait(false);
     }

@@ -117,6 +117,11 @@ internal sealed class ServingSimulation : IDisposable
         {
             Latency = _exact with { Tail = Math.Max(_exact.Tail, TailAtStart) },
         };
+        if (load.KnowsTimes)
+        {
+            _loop.Limits = _loop.Limits with { SlackHeldBack = 0.0, TpotPlanned = 1.0 }; // Held back against what it cannot foresee.
+        }
+
         if (load.Samples.Count > 0)
         {
             _ = _callers.Call(StartJob(load.Samples));

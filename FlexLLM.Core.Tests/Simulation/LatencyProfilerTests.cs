@@ -15,8 +15,8 @@ internal sealed class LatencyProfilerTests
     {
         using var run = new EngineSimulation(new Scenario { Workload = Workload.None, Jobs = 0 }, 1);
 
-        LatencyErrorReport profiled = run.Loop.Profiler().HeldOut(run.Loop.Latency, Steps, seed: 3, learns: false);
-        LatencyErrorReport guessed = run.Loop.Profiler().HeldOut(LatencyModel.Default, Steps, seed: 3, learns: false);
+        LatencyErrorReport profiled = new HeldOutSteps(run.Loop.Timer()).Measure(run.Loop.Latency, Steps, seed: 3, learns: false);
+        LatencyErrorReport guessed = new HeldOutSteps(run.Loop.Timer()).Measure(LatencyModel.Default, Steps, seed: 3, learns: false);
 
         TestContext.Out.WriteLine($"{profiled}\nwithout a profile {guessed}\nprofiled in {run.Start.TotalSeconds:F2} s");
         Assert.That(profiled.Median, Is.LessThan(0.06));
@@ -31,12 +31,12 @@ internal sealed class LatencyProfilerTests
         TimeSpan before = run.Loop.Now;
         long bytes = run.Backend.AllocatedBytes;
 
-        LatencyModel? model = run.Loop.Profiler().Profile(TimeSpan.FromSeconds(0.6));
+        LatencyModel? model = new LatencyProfiler(run.Loop.Timer()).Profile(TimeSpan.FromSeconds(0.6));
 
         Assert.That(run.Loop.Now - before, Is.LessThan(TimeSpan.FromSeconds(0.7)), "a step under way is finished");
         Assert.That(run.Backend.AllocatedBytes, Is.EqualTo(bytes));
         run.Loop.Latency = model!.Value;
-        LatencyErrorReport report = run.Loop.Profiler().HeldOut(model.Value, Steps, seed: 4, learns: false);
+        LatencyErrorReport report = new HeldOutSteps(run.Loop.Timer()).Measure(model.Value, Steps, seed: 4, learns: false);
         TestContext.Out.WriteLine(report);
         Assert.That(report.Median, Is.LessThan(0.15));
     }
@@ -46,6 +46,6 @@ internal sealed class LatencyProfilerTests
     {
         using var run = new EngineSimulation(new Scenario { Workload = Workload.None, Jobs = 0 }, 1);
 
-        Assert.That(run.Loop.Profiler().Profile(TimeSpan.Zero), Is.Null);
+        Assert.That(new LatencyProfiler(run.Loop.Timer()).Profile(TimeSpan.Zero), Is.Null);
     }
 }

@@ -187,10 +187,10 @@ public sealed record CoServingOptions
 
     /// <summary>
     /// Longest measurement of this machine's speed while the engine loads; a model that computes fast needs far less. Zero measures
-    /// nothing: the first steps are then planned from a guess, with little finetuning beside requests.
+    /// nothing: the first steps are then planned from a guess, with little finetuning beside requests. Null: the time of 200 steps of
+    /// one token, 2 to 10 seconds.
     /// </summary>
-    /// <value>2 s.</value>
-    public TimeSpan ProfilingTimeMax { get; init; } = TimeSpan.FromSeconds(2);
+    public TimeSpan? ProfilingTimeMax { get; init; }
 
     /// <summary>
     /// Folder where measured speeds are kept, one file for each shape of model, kind of machine and step limits. A file that fits takes
@@ -260,8 +260,8 @@ public sealed record CoServingOptions
         ArgumentOutOfRangeException.ThrowIfLessThan(InboxCapacity, 1, nameof(InboxCapacity));
         ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(IdleStepMax ?? TimeSpan.MaxValue, TimeSpan.Zero, nameof(IdleStepMax));
         ArgumentOutOfRangeException.ThrowIfGreaterThan(IdleStepMax ?? TimeSpan.Zero, TimeSpan.FromHours(1), nameof(IdleStepMax));
-        ArgumentOutOfRangeException.ThrowIfLessThan(ProfilingTimeMax, TimeSpan.Zero, nameof(ProfilingTimeMax));
-        ArgumentOutOfRangeException.ThrowIfGreaterThan(ProfilingTimeMax, TimeSpan.FromHours(1), nameof(ProfilingTimeMax));
+        ArgumentOutOfRangeException.ThrowIfLessThan(ProfilingTimeMax ?? TimeSpan.Zero, TimeSpan.Zero, nameof(ProfilingTimeMax));
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(ProfilingTimeMax ?? TimeSpan.Zero, TimeSpan.FromHours(1), nameof(ProfilingTimeMax));
         if (LatencyProfileFolder is not null)
         {
             ArgumentException.ThrowIfNullOrWhiteSpace(LatencyProfileFolder, nameof(LatencyProfileFolder));

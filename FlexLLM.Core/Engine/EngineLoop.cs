@@ -25,7 +25,6 @@ internal sealed class EngineLoop : IDisposable
     private readonly EngineInbox _inbox;
     private readonly TimeProvider _clock;
     private readonly long _start;
-    private readonly StepLimits _limits;
     private readonly MemoryPlan _memory;
     private readonly KvPool _pool;
     private readonly BlockPool _blocks;
@@ -55,7 +54,7 @@ internal sealed class EngineLoop : IDisposable
         _inbox = inbox;
         _clock = options.Clock;
         _start = _clock.GetTimestamp();
-        _limits = new StepLimits
+        Limits = new StepLimits
         {
             Sharing = options.Sharing,
             TokensPerStepMax = options.TokensPerStepMax,
@@ -63,7 +62,7 @@ internal sealed class EngineLoop : IDisposable
             BackwardRowsMax = options.TokensPerStepMax,
             IdleStepMax = options.IdleStepLimit,
         };
-        _limits.Validate();
+        Limits.Validate();
         ModelConfig config = model.Config;
         _memory = EngineMemory.PlanOf(config, model.Program, model.Backend, options, model.PositionsMax);
         try
@@ -105,6 +104,9 @@ internal sealed class EngineLoop : IDisposable
     /// <summary>What plans believe about this machine; learns from every step.</summary>
     public LatencyModel Latency { get; set; } = LatencyModel.Default;
 
+    /// <summary>Bounds of its steps.</summary>
+    public StepLimits Limits { get; set; }
+
     /// <summary>Counters that statistics read.</summary>
     public EngineCounters Counters { get; } = new();
 
@@ -137,12 +139,12 @@ internal sealed class EngineLoop : IDisposable
 
         DropCancelled();
         Budget.GiveBack();
-        if (_sequences.Count == 0 && (!Jobs.HasWork || _limits.Sharing.Mode == SharingMode.InferenceOnly))
+        if (_sequences.Count == 0 && (!Jobs.HasWork || Limits.Sharing.Mode == SharingMode.InferenceOnly))
         {
             return _inbox.HasItems;
         }
 
-        StepPlan plan = HybridTokenScheduler.Plan(TakeSnapshot(), _limits, Latency, _scratch);
+        StepPlan plan = HybridTokenScheduler.Plan(TakeSnapshot(), Limits, Latency, _scratch);
         LastPlan = plan;
         Check.That(!plan.IsEmpty, "a step with work plans some of it");
         long begun = _clock.GetTimestamp();
@@ -175,16 +177,17 @@ internal sealed class EngineLoop : IDisposable
     }
 
     /// <summary>
-    /// Measures throw-away steps for about the given time, so that the first real ones are planned from this machine's speed.
+    /// Measures throw-away steps for about the given time, or a time that fits the model, so that the first real ones are planned
+    /// from this machine's speed.
     /// </summary>
-    public void Calibrate(TimeSpan timeMax) => Latency = Profiler().Profile(timeMax) ?? Latency;
+    public void Calibrate(TimeSpan? timeMax) => Latency = new LatencyProfiler(Timer()).Profile(timeMax) ?? Latency;
 
     /// <summary>What times steps on this engine, while it has neither requests nor jobs.</summary>
-    public LatencyProfiler Profiler()
+    public StepTimer Timer()
     {
         Check.That(_sequences.Count == 0 && Jobs.Bytes == 0);
-        return new LatencyProfiler(
-            new ProfiledEngine(_model, _limits, _memory, Budget, _pool, _forward, _backward, _batch, _clock));
+        return new StepTimer(
+            new ProfiledEngine(_model, Limits, _memory, Budget, _pool, _forward, _backward, _batch, _clock));
     }
 
     /// <summary>Takes what <see cref="Calibrate"/> measured as the least that a token can cost, and checks the engine's targets.</summary>
@@ -283,7 +286,7 @@ internal sealed class EngineLoop : IDisposable
     }
 
     // The baselines do not: they are compared with as they are described.
-    private bool Preempts => _limits.Sharing.Mode == SharingMode.CoServing;
+    private bool Preempts => Limits.Sharing.Mode == SharingMode.CoServing;
 
     private void DropCancelled()
     {

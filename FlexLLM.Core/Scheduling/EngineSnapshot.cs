@@ -83,9 +83,9 @@ internal readonly record struct SequenceSnapshot
     public bool IsDecoding => Phase == SequencePhase.Running && TokensLeft == 1;
 
     /// <summary>
-    /// Longest time from now to the next token that keeps the mean so far within target; null before the first.
+    /// Longest time from now to the next token that keeps the mean so far within this share of the target; null before the first.
     /// </summary>
-    public TimeSpan? TpotSlack(TimeSpan now) => FirstTokenTime + (TpotTarget * TokensGenerated) - now;
+    public TimeSpan? TpotSlack(TimeSpan now, double share = 1.0) => FirstTokenTime + (TpotTarget * share * TokensGenerated) - now;
 }
 
 /// <summary>

@@ -37,7 +37,7 @@ internal static class FinetunePolicy
                 budget = budget.Within(interToken, grows: false);
             }
 
-            if (s.TpotSlack(now.Now) is TimeSpan slack)
+            if (s.TpotSlack(now.Now, limits.TpotPlanned) is TimeSpan slack)
             {
                 budget = budget.Within(slack * (1.0 - limits.SlackHeldBack), grows: s.IsDecoding && s.TpotTarget > own);
                 budget = budget.Within(s.TpotTarget * limits.SlackTargetsMax, grows: false);

@@ -316,7 +316,7 @@ internal static class InferencePolicy
         for (int i = 0; i < sequences.Length; i++)
         {
             ref readonly SequenceSnapshot s = ref sequences[i];
-            if (s.IsDecoding && marks[i] == PlanMarks.None && s.TpotSlack(now.Now) is TimeSpan slack)
+            if (s.IsDecoding && marks[i] == PlanMarks.None && s.TpotSlack(now.Now, limits.TpotPlanned) is TimeSpan slack)
             {
                 TimeSpan target = s.TpotTarget;
                 TimeSpan spendable = slack * (1.0 - limits.SlackHeldBack);

@@ -34,6 +34,12 @@ internal sealed record StepLimits
     public double SlackHeldBack { get; init; } = 0.05;
 
     /// <summary>
+    /// Mean time per token that is planned for, in TPOT targets. The last step of an answer may take longer than predicted, with no
+    /// later one to make up for it, and its caller's clock also sees the token delivered. More than 0.
+    /// </summary>
+    public double TpotPlanned { get; init; } = 0.995;
+
+    /// <summary>
     /// Most that a window or the items of a sample may cost by themselves, as a share of all they add to a step; else they wait for
     /// a larger budget where it grows. 0 to 1.
     /// </summary>
@@ -84,6 +90,7 @@ internal sealed record StepLimits
         ArgumentOutOfRangeException.ThrowIfNegative(SlackTargetsMax);
         ArgumentOutOfRangeException.ThrowIfNegative(SlackHeldBack);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(SlackHeldBack, 1.0);
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(TpotPlanned);
         ArgumentOutOfRangeException.ThrowIfNegative(FreeBlocksShare);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(FreeBlocksShare, 1.0);
         ArgumentOutOfRangeException.ThrowIfNegative(FixedShareMax);
