@@ -39,7 +39,7 @@ internal static class FinetunePolicy
 
             if (s.TpotSlack(now.Now, limits.TpotPlanned) is TimeSpan slack)
             {
-                budget = budget.Within(slack * (1.0 - limits.SlackHeldBack), grows: s.IsDecoding && s.TpotTarget > own);
+                budget = budget.Within(slack, grows: s.IsDecoding && s.TpotTarget > own);
                 budget = budget.Within(s.TpotTarget * limits.SlackTargetsMax, grows: false);
             }
         }
@@ -110,7 +110,7 @@ internal static class FinetunePolicy
         }
 
         double steps = 1.0 + (tokensAhead == 0 ? 0.0 : Math.Ceiling((double)tokensAhead / promptTokens));
-        TimeSpan spare = (untilDeadline - (own * steps)) / steps * (1.0 - limits.SlackHeldBack);
+        TimeSpan spare = (untilDeadline - (own * steps)) / steps * (1.0 - limits.PromptHeldBack);
         return spare > TimeSpan.Zero ? spare : TimeSpan.Zero;
     }
 

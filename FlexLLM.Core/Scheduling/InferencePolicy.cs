@@ -319,9 +319,8 @@ internal static class InferencePolicy
             if (s.IsDecoding && marks[i] == PlanMarks.None && s.TpotSlack(now.Now, limits.TpotPlanned) is TimeSpan slack)
             {
                 TimeSpan target = s.TpotTarget;
-                TimeSpan spendable = slack * (1.0 - limits.SlackHeldBack);
                 TimeSpan most = target * Math.Max(1.0, limits.SlackTargetsMax);
-                TimeSpan allowed = spendable < target ? target : spendable > most ? most : spendable;
+                TimeSpan allowed = slack < target ? target : slack > most ? most : slack;
                 tightest = tightest is null || allowed < tightest ? allowed : tightest;
                 bool isTighter = s.InterTokenTarget >= decodeTime && (strictest is null || s.InterTokenTarget < strictest);
                 strictest = isTighter ? s.InterTokenTarget : strictest;

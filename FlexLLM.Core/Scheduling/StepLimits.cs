@@ -30,14 +30,14 @@ internal sealed record StepLimits
     /// <summary>Most slack that one step may spend, in TPOT targets of the tightest request.</summary>
     public double SlackTargetsMax { get; init; } = 4.0;
 
-    /// <summary>Share of every slack that is not spent; 0 to 1.</summary>
-    public double SlackHeldBack { get; init; } = 0.05;
-
     /// <summary>
     /// Mean time per token that is planned for, in TPOT targets. The last step of an answer may take longer than predicted, with no
     /// later one to make up for it, and its caller's clock also sees the token delivered. More than 0.
     /// </summary>
-    public double TpotPlanned { get; init; } = 0.995;
+    public double TpotPlanned { get; init; } = 0.997;
+
+    /// <summary>Share of what a prompt could spare before its TTFT deadline that is not spent; 0 to 1.</summary>
+    public double PromptHeldBack { get; init; } = 0.05;
 
     /// <summary>
     /// Most that a window or the items of a sample may cost by themselves, as a share of all they add to a step; else they wait for
@@ -88,8 +88,8 @@ internal sealed record StepLimits
         ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(BackwardItemTimeMax, TimeSpan.Zero);
         ArgumentOutOfRangeException.ThrowIfLessThan(IdleStepMax, TimeSpan.Zero);
         ArgumentOutOfRangeException.ThrowIfNegative(SlackTargetsMax);
-        ArgumentOutOfRangeException.ThrowIfNegative(SlackHeldBack);
-        ArgumentOutOfRangeException.ThrowIfGreaterThan(SlackHeldBack, 1.0);
+        ArgumentOutOfRangeException.ThrowIfNegative(PromptHeldBack);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(PromptHeldBack, 1.0);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(TpotPlanned);
         ArgumentOutOfRangeException.ThrowIfNegative(FreeBlocksShare);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(FreeBlocksShare, 1.0);
