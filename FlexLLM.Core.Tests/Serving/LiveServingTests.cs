@@ -130,7 +130,7 @@ internal sealed class LiveServingTests
 
     private static ServeSettings Settings(TinyModel model) => new()
     {
-        Model = model.Folder,
+        Model = new ModelChoice(model.Folder, IsShape: false),
         Trace = "trace.csv",
         Modes = [],
         Seconds = 0.4,
