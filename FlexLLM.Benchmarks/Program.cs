@@ -11,6 +11,7 @@ internal static class Program
         ("train", TrainVerb.Usage, TrainVerb.Run),
         ("serve", ServeVerb.Usage, ServeVerb.Run),
         ("roofline", RooflineVerb.Usage, RooflineVerb.Run),
+        ("summary", SummaryVerb.Usage, SummaryVerb.Run),
         ("plan", PlanVerb.Usage, PlanVerb.Run),
         ("simulate", SimulateVerb.Usage, SimulateVerb.Run),
         ("tokenize", TokenizeVerb.Usage, TokenizeVerb.Run),

@@ -55,7 +55,8 @@ internal static class RooflineVerb
             : throw new ArgumentException("--side must be a multiple of 16, and a row of it no larger than what is copied.");
     }
 
-    private static IEnumerable<(string Name, Spread Rate, string Unit)> Named((Spread Copy, Spread F32, Spread BF16) rates, string prefix) =>
+    private static IEnumerable<(string Name, Spread Rate, string Unit)> Named(
+        (Spread Copy, Spread F32, Spread BF16) rates, string prefix) =>
     [
         ($"{prefix}copy", rates.Copy, "GB/s"),
         ($"{prefix}matrix F32", rates.F32, "GFLOP/s"),
@@ -75,7 +76,8 @@ internal static class RooflineVerb
     }
 
     private static void Save(
-        string file, (string Backend, ProbeSize Size, int Repeat) what, Roofline best, List<(string Name, Spread Rate, string Unit)> rows) =>
+        string file, (string Backend, ProbeSize Size, int Repeat) what, Roofline best,
+        List<(string Name, Spread Rate, string Unit)> rows) =>
         AtomicFile.WriteJson(file, json =>
         {
             json.WriteStartObject();

@@ -7,7 +7,8 @@ namespace FlexLLM.Benchmarks.Serving;
 internal sealed record ServeSettings
 {
     public const string Usage =
-        ModelChoice.Usage + " " + DeviceChoice.Usage + " [--device-bytes SIZE] [--trace CSV] [--modes NAME,NAME] [--loads light,medium,heavy | --rates R,R] [--seconds 60] [--rounds 1] " +
+        ModelChoice.Usage + " " + DeviceChoice.Usage + " [--device-bytes SIZE] [--trace CSV] [--modes NAME,NAME] " +
+        "[--loads light,medium,heavy | --rates R,R] [--seconds 60] [--rounds 1] " +
         "[--threads 2] [--tpot-ms X] [--ttft-ms X] [--weights f32|bf16] [--length-factor 1] [--max-prompt 128] [--max-answer 64] " +
         "[--start-second S] [--sequences 16] [--step-tokens 256] [--data JSONL] [--target-modules down_proj] [--rank 16] " +
         "[--sample-tokens 256] [--accumulation 8] [--drain-seconds N] [--seed 1] [--json FILE] [--html FILE]   " +
@@ -17,7 +18,8 @@ internal sealed record ServeSettings
 
     private static readonly string[] Options =
     [
-        .. ModelChoice.Options, .. DeviceChoice.Options, "--device-bytes", "--trace", "--modes", "--loads", "--rates", "--seconds", "--rounds", "--threads", "--tpot-ms", "--ttft-ms",
+        .. ModelChoice.Options, .. DeviceChoice.Options, "--device-bytes", "--trace", "--modes",
+        "--loads", "--rates", "--seconds", "--rounds", "--threads", "--tpot-ms", "--ttft-ms",
         "--weights", "--length-factor", "--max-prompt", "--max-answer", "--start-second", "--sequences", "--step-tokens", "--data",
         "--target-modules", "--rank", "--sample-tokens", "--accumulation", "--drain-seconds", "--seed", "--json", "--html",
     ];

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using FlexLLM.Benchmarks;
 using FlexLLM.Benchmarks.Serving;
 using FlexLLM.Tests.Formats;
 using FlexLLM.Tests.Support;
