@@ -4,7 +4,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Engine;
 
 /// <summary>Law 6: bad numbers cost one request; a broken device costs the engine, and every waiter learns the cause.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class EngineFaultTests
 {
     private TinyModel _model = null!;

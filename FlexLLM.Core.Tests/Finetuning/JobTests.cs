@@ -4,7 +4,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Finetuning;
 
 /// <summary>Jobs through the engine: what they learn, report and refuse.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class JobTests
 {
     private static readonly (string Prompt, string Answer)[] Pairs =
@@ -23,7 +23,7 @@ internal sealed class JobTests
     {
         string path = _model["pairs.jsonl"];
         File.WriteAllLines(path, Pairs.Select(p => $$"""{"prompt": "{{p.Prompt}}", "completion": "{{p.Answer}}"}"""));
-        await using CoServingEngine engine = await _model.StartAsync(device: ComputeDevice.Cpu(2));
+        await using CoServingEngine engine = await _model.StartAsync(device: TestDevice.Of(2));
         FinetuningJob job = await engine.StartFinetuningAsync(new FinetuningRequest
         {
             Adapter = "pairs",

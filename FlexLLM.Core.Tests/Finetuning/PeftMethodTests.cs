@@ -1,5 +1,5 @@
 using System.Runtime.InteropServices;
-using FlexLLM.Backends.Cpu;
+using FlexLLM.Backends;
 using FlexLLM.Graph;
 using FlexLLM.Models;
 using FlexLLM.Tests.Support;
@@ -11,22 +11,22 @@ namespace FlexLLM.Tests.Finetuning;
 /// The bits of every PEFT method's gradients on the CPU backend under everything that the passes may do to a graph. That they are
 /// the right ones is checked by <see cref="PeftReferenceTests"/>.
 /// </summary>
-[TestFixture(ModelArchitecture.Llama)]
-[TestFixture(ModelArchitecture.Qwen2)]
-[TestFixture(ModelArchitecture.Qwen3)]
+[DeviceFixture(ModelArchitecture.Llama)]
+[DeviceFixture(ModelArchitecture.Qwen2)]
+[DeviceFixture(ModelArchitecture.Qwen3)]
 internal sealed class PeftMethodTests(ModelArchitecture architecture)
 {
     private static readonly PeftConfig[] Methods = PeftMethods.All;
 
     private TinyModel _files = null!;
-    private CpuBackend _backend = null!;
+    private IComputeBackend _backend = null!;
     private LoadedModel _model = null!;
 
     [OneTimeSetUp]
     public void SetUp()
     {
         _files = new TinyModel(architecture, layers: 3);
-        _backend = new CpuBackend(1);
+        _backend = TestDevice.CreateBackend(1);
         _model = _files.Load(_backend);
     }
 

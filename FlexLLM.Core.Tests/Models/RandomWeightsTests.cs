@@ -5,7 +5,7 @@ using NUnit.Framework;
 
 namespace FlexLLM.Tests.Models;
 
-[TestFixture]
+[DeviceFixture]
 internal sealed class RandomWeightsTests
 {
     [Test]
@@ -53,7 +53,7 @@ internal sealed class RandomWeightsTests
     private static async Task<int[]> AnswerAsync(ulong seed)
     {
         using var weights = new RandomWeights(TinyModel.ConfigOf(ModelArchitecture.Llama), DType.BF16, seed, deviation: 0.15f);
-        var options = new CoServingOptions { Device = ComputeDevice.Cpu(1), ProfilingTimeMax = TimeSpan.Zero };
+        var options = new CoServingOptions { Device = TestDevice.Of(1), ProfilingTimeMax = TimeSpan.Zero };
         await using CoServingEngine engine = await CoServingEngine.LoadRandomAsync(weights, options).Soon();
         GenerationResult result = await engine.CompleteAsync(new GenerationRequest([1, 2, 3]) { MaxTokens = 12, IgnoreEos = true }).Soon();
         return [.. result.Tokens];
