@@ -11,6 +11,8 @@ internal static class TestDevice
 
     public static bool IsManaged => false;
 
+    public static double Tolerance => 1e-4;
+
     public static string? Missing => Fault.Value;
 
     private static string Name => Environment.GetEnvironmentVariable("FLEXLLM_TEST_DEVICE") is { Length: > 0 } name ? name : "cpu";

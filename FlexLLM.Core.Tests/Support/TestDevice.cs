@@ -11,6 +11,9 @@ internal static class TestDevice
     /// <summary>The device computes bit by bit what the managed backend does, and counts its threads and its scratch memory.</summary>
     public static bool IsManaged => true;
 
+    /// <summary>How far a loss, a logit, or a gradient relative to its norm may be off when only the order of sums is another.</summary>
+    public static double Tolerance => 0;
+
     /// <summary>Why there is no such device; null where there is.</summary>
     public static string? Missing => null;
 
