@@ -1,52 +1,63 @@
 using System.Runtime.InteropServices;
 using System.Text.Json;
 using FlexLLM.Backends;
-using FlexLLM.Backends.Cpu;
 using FlexLLM.Benchmarks.Serving;
 using FlexLLM.Formats;
-using FlexLLM.Graph;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
 
 namespace FlexLLM.Benchmarks;
 
-/// <summary>A model folder loaded onto the CPU backend for one verb.</summary>
+/// <summary>A model folder, or random weights of a shape, on a device for one verb.</summary>
 internal sealed class BenchModel : IDisposable
 {
-    private readonly CpuBackend _backend;
+    /// <summary>Where the model comes from and where it goes to, in the usage of a verb.</summary>
+    public const string Usage = ModelChoice.Usage + " " + DeviceChoice.Usage + " [--threads 2] [--weights f32|bf16]";
 
-    private BenchModel(string folder, CpuBackend backend, LoadedModel model)
+    /// <summary>Names of the options.</summary>
+    public static readonly string[] Options = [.. ModelChoice.Options, .. DeviceChoice.Options, "--threads", "--weights"];
+
+    private readonly DeviceChoice _device;
+    private readonly int _threads;
+
+    private BenchModel(string name, (DeviceChoice Device, int Threads) where, LoadedModel model)
     {
-        Name = Path.GetFileName(Path.TrimEndingDirectorySeparator(folder));
-        _backend = backend;
+        Name = name;
+        (_device, _threads) = where;
         Model = model;
+        Work = ModelWork.Of(model);
     }
 
-    /// <summary>Name of the model's folder.</summary>
+    /// <summary>Name of the model's folder or shape.</summary>
     public string Name { get; }
 
-    public IComputeBackend Backend => _backend;
+    public IComputeBackend Backend => Model.Backend;
 
     /// <summary>Storage of the head; a checkpoint of mixed types may hold other matrices otherwise.</summary>
     public DType WeightType => Model.Matrix(Model.Program.Logits.Weight).Type;
 
     public LoadedModel Model { get; }
 
-    /// <summary>Loads a folder for sequences of at most that many tokens; null keeps the stored type of the weights.</summary>
-    public static BenchModel Open(string folder, int threads, DType? weights, int positions)
+    /// <summary>What its tokens cost.</summary>
+    public ModelWork Work { get; }
+
+    /// <summary>Loads what the arguments name, for sequences of at most that many tokens.</summary>
+    public static BenchModel Open(string[] args, int positions)
     {
-        ModelConfig config = ModelConfig.Load(folder);
+        ModelChoice choice = ModelChoice.Parse(args);
+        DType? weights = CommandLine.WeightType(args, "--weights");
+        int threads = CommandLine.Int(args, "--threads", 2, min: 1);
+        DeviceChoice device = DeviceChoice.Parse(args);
+        ModelConfig config = choice.Config();
         if (positions > config.MaxPositions)
         {
             throw new ArgumentException($"{positions} tokens are asked for; the model takes at most {config.MaxPositions}.");
         }
 
-        Console.Error.WriteLine($"loading {folder}");
-        using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(folder);
-        var backend = new CpuBackend(threads);
+        IComputeBackend backend = BenchDevice.Create(device, threads).CreateBackend();
         try
         {
-            return new BenchModel(folder, backend, LoadedModel.Load(checkpoint, config, backend, weights, positions));
+            return new BenchModel(choice.Name, (device, threads), Load(choice, config, backend, weights, positions));
         }
         catch
         {
@@ -55,15 +66,8 @@ internal sealed class BenchModel : IDisposable
         }
     }
 
-    /// <summary>Weights that one step multiplies rows with: every linear layer, and the head.</summary>
-    public IEnumerable<DeviceWeight> Streamed => Model.Program.Body.Append(Model.Program.Logits)
-        .Where(i => i.Op is OpKind.Linear or OpKind.Logits)
-        .Select(i => Model.Matrix(i.Weight));
-
-    /// <summary>Multiply-adds, doubled, of one token through the linear layers; no head, no attention.</summary>
-    public double FlopsPerToken => Model.Program.Body
-        .Where(i => i.Op == OpKind.Linear)
-        .Sum(i => 2.0 * Model.Matrix(i.Weight).OutFeatures * Model.Matrix(i.Weight).InFeatures);
+    /// <summary>Measures what the device does at best; a second or two.</summary>
+    public Roofline MeasureRoofline() => RooflineMeasurement.Of(_device, BenchDevice.Create(_device, _threads), _threads);
 
     /// <summary>Random ids of the vocabulary.</summary>
     public int[] RandomIds(int count, ulong seed)
@@ -91,6 +95,19 @@ internal sealed class BenchModel : IDisposable
     public void Dispose()
     {
         Model.Dispose();
-        _backend.Dispose();
+        Backend.Dispose();
+    }
+
+    private static LoadedModel Load(ModelChoice choice, ModelConfig config, IComputeBackend backend, DType? weights, int positions)
+    {
+        using RandomWeights? random = choice.Weights(weights);
+        Console.Error.WriteLine($"loading {choice.Name}");
+        if (random is not null)
+        {
+            return LoadedModel.CreateRandom(random, backend, positions);
+        }
+
+        using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(choice.Source);
+        return LoadedModel.Load(checkpoint, config, backend, weights, positions);
     }
 }

@@ -14,8 +14,8 @@ namespace FlexLLM.Benchmarks;
 internal sealed class InferVerb : IDisposable
 {
     public const string Usage =
-        "--model DIR [--threads 2] [--prompt 512] [--chunk 512] [--decode 128] [--batch 1,8,16] [--context 256] " +
-        "[--batch-decode 32] [--repeat 3] [--weights f32|bf16] [--json FILE]";
+        BenchModel.Usage + " [--prompt 512] [--chunk 512] [--decode 128] [--batch 1,8,16] [--context 256] [--batch-decode 32] " +
+        "[--repeat 3] [--json FILE]";
 
     private readonly BenchModel _bench;
     private readonly Settings _settings;
@@ -24,6 +24,7 @@ internal sealed class InferVerb : IDisposable
     private readonly SequenceRunner[] _runners;
     private readonly float[] _logits;
     private readonly List<Row> _rows = [];
+    private Roofline? _roofline;
 
     private InferVerb(BenchModel bench, Settings settings)
     {
@@ -40,13 +41,13 @@ internal sealed class InferVerb : IDisposable
     public static int Run(string[] args)
     {
         CommandLine.Allow(
-            args, "--model", "--threads", "--prompt", "--chunk", "--decode", "--batch", "--context", "--batch-decode", "--repeat",
-            "--weights", "--json");
+            args,
+            [
+                .. BenchModel.Options, "--prompt", "--chunk", "--decode", "--batch", "--context", "--batch-decode", "--repeat", "--json",
+            ]);
         Settings settings = Settings.Parse(args);
         string? file = CommandLine.Text(args, "--json");
-        using BenchModel bench = BenchModel.Open(
-            CommandLine.Require(args, "--model"), CommandLine.Int(args, "--threads", 2, min: 1),
-            CommandLine.WeightType(args, "--weights"), settings.Positions);
+        using BenchModel bench = BenchModel.Open(args, settings.Positions);
         using var verb = new InferVerb(bench, settings);
         verb.Measure();
         verb.Print(Console.Out);
@@ -70,14 +71,12 @@ internal sealed class InferVerb : IDisposable
 
     private void Measure()
     {
-        long streamed = _bench.Streamed.Sum(w => w.Bytes);
+        ModelWork work = _bench.Work;
         int[] prompt = _bench.RandomIds(_settings.Prompt, seed: 1);
         Add(
-            $"prefill {_settings.Prompt}", _settings.Prompt, () => Prefill(_runners[0], prompt), "GFLOP/s",
-            _bench.FlopsPerToken * _settings.Prompt / 1e9);
-        Add(
-            $"decode {_settings.Decode}", _settings.Decode, () => Decode(1, 0, _settings.Decode), "GB/s",
-            streamed * _settings.Decode / 1e9);
+            $"prefill {_settings.Prompt}", _settings.Prompt, () => Prefill(_runners[0], prompt), Bound.Matrix,
+            work.PrefillFlops(_settings.Prompt));
+        AddDecode($"decode {_settings.Decode}", 1, 0, _settings.Decode);
         for (int i = 0; i < _runners.Length; i++)
         {
             Console.Error.WriteLine($"context of sequence {i + 1} of {_runners.Length}");
@@ -86,14 +85,19 @@ internal sealed class InferVerb : IDisposable
 
         foreach (int batch in _settings.Batches)
         {
-            Add(
-                $"decode, batch {batch}, after {_settings.Context}", batch * _settings.BatchDecode,
-                () => Decode(batch, _settings.Context, _settings.BatchDecode), "GB/s", streamed * _settings.BatchDecode / 1e9);
+            AddDecode($"decode, batch {batch}, after {_settings.Context}", batch, _settings.Context, _settings.BatchDecode);
         }
+
+        // Last, so that nothing else finds the memory and the clock of a processor otherwise than it would be without.
+        _roofline = _bench.MeasureRoofline();
     }
 
+    private void AddDecode(string name, int batch, int context, int steps) => Add(
+        name, batch * steps, () => Decode(batch, context, steps), Bound.Copy,
+        steps * _bench.Work.DecodeBytes(batch, context + ((steps + 1) / 2.0)));
+
     // One unmeasured repetition lets the runtime compile the hot loops and the backend size its scratch memory.
-    private void Add(string work, int tokens, Action run, string rateUnit, double ratePerRun)
+    private void Add(string work, int tokens, Action run, Bound bound, double amount)
     {
         run();
         double[] seconds = new double[_settings.Repeat];
@@ -106,8 +110,12 @@ internal sealed class InferVerb : IDisposable
                 CultureInfo.InvariantCulture, $"{work}: {i + 1} of {seconds.Length}, {tokens / seconds[i]:0.0} tokens/s"));
         }
 
-        _rows.Add(new Row(work, Spread.Of(seconds.Select(s => tokens / s)), rateUnit, ratePerRun / Spread.Of(seconds).Median));
+        _rows.Add(new Row(work, Spread.Of(seconds.Select(s => tokens / s)), bound, amount, Spread.Of(seconds).Median));
     }
+
+    private double Share(Row row) => row.Bound == Bound.Matrix
+        ? _roofline!.ShareOfMatrix(row.Amount, row.Seconds, _bench.WeightType)
+        : _roofline!.ShareOfCopy(row.Amount, row.Seconds);
 
     /// <summary>Fills the sequence from its start in chunks; only the last row's logits are computed.</summary>
     private void Prefill(SequenceRunner runner, int[] ids)
@@ -157,12 +165,14 @@ internal sealed class InferVerb : IDisposable
     private void Print(TextWriter output)
     {
         output.WriteLine($"{_bench.Describe()}; median, least and greatest of {_settings.Repeat}");
-        output.WriteLine($"{"work",-30}{"tokens/s",10}{"min",10}{"max",10}");
+        output.WriteLine($"device at best: {_roofline!.Describe()}");
+        output.WriteLine($"{"work",-30}{"tokens/s",10}{"min",10}{"max",10}{"",18}{"% of best",11}");
         foreach (Row row in _rows)
         {
             (double median, double min, double max) = row.TokensPerSecond;
             output.WriteLine(string.Create(
-                CultureInfo.InvariantCulture, $"{row.Work,-30}{median,10:0.0}{min,10:0.0}{max,10:0.0}{row.Rate,10:0.0} {row.RateUnit}"));
+                CultureInfo.InvariantCulture,
+                $"{row.Work,-30}{median,10:0.0}{min,10:0.0}{max,10:0.0}{row.Rate,10:0.0} {row.RateUnit,-7}{100 * Share(row),11:0.0}"));
         }
     }
 
@@ -170,6 +180,7 @@ internal sealed class InferVerb : IDisposable
     {
         json.WriteStartObject();
         _bench.Write(json);
+        _roofline!.Write(json);
         json.WriteNumber("repetitions", _settings.Repeat);
         json.WriteStartArray("results");
         foreach (Row row in _rows)
@@ -177,8 +188,11 @@ internal sealed class InferVerb : IDisposable
             json.WriteStartObject();
             json.WriteString("work", row.Work);
             row.TokensPerSecond.Write(json, "tokens_per_second");
+            json.WriteNumber("seconds", row.Seconds);
             json.WriteNumber("rate", row.Rate);
             json.WriteString("rate_unit", row.RateUnit);
+            json.WriteString("bound", row.Bound == Bound.Matrix ? "matrix" : "copy");
+            json.WriteNumber("share_of_bound", Share(row));
             json.WriteEndObject();
         }
 
@@ -186,8 +200,20 @@ internal sealed class InferVerb : IDisposable
         json.WriteEndObject();
     });
 
-    /// <summary>A line of the table; the rate is GFLOP/s of linear layers or GB/s of weights, at the median time.</summary>
-    private readonly record struct Row(string Work, Spread TokensPerSecond, string RateUnit, double Rate);
+    /// <summary>What a device would be busy with at best.</summary>
+    private enum Bound
+    {
+        Matrix,
+        Copy,
+    }
+
+    /// <summary>A line of the table; the amount is in operations, or in bytes of weights, keys and values read.</summary>
+    private readonly record struct Row(string Work, Spread TokensPerSecond, Bound Bound, double Amount, double Seconds)
+    {
+        public string RateUnit => Bound == Bound.Matrix ? "GFLOP/s" : "GB/s";
+
+        public double Rate => Amount / Seconds / 1e9;
+    }
 
     private sealed record Settings(int Prompt, int Chunk, int Decode, int[] Batches, int Context, int BatchDecode, int Repeat)
     {

@@ -10,6 +10,8 @@ internal static class Program
         ("infer", InferVerb.Usage, InferVerb.Run),
         ("train", TrainVerb.Usage, TrainVerb.Run),
         ("serve", ServeVerb.Usage, ServeVerb.Run),
+        ("roofline", RooflineVerb.Usage, RooflineVerb.Run),
+        ("summary", SummaryVerb.Usage, SummaryVerb.Run),
         ("plan", PlanVerb.Usage, PlanVerb.Run),
         ("simulate", SimulateVerb.Usage, SimulateVerb.Run),
         ("tokenize", TokenizeVerb.Usage, TokenizeVerb.Run),

@@ -1,7 +1,10 @@
 using System.Globalization;
 using System.Numerics;
 using System.Runtime.InteropServices;
+using FlexLLM.Adapters;
 using FlexLLM.Benchmarks.Serving;
+using FlexLLM.Graph;
+using FlexLLM.Models;
 
 namespace FlexLLM.Benchmarks;
 
@@ -18,7 +21,11 @@ internal static class ServeVerb
 
     public static int Run(string[] args)
     {
-        ServeSettings settings = ServeSettings.Parse(args);
+        ServeSettings asked = ServeSettings.Parse(args);
+        Func<int, ComputeDevice> open = threads => BenchDevice.Create(asked.Device, threads);
+        _ = open(asked.Threads);
+        using RandomWeights? random = asked.Model.Weights(asked.Weights);
+        ServeSettings settings = asked with { Open = open, Random = random };
         ServingReport report = RunAsync(settings).GetAwaiter().GetResult();
         report.Write(Console.Out);
         if (settings.JsonFile is not null)
@@ -36,14 +43,15 @@ internal static class ServeVerb
 
     private static async Task<ServingReport> RunAsync(ServeSettings settings)
     {
-        ArrivalTrace trace = ArrivalTrace.Read(settings.Trace);
+        ArrivalTrace trace = settings.Trace is string file ? ArrivalTrace.Read(file) : ArrivalTrace.Drawn(settings.Seed);
         string loadAverage = FirstLine("/proc/loadavg");
-        LiveCapacity capacity = await CapacityAsync(settings, trace).ConfigureAwait(false);
+        Roofline best = RooflineMeasurement.Of(settings.Device, settings.Open(settings.Threads), settings.Threads);
+        (LiveCapacity capacity, ServingCosts costs) = await CapacityAsync(settings, trace, best).ConfigureAwait(false);
         ServiceLevelObjective slo = capacity.Targets(settings);
         (string Name, double Rate)[] loads = settings.Rates.Count > 0
             ? [.. settings.Rates.Select(rate => (string.Create(CultureInfo.InvariantCulture, $"{rate} req/s"), rate))]
             : [.. settings.Loads.Select(load => (load.Name, load.Share * capacity.RequestsPerSecond))];
-        (string Name, string Value)[] measured = Describe(capacity, slo, loads);
+        (string Name, string Value)[] measured = Describe(capacity, costs, slo, loads);
         foreach ((string name, string value) in measured)
         {
             Console.WriteLine($"{name}: {value}");
@@ -54,6 +62,7 @@ internal static class ServeVerb
             Title = "Serving and finetuning on one machine",
             Settings = [.. settings.Describe(), .. measured],
             Machine = Machine(loadAverage),
+            Costs = costs,
             Sections =
             [
                 new ServingSection
@@ -65,7 +74,8 @@ internal static class ServeVerb
         };
     }
 
-    private static async Task<LiveCapacity> CapacityAsync(ServeSettings settings, ArrivalTrace trace)
+    private static async Task<(LiveCapacity Capacity, ServingCosts Costs)> CapacityAsync(
+        ServeSettings settings, ArrivalTrace trace, Roofline best)
     {
         double seconds = Math.Max(CapacitySecondsMin, settings.Seconds / 2);
         Console.Error.WriteLine($"capacity: {seconds.Fixed(0)} s of an engine without finetuning");
@@ -73,8 +83,19 @@ internal static class ServeVerb
         await using (server.ConfigureAwait(false))
         {
             ArrivalTrace lengths = trace.Scaled(1, 600, settings.Seed, settings.StartSecond, settings.Lengths);
-            return await LiveCapacity.MeasureAsync(server.Serving!, lengths, settings, seconds).ConfigureAwait(false);
+            LiveCapacity capacity = await LiveCapacity.MeasureAsync(server.Serving!, lengths, settings, seconds).ConfigureAwait(false);
+            return (capacity, await server.Serving!.CallAsync(loop => CostsOf(loop.Model, settings, best), default).ConfigureAwait(false));
         }
+    }
+
+    private static ServingCosts CostsOf(LoadedModel model, ServeSettings settings, Roofline best)
+    {
+        ModelWork work = ModelWork.Of(model);
+        TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(settings.Lora, model.Config));
+        return new ServingCosts(
+            best, model.Matrix(model.Program.Logits.Weight).Type, work.WeightBytes, work.LinearFlopsPerRow,
+            work.LinearFlopsPerRow + work.HeadFlopsPerRow,
+            work.TrainFlops(settings.SampleTokens, model, program) / settings.SampleTokens);
     }
 
     // Runs of one mode are apart in time, and no mode always comes first: what else the machine does falls on all alike.
@@ -122,9 +143,12 @@ internal static class ServeVerb
     }
 
     private static (string Name, string Value)[] Describe(
-        LiveCapacity capacity, ServiceLevelObjective slo, (string Name, double Rate)[] loads) =>
+        LiveCapacity capacity, ServingCosts costs, ServiceLevelObjective slo, (string Name, double Rate)[] loads) =>
     [
-        ("alone", $"TPOT {(1e3 * capacity.Tpot).Fixed(1)} ms, TTFT {(1e3 * capacity.Ttft).Fixed(1)} ms"),
+        (
+            "alone",
+            $"TPOT {(1e3 * capacity.Tpot).Fixed(1)} ms, TTFT {(1e3 * capacity.Ttft).Fixed(1)} ms; the weights alone are read in " +
+            $"{(1e3 * costs.DecodeSecondsMin).Fixed(1)} ms, {(100 * costs.DecodeSecondsMin / capacity.Tpot).Fixed(0)} % of that TPOT"),
         (
             "targets",
             $"TPOT {slo.TimePerOutputToken.TotalMilliseconds.Fixed(1)} ms, TTFT {slo.TimeToFirstToken.TotalMilliseconds.Fixed(0)} ms"),

@@ -17,8 +17,8 @@ namespace FlexLLM.Benchmarks;
 internal sealed class TrainVerb : IDisposable
 {
     public const string Usage =
-        "--model DIR [--tokens 512] [--rank 16] [--modules down_proj|all|NAME,NAME] [--steps 3] [--window N] [--threads 2] " +
-        "[--weights f32|bf16] [--saved-mib N] [--json FILE]";
+        BenchModel.Usage + " [--tokens 512] [--rank 16] [--modules down_proj|all|NAME,NAME] [--steps 3] [--window N] " +
+        "[--saved-mib N] [--json FILE]";
 
     private readonly BenchModel _bench;
     private readonly int _tokens;
@@ -32,6 +32,7 @@ internal sealed class TrainVerb : IDisposable
     private readonly long _residentBefore;
     private readonly List<StepTime> _times = [];
     private long _residentPeak;
+    private Roofline? _roofline;
 
     private TrainVerb(BenchModel bench, LoraConfig lora, int tokens, int window, int steps, CompilerOptions options)
     {
@@ -68,7 +69,7 @@ internal sealed class TrainVerb : IDisposable
     public static int Run(string[] args)
     {
         CommandLine.Allow(
-            args, "--model", "--tokens", "--rank", "--modules", "--steps", "--window", "--threads", "--weights", "--saved-mib", "--json");
+            args, [.. BenchModel.Options, "--tokens", "--rank", "--modules", "--steps", "--window", "--saved-mib", "--json"]);
         int tokens = CommandLine.Int(args, "--tokens", 512, min: 2);
         int steps = CommandLine.Int(args, "--steps", 3, min: 1);
         int window = Math.Min(tokens, CommandLine.Int(args, "--window", tokens, min: 1));
@@ -79,9 +80,7 @@ internal sealed class TrainVerb : IDisposable
             TargetModules = modules == "all" ? AdapterSites.ModuleNames : modules.Split(','),
         };
         string? file = CommandLine.Text(args, "--json");
-        using BenchModel bench = BenchModel.Open(
-            CommandLine.Require(args, "--model"), CommandLine.Int(args, "--threads", 2, min: 1),
-            CommandLine.WeightType(args, "--weights"), tokens);
+        using BenchModel bench = BenchModel.Open(args, tokens);
         long? savedMax = CommandLine.Text(args, "--saved-mib") is null ? null : CommandLine.Int(args, "--saved-mib", 0, min: 1) * 1048576L;
         var options = new CompilerOptions
         {
@@ -131,6 +130,17 @@ internal sealed class TrainVerb : IDisposable
                 _times.Add(time);
             }
         }
+
+        // Last, so that the memory of a step is the step's.
+        _roofline = _bench.MeasureRoofline();
+    }
+
+    /// <summary>Operations of a step, and the share of the device's matrix rate at the median time.</summary>
+    private (double Flops, double Share) OfMatrix()
+    {
+        double flops = _bench.Work.TrainFlops(_tokens, _bench.Model, _run.Program);
+        double seconds = Spread.Of(_times.Select(t => t.Together)).Median;
+        return (flops, _roofline!.ShareOfMatrix(flops, seconds, _bench.WeightType));
     }
 
     private StepTime Step()
@@ -206,6 +216,9 @@ internal sealed class TrainVerb : IDisposable
             output.WriteLine(string.Create(culture, $"{part,-32}{speed.Median,14:0.0}{speed.Min,10:0.0}{speed.Max,10:0.0}"));
         }
 
+        (double flops, double share) = OfMatrix();
+        output.WriteLine(string.Create(
+            culture, $"{"GFLOP a step, % of best",-32}{flops / 1e9,14:0.0}{100 * share,10:0.0}   ({_roofline!.Describe()})"));
         output.WriteLine($"{"memory, MiB",-32}{"predicted",14}{"real",10}");
         foreach (MemoryLine row in Memory())
         {
@@ -227,6 +240,7 @@ internal sealed class TrainVerb : IDisposable
     {
         json.WriteStartObject();
         _bench.Write(json);
+        _roofline!.Write(json);
         json.WriteString("adapter", _run.Adapter.Config.Describe());
         json.WriteNumber("tokens", _tokens);
         json.WriteNumber("window", _window);
@@ -238,6 +252,11 @@ internal sealed class TrainVerb : IDisposable
         }
 
         json.WriteEndObject();
+        (double flops, double share) = OfMatrix();
+        json.WriteNumber("flops_per_step", flops);
+        json.WriteNumber("step_seconds", Spread.Of(_times.Select(t => t.Together)).Median);
+        json.WriteString("bound", "matrix");
+        json.WriteNumber("share_of_bound", share);
         json.WriteStartArray("memory");
         foreach (MemoryLine row in Memory())
         {

@@ -55,6 +55,30 @@ internal sealed class ArrivalTrace
 
     public double MeanAnswerTokens => Arrivals.Count == 0 ? 0 : Arrivals.Average(a => a.AnswerTokens);
 
+    /// <summary>
+    /// Arrivals that know nothing of each other, with lengths about as people's first turns have them: for where no trace is at hand.
+    /// </summary>
+    public static ArrivalTrace Drawn(ulong seed)
+    {
+        // Many and for long: slices of another rate leave some out, and none should have to repeat any.
+        const double perSecond = 20;
+        const double seconds = 1200;
+        var random = new SeededRandom(seed);
+        var arrivals = new List<TraceArrival>();
+        for (double at = Gap(ref random); at < seconds; at += Gap(ref random))
+        {
+            arrivals.Add(new TraceArrival(at, Length(300, 1.2, ref random), Length(260, 0.9, ref random)));
+        }
+
+        return new ArrivalTrace(arrivals, seconds);
+
+        static double Gap(ref SeededRandom random) => -Math.Log(1 - random.NextDouble()) / perSecond;
+
+        // Log-normal with that mean.
+        static int Length(double mean, double deviation, ref SeededRandom random) => (int)Math.Clamp(
+            Math.Round(mean * Math.Exp((deviation * random.NextGaussian()) - (deviation * deviation / 2))), 1, 4096);
+    }
+
     /// <summary>Reads a file.</summary>
     /// <exception cref="InvalidFileException">A missing file, or a row that is broken or earlier than the one before it.</exception>
     public static ArrivalTrace Read(string path)

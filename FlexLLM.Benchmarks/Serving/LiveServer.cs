@@ -1,3 +1,5 @@
+using FlexLLM.Models;
+
 namespace FlexLLM.Benchmarks.Serving;
 
 /// <summary>Counters of all engines of a mode together, since they were loaded.</summary>
@@ -112,7 +114,8 @@ internal sealed class LiveServer : IAsyncDisposable
         {
             Slo = slo,
             Sharing = policy,
-            Device = ComputeDevice.Cpu(threads),
+            Device = settings.Open(threads),
+            DeviceBytesMax = settings.DeviceBytes,
             WeightType = settings.Weights,
             ContextTokensMax = settings.ContextTokens,
             KvCacheTokens = settings.Sequences * settings.ContextTokens,
@@ -124,7 +127,8 @@ internal sealed class LiveServer : IAsyncDisposable
 
     private static CoServingOptions TrainerOptions(ServeSettings settings, int threads) => new()
     {
-        Device = ComputeDevice.Cpu(threads),
+        Device = settings.Open(threads),
+        DeviceBytesMax = settings.DeviceBytes,
         WeightType = settings.Weights,
         ContextTokensMax = settings.SampleTokens,
         TokensPerStepMax = Math.Max(settings.StepTokens, settings.SampleTokens),
@@ -146,7 +150,10 @@ internal sealed class LiveServer : IAsyncDisposable
 
     private async Task<CoServingEngine> LoadAsync(ServeSettings settings, CoServingOptions options)
     {
-        CoServingEngine engine = await CoServingEngine.LoadAsync(settings.Model, options).ConfigureAwait(false);
+        Task<CoServingEngine> loading = settings.Random is RandomWeights random
+            ? CoServingEngine.LoadRandomAsync(random, options)
+            : CoServingEngine.LoadAsync(settings.Model.Source, options);
+        CoServingEngine engine = await loading.ConfigureAwait(false);
         _engines.Add(engine);
         return engine;
     }

@@ -1,4 +1,5 @@
 using System.Globalization;
+using FlexLLM.Models;
 
 namespace FlexLLM.Benchmarks.Serving;
 
@@ -6,7 +7,8 @@ namespace FlexLLM.Benchmarks.Serving;
 internal sealed record ServeSettings
 {
     public const string Usage =
-        "--model DIR --trace CSV [--modes NAME,NAME] [--loads light,medium,heavy | --rates R,R] [--seconds 60] [--rounds 1] " +
+        ModelChoice.Usage + " " + DeviceChoice.Usage + " [--device-bytes SIZE] [--trace CSV] [--modes NAME,NAME] " +
+        "[--loads light,medium,heavy | --rates R,R] [--seconds 60] [--rounds 1] " +
         "[--threads 2] [--tpot-ms X] [--ttft-ms X] [--weights f32|bf16] [--length-factor 1] [--max-prompt 128] [--max-answer 64] " +
         "[--start-second S] [--sequences 16] [--step-tokens 256] [--data JSONL] [--target-modules down_proj] [--rank 16] " +
         "[--sample-tokens 256] [--accumulation 8] [--drain-seconds N] [--seed 1] [--json FILE] [--html FILE]   " +
@@ -16,14 +18,27 @@ internal sealed record ServeSettings
 
     private static readonly string[] Options =
     [
-        "--model", "--trace", "--modes", "--loads", "--rates", "--seconds", "--rounds", "--threads", "--tpot-ms", "--ttft-ms",
+        .. ModelChoice.Options, .. DeviceChoice.Options, "--device-bytes", "--trace", "--modes",
+        "--loads", "--rates", "--seconds", "--rounds", "--threads", "--tpot-ms", "--ttft-ms",
         "--weights", "--length-factor", "--max-prompt", "--max-answer", "--start-second", "--sequences", "--step-tokens", "--data",
         "--target-modules", "--rank", "--sample-tokens", "--accumulation", "--drain-seconds", "--seed", "--json", "--html",
     ];
 
-    public required string Model { get; init; }
+    public required ModelChoice Model { get; init; }
 
-    public required string Trace { get; init; }
+    /// <summary>Weights of a model without a folder; whoever runs the verb makes and frees them.</summary>
+    public RandomWeights? Random { get; init; }
+
+    public DeviceChoice Device { get; init; } = DeviceChoice.Cpu;
+
+    /// <summary>Opens the device for so many threads. What opens one of libtorch's is not part of these sources.</summary>
+    public Func<int, ComputeDevice> Open { get; init; } = threads => ComputeDevice.Cpu(threads);
+
+    /// <summary>Most bytes of an engine on the device; null leaves it to the engine.</summary>
+    public long? DeviceBytes { get; init; }
+
+    /// <summary>CSV file, or null for arrivals drawn at random.</summary>
+    public string? Trace { get; init; }
 
     public required IReadOnlyList<ServingMode> Modes { get; init; }
 
@@ -102,8 +117,10 @@ internal sealed record ServeSettings
         int rank = CommandLine.Int(args, "--rank", 16, min: 1);
         return new ServeSettings
         {
-            Model = CommandLine.Require(args, "--model"),
-            Trace = CommandLine.Require(args, "--trace"),
+            Model = ModelChoice.Parse(args),
+            Device = DeviceChoice.Parse(args),
+            DeviceBytes = CommandLine.Bytes(args, "--device-bytes"),
+            Trace = CommandLine.Text(args, "--trace"),
             Modes =
             [
                 .. (CommandLine.Text(args, "--modes") ?? ServingMode.Defaults).Split(',').Distinct().Select(ServingMode.Parse),
@@ -145,9 +162,10 @@ internal sealed record ServeSettings
     /// <summary>For the report.</summary>
     public IReadOnlyList<(string Name, string Value)> Describe() =>
     [
-        ("model", Path.GetFileName(Path.TrimEndingDirectorySeparator(Model))),
+        ("model", Model.Name),
+        ("backend", $"{(Device.IsTorch ? "torch" : "managed")}, {Device.Name}"),
         ("weights", Weights?.ToString() ?? "as stored"),
-        ("trace", Path.GetFileName(Trace)),
+        ("trace", Trace is null ? "arrivals and lengths at random" : Path.GetFileName(Trace)),
         ("lengths", string.Create(
             CultureInfo.InvariantCulture,
             $"times {Lengths.Factor}, prompts of at most {Lengths.MaxPrompt} and answers of at most {Lengths.MaxAnswer} tokens")),

@@ -73,6 +73,9 @@ internal sealed record ServingReport
 
     public required IReadOnlyList<ServingSection> Sections { get; init; }
 
+    /// <summary>What tokens cost and what the device does at best; null for a simulation.</summary>
+    public ServingCosts? Costs { get; init; }
+
     /// <summary>Writes the table of all runs.</summary>
     public void Write(TextWriter output)
     {
@@ -106,6 +109,8 @@ internal sealed record ServingReport
             {
                 output.WriteLine(note);
             }
+
+            Costs?.Write(output, section.Runs);
         }
     }
 
@@ -116,12 +121,13 @@ internal sealed record ServingReport
         json.WriteString("title", Title);
         WritePairs(json, "settings", Settings);
         WritePairs(json, "machine", Machine);
+        Costs?.Write(json);
         json.WriteStartArray("runs");
         foreach (ServingSection section in Sections)
         {
             foreach (ServingRun run in section.Runs)
             {
-                WriteRun(json, section, run);
+                WriteRun(json, section, run, Costs);
             }
         }
 
@@ -158,7 +164,7 @@ internal sealed record ServingReport
     /// <summary>The requests whose answers did not come to their ends.</summary>
     public static int Unfinished(ServingRun run) => run.Requests.Count(r => r.TokensGenerated < r.AnswerTokens);
 
-    private static void WriteRun(Utf8JsonWriter json, ServingSection section, ServingRun run)
+    private static void WriteRun(Utf8JsonWriter json, ServingSection section, ServingRun run, ServingCosts? costs)
     {
         json.WriteStartObject();
         if (section.Title is not null)
@@ -200,6 +206,12 @@ internal sealed record ServingReport
         if (section.TrainingLeftOver(run.Load) is double left)
         {
             json.WriteNumber("trained_per_second_left_over", left);
+        }
+
+        if (costs is not null)
+        {
+            json.WriteNumber("share_of_matrix_rate", costs.ShareOfMatrix(run));
+            json.WriteNumber("share_of_copy_bandwidth", costs.ShareOfCopy(run));
         }
 
         json.WriteString("event_hash", run.EventHash);

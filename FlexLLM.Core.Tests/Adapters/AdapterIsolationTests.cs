@@ -4,7 +4,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Adapters;
 
 /// <summary>Law 4: no adapter changes an answer of another, and a request keeps the version it started with.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class AdapterIsolationTests
 {
     private static readonly string[] Everything = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -32,7 +32,7 @@ internal sealed class AdapterIsolationTests
     [Test]
     public async Task Adapters_AllInOneBatch_AnswerAsAlone([Values(1, 2)] int threads)
     {
-        await using CoServingEngine engine = await StartAsync(ComputeDevice.Cpu(threads));
+        await using CoServingEngine engine = await StartAsync(TestDevice.Of(threads));
         Assert.That(await engine.AskTogetherAsync(_requests), Is.EqualTo(_alone));
     }
 

@@ -1,23 +1,23 @@
 using FlexLLM.Adapters;
-using FlexLLM.Backends.Cpu;
+using FlexLLM.Backends;
 using FlexLLM.Models;
 using FlexLLM.Tests.Support;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Adapters;
 
-[TestFixture]
+[DeviceFixture]
 internal sealed class PeftFolderTests
 {
     private TinyModel _model = null!;
-    private CpuBackend _backend = null!;
+    private IComputeBackend _backend = null!;
     private LoadedModel _loaded = null!;
 
     [OneTimeSetUp]
     public void SetUp()
     {
         _model = new TinyModel(ModelArchitecture.Llama);
-        _backend = new CpuBackend(1);
+        _backend = TestDevice.CreateBackend(1);
         _loaded = _model.Load(_backend);
     }
 
@@ -38,7 +38,7 @@ internal sealed class PeftFolderTests
         string golden = SharedData.Require("golden", model);
         string adapter = Path.Combine(golden, $"adapter-{variant}");
         await using CoServingEngine engine = await CoServingEngine.LoadAsync(
-            golden, new CoServingOptions { Device = ComputeDevice.Cpu(1) }).Soon();
+            golden, new CoServingOptions { Device = TestDevice.Of(1) }).Soon();
         await engine.Adapters.LoadAsync("x", adapter).Soon();
         await engine.Adapters.SaveAsync("x", _model["round trip"]).Soon();
         Assert.That(

@@ -4,9 +4,9 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Engine;
 
 /// <summary>Law 2a: a request gives the same bits alone, batched, in chunks, after a preemption and next to finetuning.</summary>
-[TestFixture(ModelArchitecture.Llama)]
-[TestFixture(ModelArchitecture.Qwen2)]
-[TestFixture(ModelArchitecture.Qwen3)]
+[DeviceFixture(ModelArchitecture.Llama)]
+[DeviceFixture(ModelArchitecture.Qwen2)]
+[DeviceFixture(ModelArchitecture.Qwen3)]
 internal sealed class BatchInvarianceTests(ModelArchitecture architecture)
 {
     private TinyModel _model = null!;
@@ -85,17 +85,18 @@ internal sealed class BatchInvarianceTests(ModelArchitecture architecture)
 
     private async Task<CoServingEngine> StartAsync(CoServingOptions options, int threads = 1)
     {
-        CoServingEngine engine = await _model.StartAsync(options, ComputeDevice.Cpu(threads));
+        CoServingEngine engine = await _model.StartAsync(options, TestDevice.Of(threads));
         await engine.Adapters.LoadAsync("a", _model["a"]).Soon();
         return engine;
     }
 }
 
 /// <summary>The comparison above sees the smallest difference there is.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class AnswersControlTests
 {
     [Test]
+    [ManagedOnly("a bit counts")]
     public void Of_LogProbOneUlpOff_Differs()
     {
         var token = new GeneratedToken { TokenId = 3, Text = "x", LogProb = -1.25f, TopLogProbs = [new TokenLogProb(3, -1.25f)] };
@@ -107,6 +108,7 @@ internal sealed class AnswersControlTests
 
     /// <summary>One row of one weight, off by one unit in the last place, changes what requests answer.</summary>
     [Test]
+    [ManagedOnly("a bit counts")]
     public async Task Ask_WeightsOneUlpOff_Differs()
     {
         using var model = new TinyModel(ModelArchitecture.Llama);

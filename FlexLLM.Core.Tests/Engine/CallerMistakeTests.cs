@@ -6,7 +6,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Engine;
 
 /// <summary>Law 6: what one caller does wrong costs that caller alone. After each mistake the engine answers the next request.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class CallerMistakeTests
 {
     private TinyModel _model = null!;

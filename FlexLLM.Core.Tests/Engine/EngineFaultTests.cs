@@ -4,7 +4,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Engine;
 
 /// <summary>Law 6: bad numbers cost one request; a broken device costs the engine, and every waiter learns the cause.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class EngineFaultTests
 {
     private TinyModel _model = null!;
@@ -54,7 +54,7 @@ internal sealed class EngineFaultTests
         Assert.That(await bad.Completion.FaultAsync(), Is.TypeOf<FlexLlmException>().With.Message.Contains("loss"));
         Assert.That(bad.Latest.Status, Is.EqualTo(FinetuningStatus.Failed));
         await good.Completion.Soon();
-        Assert.That(await Jobs.WeightsAsync(engine, "good", _model["good"]), Is.EqualTo(expected));
+        Assert.That(await Jobs.WeightsAsync(engine, "good", _model["good"]), Jobs.SameAs(expected));
     }
 
     // One call of each kind fails while requests run, a job trains, an adapter is saved, and callers wait.

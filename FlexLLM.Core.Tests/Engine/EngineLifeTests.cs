@@ -6,7 +6,7 @@ namespace FlexLLM.Tests.Engine;
 /// <summary>
 /// Cancellation, slow readers, full queues and disposal: whatever happens, nobody waits for ever and no byte is left.
 /// </summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class EngineLifeTests
 {
     private TinyModel _model = null!;
@@ -169,7 +169,7 @@ internal sealed class EngineLifeTests
     [Test]
     public async Task Dispose_AfterWork_LeavesNoByte([Values(1, 2)] int threads)
     {
-        CoServingEngine engine = await _model.StartAsync(device: ComputeDevice.Cpu(threads));
+        CoServingEngine engine = await _model.StartAsync(device: TestDevice.Of(threads));
         await engine.TrainAsync(Jobs.Request("j") with { PublishEverySteps = 1 });
         await engine.AskTogetherAsync(Answers.Mixed(6, 6, null, "j"));
         FinetuningJob cancelled = await engine.StartFinetuningAsync(Jobs.Request("j") with { Epochs = 1000 }).Soon();

@@ -4,7 +4,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Engine;
 
 /// <summary>What a request may ask for, and how its answer ends.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class GenerationTests
 {
     private TinyModel _model = null!;

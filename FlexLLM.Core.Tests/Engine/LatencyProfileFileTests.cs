@@ -6,7 +6,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Engine;
 
 /// <summary>Saved latency profiles: they are used again, or named in a warning and ignored.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class LatencyProfileFileTests
 {
     private static readonly LatencyModel Model = LatencyModel.Default with

@@ -2,7 +2,6 @@ using System.Globalization;
 using System.Text.RegularExpressions;
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
-using FlexLLM.Backends.Cpu;
 using FlexLLM.Engine;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
@@ -17,7 +16,7 @@ namespace FlexLLM.Tests.Engine;
 /// One budget: the engine holds what was planned, jobs and adapters take the rest from the KV cache and give it back, and no answer
 /// and no adapter changes by a bit.
 /// </summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed partial class MemoryBudgetTests
 {
     private const int Extent = DeviceKvCache.BlocksPerExtent;
@@ -27,7 +26,7 @@ internal sealed partial class MemoryBudgetTests
 
     private TinyModel _model = null!;
     private GraphCompiler _compiler = null!;
-    private CpuBackend _sizes = null!;
+    private IComputeBackend _sizes = null!;
     private GenerationRequest[] _requests = null!;
     private string[] _answers = null!;
     private byte[] _trained = null!;
@@ -37,7 +36,7 @@ internal sealed partial class MemoryBudgetTests
     {
         _model = new TinyModel(ModelArchitecture.Qwen3);
         _compiler = LoadedModel.Compile(_model.Config);
-        _sizes = new CpuBackend(1);
+        _sizes = TestDevice.CreateBackend(1);
         _requests = Answers.Mixed(10, maxTokens: 60);
         await using CoServingEngine engine = await _model.StartAsync(Roomy);
         _answers = await engine.AskAloneAsync(_requests);
@@ -136,7 +135,7 @@ internal sealed partial class MemoryBudgetTests
         Assert.That(during.Preemptions, Is.Positive);
         Assert.That(await answers, Is.EqualTo(_answers));
         await job.Completion.Soon();
-        Assert.That(await Jobs.WeightsAsync(engine, "j", _model["tight"]), Is.EqualTo(_trained));
+        Assert.That(await Jobs.WeightsAsync(engine, "j", _model["tight"]), Jobs.SameAs(_trained));
         EngineStatistics after = await engine.GetStatisticsAsync().Soon();
         long version = PlanOf(Roomy, Context).OfAdapter(Jobs.Request("j").Method!).Bytes;
         Assert.That(after.KvBlocksTotal, Is.EqualTo(blocks - ExtentsOf(version)), "its adapter stays");
@@ -230,7 +229,7 @@ internal sealed partial class MemoryBudgetTests
         Assert.That(await answers, Is.EqualTo(_answers));
         FinetuningProgress end = await job.Completion.Soon();
         Assert.That(end.TokensDone, Is.EqualTo(2 * 127));
-        Assert.That(await Jobs.WeightsAsync(engine, "j", _model["paused"]), Is.EqualTo(_trained));
+        Assert.That(await Jobs.WeightsAsync(engine, "j", _model["paused"]), Jobs.SameAs(_trained));
     }
 
     [Test]
@@ -248,7 +247,7 @@ internal sealed partial class MemoryBudgetTests
         Assert.That((await engine.GetStatisticsAsync().Soon()).JobBytes, Is.EqualTo(JobTableOf(40).Bytes));
         await job.ResumeAsync().Soon();
         await job.Completion.Soon();
-        Assert.That(await Jobs.WeightsAsync(engine, "j", _model["kept"]), Is.EqualTo(_trained));
+        Assert.That(await Jobs.WeightsAsync(engine, "j", _model["kept"]), Jobs.SameAs(_trained));
     }
 
     [Test]
@@ -281,7 +280,7 @@ internal sealed partial class MemoryBudgetTests
         await job.ResumeAsync().Soon(); // A job that runs goes on running.
         Assert.That(job.Latest.Status, Is.EqualTo(FinetuningStatus.Running));
         await job.Completion.Soon();
-        Assert.That(await Jobs.WeightsAsync(engine, "j", _model["refused"]), Is.EqualTo(_trained));
+        Assert.That(await Jobs.WeightsAsync(engine, "j", _model["refused"]), Jobs.SameAs(_trained));
     }
 
     [Test]
@@ -319,7 +318,7 @@ internal sealed partial class MemoryBudgetTests
         await job.Completion.Soon();
         AdapterInfo published = (await engine.Adapters.ListAsync().Soon()).Single();
         Assert.That(published.Version, Is.EqualTo(2));
-        Assert.That(await Jobs.WeightsAsync(engine, "j", _model["last"]), Is.EqualTo(_trained));
+        Assert.That(await Jobs.WeightsAsync(engine, "j", _model["last"]), Jobs.SameAs(_trained));
     }
 
     [Test]

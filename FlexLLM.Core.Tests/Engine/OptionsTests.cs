@@ -3,7 +3,7 @@ using NUnit.Framework;
 
 namespace FlexLLM.Tests.Engine;
 
-[TestFixture]
+[DeviceFixture]
 internal sealed class OptionsTests
 {
     private TinyModel _model = null!;

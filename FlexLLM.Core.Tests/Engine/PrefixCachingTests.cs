@@ -4,7 +4,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Engine;
 
 /// <summary>Shared beginnings are computed once, and no answer can tell.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class PrefixCachingTests
 {
     private TinyModel _model = null!;
@@ -103,7 +103,7 @@ internal sealed class PrefixCachingTests
 
     private async Task<CoServingEngine> StartAsync(CoServingOptions options)
     {
-        CoServingEngine engine = await _model.StartAsync(options, ComputeDevice.Cpu(1));
+        CoServingEngine engine = await _model.StartAsync(options, TestDevice.Of(1));
         await engine.Adapters.LoadAsync("a", _model["a"]).Soon();
         return engine;
     }

@@ -4,7 +4,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Engine;
 
 /// <summary>What a request's class and its targets of its own mean through the public engine.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class RequestClassTests
 {
     private TinyModel _model = null!;

@@ -1,5 +1,5 @@
 using FlexLLM.Adapters;
-using FlexLLM.Backends.Cpu;
+using FlexLLM.Backends;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
 using FlexLLM.Formats;
@@ -15,12 +15,12 @@ namespace FlexLLM.Tests.Execution;
 /// What was planned before anything existed is what the backend holds, to the byte and in each category, while real training
 /// steps run beside inference.
 /// </summary>
-[TestFixture(ModelArchitecture.Llama, DType.F32)]
-[TestFixture(ModelArchitecture.Llama, DType.BF16)]
-[TestFixture(ModelArchitecture.Qwen2, DType.F32)]
-[TestFixture(ModelArchitecture.Qwen2, DType.BF16)]
-[TestFixture(ModelArchitecture.Qwen3, DType.F32)]
-[TestFixture(ModelArchitecture.Qwen3, DType.BF16)]
+[DeviceFixture(ModelArchitecture.Llama, DType.F32)]
+[DeviceFixture(ModelArchitecture.Llama, DType.BF16)]
+[DeviceFixture(ModelArchitecture.Qwen2, DType.F32)]
+[DeviceFixture(ModelArchitecture.Qwen2, DType.BF16)]
+[DeviceFixture(ModelArchitecture.Qwen3, DType.F32)]
+[DeviceFixture(ModelArchitecture.Qwen3, DType.BF16)]
 internal sealed class MemoryPlanTests(ModelArchitecture architecture, DType weights)
 {
     private const int KvBlocks = 21;
@@ -146,7 +146,7 @@ internal sealed class MemoryPlanTests(ModelArchitecture architecture, DType weig
     /// <summary>The parts of an engine and of a job, planned first.</summary>
     private sealed class Parts : IDisposable
     {
-        private readonly CpuBackend _backend = new(2);
+        private readonly IComputeBackend _backend = TestDevice.CreateBackend(2);
         private readonly LoadedModel _model;
         private readonly KvPool _pool;
         private readonly ForwardPass _forward;

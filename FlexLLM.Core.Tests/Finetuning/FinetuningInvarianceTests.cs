@@ -4,9 +4,9 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Finetuning;
 
 /// <summary>Law 2b: a job ends with the same bits for every schedule of windows, with any company, and after any pause.</summary>
-[TestFixture(ModelArchitecture.Llama)]
-[TestFixture(ModelArchitecture.Qwen2)]
-[TestFixture(ModelArchitecture.Qwen3)]
+[DeviceFixture(ModelArchitecture.Llama)]
+[DeviceFixture(ModelArchitecture.Qwen2)]
+[DeviceFixture(ModelArchitecture.Qwen3)]
 internal sealed class FinetuningInvarianceTests(ModelArchitecture architecture)
 {
     private TinyModel _model = null!;
@@ -28,9 +28,9 @@ internal sealed class FinetuningInvarianceTests(ModelArchitecture architecture)
     [Test]
     public async Task Train_WithThreads_SameBits([Values(2, 3)] int threads)
     {
-        await using CoServingEngine engine = await _model.StartAsync(device: ComputeDevice.Cpu(threads));
+        await using CoServingEngine engine = await _model.StartAsync(device: TestDevice.Of(threads));
         await engine.TrainAsync(Jobs.Request("j"));
-        Assert.That(await BytesAsync(engine), Is.EqualTo(_expected));
+        Assert.That(await BytesAsync(engine), Jobs.SameAs(_expected));
     }
 
     [Test]
@@ -39,7 +39,7 @@ internal sealed class FinetuningInvarianceTests(ModelArchitecture architecture)
         await using CoServingEngine engine = await _model.StartAsync(
             new CoServingOptions { TokensPerStepMax = tokensPerStep, SequencesMax = 1 });
         await engine.TrainAsync(Jobs.Request("j"));
-        Assert.That(await BytesAsync(engine), Is.EqualTo(_expected));
+        Assert.That(await BytesAsync(engine), Jobs.SameAs(_expected));
     }
 
     [Test]
@@ -49,19 +49,19 @@ internal sealed class FinetuningInvarianceTests(ModelArchitecture architecture)
         await using CoServingEngine engine = await _model.StartAsync(
             new CoServingOptions { IdleStepMax = TimeSpan.FromMicroseconds(600) });
         await engine.TrainAsync(Jobs.Request("j") with { PublishEverySteps = 1 });
-        Assert.That(await BytesAsync(engine), Is.EqualTo(_expected));
+        Assert.That(await BytesAsync(engine), Jobs.SameAs(_expected));
     }
 
     [Test]
     public async Task Train_BesideTraffic_SameBits([Values(1, 2)] int threads)
     {
         await using CoServingEngine engine = await _model.StartAsync(
-            new CoServingOptions { TokensPerStepMax = 20, SequencesMax = 20 }, ComputeDevice.Cpu(threads));
+            new CoServingOptions { TokensPerStepMax = 20, SequencesMax = 20 }, TestDevice.Of(threads));
         FinetuningJob job = await engine.StartFinetuningAsync(Jobs.Request("j") with { PublishEverySteps = 2 }).Soon();
         Task<int> traffic = TrafficAsync(engine, job);
         await job.Completion.Soon();
         Assert.That(await traffic.Soon(), Is.Positive);
-        Assert.That(await BytesAsync(engine), Is.EqualTo(_expected));
+        Assert.That(await BytesAsync(engine), Jobs.SameAs(_expected));
     }
 
     [Test]
@@ -83,7 +83,7 @@ internal sealed class FinetuningInvarianceTests(ModelArchitecture architecture)
         Assert.That(job.Latest, Is.EqualTo(before), "a paused job does nothing");
         await job.ResumeAsync().Soon();
         await job.Completion.Soon();
-        Assert.That(await BytesAsync(engine), Is.EqualTo(_expected));
+        Assert.That(await BytesAsync(engine), Jobs.SameAs(_expected));
     }
 
     [Test]
@@ -103,7 +103,7 @@ internal sealed class FinetuningInvarianceTests(ModelArchitecture architecture)
         gate.Open();
         FinetuningJob other = await started.Soon();
         await Task.WhenAll(job.Completion, other.Completion).Soon();
-        Assert.That(await BytesAsync(engine), Is.EqualTo(_expected));
+        Assert.That(await BytesAsync(engine), Jobs.SameAs(_expected));
     }
 
     /// <summary>Control: the bytes of another job are other bytes.</summary>
@@ -112,7 +112,7 @@ internal sealed class FinetuningInvarianceTests(ModelArchitecture architecture)
     {
         await using CoServingEngine engine = await _model.StartAsync();
         await engine.TrainAsync(Jobs.Request("j") with { ShuffleSeed = 12 });
-        Assert.That(await BytesAsync(engine), Is.Not.EqualTo(_expected));
+        Assert.That(await BytesAsync(engine), !Jobs.SameAs(_expected));
     }
 
     private static async Task<int> TrafficAsync(CoServingEngine engine, FinetuningJob job)

@@ -4,7 +4,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Finetuning;
 
 /// <summary>Jobs through the engine: what they learn, report and refuse.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class JobTests
 {
     private static readonly (string Prompt, string Answer)[] Pairs =
@@ -23,7 +23,7 @@ internal sealed class JobTests
     {
         string path = _model["pairs.jsonl"];
         File.WriteAllLines(path, Pairs.Select(p => $$"""{"prompt": "{{p.Prompt}}", "completion": "{{p.Answer}}"}"""));
-        await using CoServingEngine engine = await _model.StartAsync(device: ComputeDevice.Cpu(2));
+        await using CoServingEngine engine = await _model.StartAsync(device: TestDevice.Of(2));
         FinetuningJob job = await engine.StartFinetuningAsync(new FinetuningRequest
         {
             Adapter = "pairs",
@@ -126,13 +126,20 @@ internal sealed class JobTests
     [Test]
     public async Task Start_BeyondTheMemoryLimit_IsRejectedWithWhatItNeeds()
     {
+        // The smallest KV cache: it has nothing to lend.
+        var options = new CoServingOptions { KvCacheTokens = _model.Config.MaxPositions };
         long bytes;
-        await using (CoServingEngine measured = await _model.StartAsync())
+        long needed;
+        await using (CoServingEngine measured = await _model.StartAsync(options))
         {
             bytes = (await measured.GetStatisticsAsync().Soon()).DeviceBytes;
+            FinetuningJob job = await measured.StartFinetuningAsync(Jobs.Request("j") with { Epochs = 5000 }).Soon();
+            needed = (await measured.GetStatisticsAsync().Soon()).JobBytes;
+            await job.CancelAsync().Soon();
         }
 
-        await using CoServingEngine engine = await _model.StartAsync(new CoServingOptions { DeviceBytesMax = bytes + 400_000 });
+        // A second sample in flight doubles what it holds at most, and is not what it needs.
+        await using CoServingEngine engine = await _model.StartAsync(options with { DeviceBytesMax = bytes + (needed / 2) - 1 });
         Exception? fault = await engine.StartFinetuningAsync(Jobs.Request("j")).FaultAsync();
         Assert.That(fault, Is.TypeOf<RequestRejectedException>().With.Message.Contains("does not fit"));
         Assert.That((await engine.GetStatisticsAsync().Soon()).DeviceBytes, Is.EqualTo(bytes));

@@ -1,5 +1,6 @@
+using System.Numerics.Tensors;
 using System.Runtime.InteropServices;
-using FlexLLM.Backends.Cpu;
+using FlexLLM.Backends;
 using FlexLLM.Graph;
 using FlexLLM.Models;
 using FlexLLM.Tests.Support;
@@ -11,22 +12,22 @@ namespace FlexLLM.Tests.Finetuning;
 /// The bits of every PEFT method's gradients on the CPU backend under everything that the passes may do to a graph. That they are
 /// the right ones is checked by <see cref="PeftReferenceTests"/>.
 /// </summary>
-[TestFixture(ModelArchitecture.Llama)]
-[TestFixture(ModelArchitecture.Qwen2)]
-[TestFixture(ModelArchitecture.Qwen3)]
+[DeviceFixture(ModelArchitecture.Llama)]
+[DeviceFixture(ModelArchitecture.Qwen2)]
+[DeviceFixture(ModelArchitecture.Qwen3)]
 internal sealed class PeftMethodTests(ModelArchitecture architecture)
 {
     private static readonly PeftConfig[] Methods = PeftMethods.All;
 
     private TinyModel _files = null!;
-    private CpuBackend _backend = null!;
+    private IComputeBackend _backend = null!;
     private LoadedModel _model = null!;
 
     [OneTimeSetUp]
     public void SetUp()
     {
         _files = new TinyModel(architecture, layers: 3);
-        _backend = new CpuBackend(1);
+        _backend = TestDevice.CreateBackend(1);
         _model = _files.Load(_backend);
     }
 
@@ -53,9 +54,9 @@ internal sealed class PeftMethodTests(ModelArchitecture architecture)
             foreach (ulong? windows in new ulong?[] { null, 1, 2 })
             {
                 (double again, Dictionary<string, float[]> gradients) = run.Run(windows);
-                Assert.That(again, Is.EqualTo(loss), $"{method}, {options}");
-                Assert.That(run.Logits, Is.EqualTo(logits));
-                AssertSameBits(gradients, expected, $"{method}, {options}, windows {windows}");
+                Assert.That(again, Is.EqualTo(loss).Within(TestDevice.Tolerance), $"{method}, {options}");
+                Assert.That(run.Logits, Is.EqualTo(logits).Within(TestDevice.Tolerance));
+                AssertSame(gradients, expected, $"{method}, {options}, windows {windows}");
             }
         }
 
@@ -89,9 +90,9 @@ internal sealed class PeftMethodTests(ModelArchitecture architecture)
             foreach (ulong windows in new ulong[] { 5, 6 })
             {
                 (double again, Dictionary<string, float[]> gradients) = run.Run(windows);
-                Assert.That(again, Is.EqualTo(loss));
-                Assert.That(run.Logits, Is.EqualTo(logits));
-                AssertSameBits(gradients, expected, $"{method}, {options}, windows {windows}");
+                Assert.That(again, Is.EqualTo(loss).Within(TestDevice.Tolerance));
+                Assert.That(run.Logits, Is.EqualTo(logits).Within(TestDevice.Tolerance));
+                AssertSame(gradients, expected, $"{method}, {options}, windows {windows}");
             }
         }
     }
@@ -135,7 +136,7 @@ internal sealed class PeftMethodTests(ModelArchitecture architecture)
         (double loss, Dictionary<string, float[]> expected) = plain.Run();
         using var run = new SampleRun(_model, method, new CompilerOptions { StoresSavedAsBF16 = true });
         (double again, Dictionary<string, float[]> gradients) = run.Run(1);
-        Assert.That(again, Is.EqualTo(loss), "the forward pass reads nothing of it");
+        Assert.That(again, Is.EqualTo(loss).Within(TestDevice.Tolerance), "the forward pass reads nothing of it");
         double error = 0;
         double norm = 0;
         foreach ((string name, float[] values) in expected)
@@ -173,14 +174,17 @@ internal sealed class PeftMethodTests(ModelArchitecture architecture)
         }
     }
 
-    // Zeros of both signs are told apart.
-    private static void AssertSameBits(Dictionary<string, float[]> gradients, Dictionary<string, float[]> expected, string what)
+    // Zeros of both signs are told apart; but a device that promises values is held to values.
+    private static void AssertSame(Dictionary<string, float[]> gradients, Dictionary<string, float[]> expected, string what)
     {
         Assert.That(gradients.Keys, Is.EqualTo(expected.Keys));
         foreach ((string name, float[] values) in expected)
         {
             ReadOnlySpan<byte> bits = MemoryMarshal.AsBytes<float>(gradients[name]);
-            Assert.That(bits.SequenceEqual(MemoryMarshal.AsBytes<float>(values)), $"{what}: {name}");
+            bool same = TestDevice.IsManaged
+                ? bits.SequenceEqual(MemoryMarshal.AsBytes<float>(values))
+                : TensorPrimitives.Distance<float>(gradients[name], values) <= TestDevice.Tolerance * TensorPrimitives.Norm<float>(values);
+            Assert.That(same, $"{what}: {name}");
             Assert.That(values.All(float.IsFinite), name);
         }
     }

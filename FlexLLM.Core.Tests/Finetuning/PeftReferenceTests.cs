@@ -1,5 +1,5 @@
 using FlexLLM.Adapters;
-using FlexLLM.Backends.Cpu;
+using FlexLLM.Backends;
 using FlexLLM.Graph;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
@@ -13,9 +13,9 @@ namespace FlexLLM.Tests.Finetuning;
 /// Every PEFT method against a decoder of plain loops in double that reads the adapter's folder: logits, and gradients against
 /// that decoder's finite differences, which are good to nine digits.
 /// </summary>
-[TestFixture(ModelArchitecture.Llama)]
-[TestFixture(ModelArchitecture.Qwen2)]
-[TestFixture(ModelArchitecture.Qwen3)]
+[DeviceFixture(ModelArchitecture.Llama)]
+[DeviceFixture(ModelArchitecture.Qwen2)]
+[DeviceFixture(ModelArchitecture.Qwen3)]
 internal sealed class PeftReferenceTests(ModelArchitecture architecture)
 {
     private const double Step = 1e-5;
@@ -24,7 +24,7 @@ internal sealed class PeftReferenceTests(ModelArchitecture architecture)
     private const double ErrorMax = 3e-5;
 
     private TinyModel _files = null!;
-    private CpuBackend _backend = null!;
+    private IComputeBackend _backend = null!;
     private LoadedModel _model = null!;
     private PlainDecoder _plain = null!;
 
@@ -32,7 +32,7 @@ internal sealed class PeftReferenceTests(ModelArchitecture architecture)
     public void SetUp()
     {
         _files = new TinyModel(architecture, layers: 3);
-        _backend = new CpuBackend(1);
+        _backend = TestDevice.CreateBackend(1);
         _model = _files.Load(_backend);
         _plain = new PlainDecoder(_files.Config, PlainDecoder.Read(Path.Combine(_files.Folder, "model.safetensors")));
     }

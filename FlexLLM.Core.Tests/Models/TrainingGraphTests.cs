@@ -1,6 +1,5 @@
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
-using FlexLLM.Backends.Cpu;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
 using FlexLLM.Models;
@@ -14,15 +13,15 @@ namespace FlexLLM.Tests.Models;
 /// Which modules have a bypass decides which instructions a job runs. Bypasses whose B is zero change neither the function nor
 /// any gradient, so a job on a few modules must have the gradients of one on all of them.
 /// </summary>
-[TestFixture(ModelArchitecture.Llama)]
-[TestFixture(ModelArchitecture.Qwen2)]
-[TestFixture(ModelArchitecture.Qwen3)]
+[DeviceFixture(ModelArchitecture.Llama)]
+[DeviceFixture(ModelArchitecture.Qwen2)]
+[DeviceFixture(ModelArchitecture.Qwen3)]
 internal sealed class TrainingGraphTests(ModelArchitecture architecture)
 {
     private static readonly AdapterModule[] All = Enum.GetValues<AdapterModule>();
 
     private TinyModel _files = null!;
-    private CpuBackend _backend = null!;
+    private IComputeBackend _backend = null!;
     private LoadedModel _model = null!;
 
     private static IEnumerable<AdapterModule[]> Subsets()
@@ -38,7 +37,7 @@ internal sealed class TrainingGraphTests(ModelArchitecture architecture)
     public void SetUp()
     {
         _files = new TinyModel(architecture, layers: 2);
-        _backend = new CpuBackend(1);
+        _backend = TestDevice.CreateBackend(1);
         _model = _files.Load(_backend);
     }
 

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using FlexLLM.Benchmarks;
 using FlexLLM.Benchmarks.Serving;
 using FlexLLM.Tests.Formats;
 using FlexLLM.Tests.Support;
@@ -7,7 +8,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Serving;
 
 /// <summary>The measurement of the serving verb on a tiny model. Times are what they are; counts and outcomes are asserted.</summary>
-[TestFixture]
+[DeviceFixture]
 internal sealed class LiveServingTests
 {
     private static readonly ServiceLevelObjective Slo = new()
@@ -130,7 +131,8 @@ internal sealed class LiveServingTests
 
     private static ServeSettings Settings(TinyModel model) => new()
     {
-        Model = model.Folder,
+        Model = new ModelChoice(model.Folder, IsShape: false),
+        Open = TestDevice.Of,
         Trace = "trace.csv",
         Modes = [],
         Seconds = 0.4,

@@ -1,10 +1,17 @@
+using System.Numerics.Tensors;
+using System.Runtime.InteropServices;
 using FlexLLM.Primitives;
+using NUnit.Framework;
+using NUnit.Framework.Constraints;
 
 namespace FlexLLM.Tests.Support;
 
 /// <summary>Small finetuning jobs and what is left of them.</summary>
 internal static class Jobs
 {
+    // Another order of the samples is off by a few tenths.
+    private const double ErrorMax = 1e-2;
+
     /// <summary>Samples of these lengths; about half of the tokens carry loss.</summary>
     public static TrainingDataset Dataset(ulong seed, params int[] lengths)
     {
@@ -38,6 +45,27 @@ internal static class Jobs
     {
         await engine.Adapters.SaveAsync(adapter, folder).Soon();
         return await File.ReadAllBytesAsync(Path.Combine(folder, "adapter_model.safetensors"));
+    }
+
+    /// <summary>
+    /// That weights are those that were expected: the same file where the device promises bits, else the same shapes and values, off by
+    /// no more than sums in another order are.
+    /// </summary>
+    public static Constraint SameAs(byte[] expected) =>
+        TestDevice.IsManaged ? Is.EqualTo(expected) : new PredicateConstraint<byte[]>(actual => Error(actual, expected) < ErrorMax);
+
+    /// <summary>Root of the mean square of the differences, relative to that of the expected values; infinite for other shapes.</summary>
+    public static double Error(byte[] actual, byte[] expected)
+    {
+        int header = sizeof(long) + (int)BitConverter.ToInt64(expected);
+        if (actual.Length != expected.Length || !actual.AsSpan(0, header).SequenceEqual(expected.AsSpan(0, header)))
+        {
+            return double.PositiveInfinity;
+        }
+
+        ReadOnlySpan<float> values = MemoryMarshal.Cast<byte, float>(actual.AsSpan(header));
+        ReadOnlySpan<float> wanted = MemoryMarshal.Cast<byte, float>(expected.AsSpan(header));
+        return TensorPrimitives.Distance(values, wanted) / TensorPrimitives.Norm(wanted);
     }
 
     /// <summary>Runs a job to its end.</summary>

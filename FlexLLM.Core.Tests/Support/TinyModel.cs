@@ -1,6 +1,5 @@
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
-using FlexLLM.Backends.Cpu;
 using FlexLLM.Formats;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
@@ -106,7 +105,7 @@ internal sealed class TinyModel : IDisposable
     /// <summary>An engine on one thread; options may change everything but the device where it is given here.</summary>
     public Task<CoServingEngine> StartAsync(CoServingOptions? options = null, ComputeDevice? device = null) =>
         CoServingEngine.LoadAsync(Folder,
-            (options ?? new CoServingOptions()) with { Device = device ?? ComputeDevice.Cpu(1) }).Soon();
+            (options ?? new CoServingOptions()) with { Device = device ?? TestDevice.Of() }).Soon();
 
     public void Dispose() => _root.Delete(recursive: true);
 }
@@ -119,5 +118,5 @@ internal sealed class ProbedDevice(Action<string> probe, int threads = 1) : Comp
     /// <summary>The backend of the last engine that was loaded on this device.</summary>
     public IComputeBackend? Backend { get; private set; }
 
-    internal override IComputeBackend CreateBackend() => Backend = new ProbedBackend(new CpuBackend(threads), probe);
+    internal override IComputeBackend CreateBackend() => Backend = new ProbedBackend(TestDevice.CreateBackend(threads), probe);
 }

@@ -14,6 +14,15 @@ internal sealed record CheckpointFiles
 
     public required IReadOnlyCollection<int> EosTokens { get; init; }
 
+    /// <summary>Of a model that has no folder: token ids only, greedy.</summary>
+    public static CheckpointFiles None(ModelConfig config) => new()
+    {
+        Tokenizer = null,
+        ChatTemplate = null,
+        EosTokens = [.. config.EosTokenIds],
+        SamplingDefaults = new SamplingDefaults(),
+    };
+
     public static CheckpointFiles Load(string folder, ModelConfig config)
     {
         GenerationDefaults defaults = GenerationDefaults.Load(folder);

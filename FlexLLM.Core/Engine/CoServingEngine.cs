@@ -99,6 +99,19 @@ public sealed class CoServingEngine : IAsyncDisposable
         return engine;
     }
 
+    /// <summary>Starts an engine on random weights; it has no tokenizer.</summary>
+    /// <param name="weights">Shape and weights; they must live until the engine is there.</param>
+    /// <param name="options">Limits and targets; the type of the weights is theirs.</param>
+    internal static async Task<CoServingEngine> LoadRandomAsync(RandomWeights weights, CoServingOptions options)
+    {
+        options.Validate();
+        CoServingEngine engine = await Task.Run(() => Build(
+            ("random", weights.Config, CheckpointFiles.None(weights.Config)), options, _ => weights.Type,
+            (backend, positions, compiler) => LoadedModel.CreateRandom(weights, backend, positions, compiler))).ConfigureAwait(false);
+        engine.StartThread();
+        return engine;
+    }
+
     /// <summary>Streams an answer. Leaving the loop or cancelling ends the request within a step.</summary>
     /// <exception cref="RequestRejectedException">
     /// The request cannot be served: too long, unknown adapter, no tokenizer.
@@ -245,6 +258,18 @@ public sealed class CoServingEngine : IAsyncDisposable
 
         ModelConfig config = ModelConfig.Load(folder);
         CheckpointFiles files = CheckpointFiles.Load(folder, config);
+        using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(folder);
+        return Build(
+            (folder, config, files), options, weight => LoadedModel.HeldType(checkpoint.Get(weight.Name), options.WeightType),
+            (backend, positions, compiler) => LoadedModel.Load(
+                checkpoint, config, backend, options.WeightType, positions, shard: null, compiler, cancellationToken));
+    }
+
+    private static CoServingEngine Build(
+        (string Folder, ModelConfig Config, CheckpointFiles Files) source, CoServingOptions options, Func<WeightShape, DType> typeOf,
+        Func<IComputeBackend, int, GraphCompiler, LoadedModel> load)
+    {
+        ModelConfig config = source.Config;
         int positions = options.ContextTokensMax ?? Math.Min(config.MaxPositions, ContextTokensDefault);
         if (positions > config.MaxPositions)
         {
@@ -262,14 +287,12 @@ public sealed class CoServingEngine : IAsyncDisposable
         CoServingEngine? engine = null;
         try
         {
-            using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(folder);
             GraphCompiler compiler = LoadedModel.Compile(config);
             int kvBlocks = EngineMemory.KvBlocksWithin(
-                options.DeviceBytesLimit, n => EngineMemory.PlanOf(config, compiler.Forward, backend, options, n),
-                weight => LoadedModel.HeldType(checkpoint.Get(weight.Name), options.WeightType), options, positions);
-            model = LoadedModel.Load(
-                checkpoint, config, backend, options.WeightType, positions, shard: null, compiler, cancellationToken);
-            engine = new CoServingEngine(folder, options, backend, model, files, kvBlocks);
+                options.DeviceBytesLimit, n => EngineMemory.PlanOf(config, compiler.Forward, backend, options, n), typeOf, options,
+                positions);
+            model = load(backend, positions, compiler);
+            engine = new CoServingEngine(source.Folder, options, backend, model, source.Files, kvBlocks);
             engine.LearnLatency();
             engine._loop.CheckTargets();
             return engine;

@@ -116,6 +116,46 @@ internal sealed class LoadedModel : IDisposable
         }
     }
 
+    /// <summary>A model of random weights, without a checkpoint.</summary>
+    /// <param name="weights">Its shape and weights; not used after the call.</param>
+    /// <param name="backend">The device; it stays the caller's.</param>
+    /// <param name="positionsMax">Longest sequence, at most the config's.</param>
+    /// <param name="compiler">The model as <see cref="Compile"/> gave it; null compiles it here.</param>
+    /// <param name="cancellationToken">Gives up between two tensors.</param>
+    public static LoadedModel CreateRandom(
+        RandomWeights weights, IComputeBackend backend, int positionsMax, GraphCompiler? compiler = null,
+        CancellationToken cancellationToken = default)
+    {
+        Check.That(positionsMax > 0 && positionsMax <= weights.Config.MaxPositions);
+        var model = new LoadedModel(weights.Config, backend, positionsMax, shard: null, compiler);
+        try
+        {
+            model.FillRopeTable();
+            Dictionary<string, int> indices = model._compiler.WeightNames.Index().ToDictionary(w => w.Item, w => w.Index);
+            foreach (WeightShape shape in DecoderWeights.Of(weights.Config))
+            {
+                cancellationToken.ThrowIfCancellationRequested();
+                int weight = indices[shape.Name];
+                if (shape.IsVector)
+                {
+                    DeviceTensor vector = model._vectors[weight] = model.Own(backend.Allocate(1, shape.Columns));
+                    backend.Upload(weights.Vector(shape), vector);
+                }
+                else
+                {
+                    model._matrices[weight] = model.Own(backend.CreateWeight(weights.Matrix(shape), weights.Type));
+                }
+            }
+
+            return model;
+        }
+        catch
+        {
+            model.Dispose();
+            throw;
+        }
+    }
+
     /// <summary>A model of that shape whose weights are all zero: for a backend that computes nothing.</summary>
     /// <param name="config">Its shape.</param>
     /// <param name="backend">The device; it stays the caller's.</param>

@@ -60,6 +60,9 @@ public static class RandomCheckpoint
         }
     }
 
+    /// <summary>Whether the weight is the gain of a norm, which random models have at 1.</summary>
+    internal static bool IsGain(WeightShape shape) => shape.IsVector && shape.Name.EndsWith("norm.weight", StringComparison.Ordinal);
+
     private static void WriteGenerationConfig(string path, ModelConfig config) => AtomicFile.WriteJson(path, json =>
     {
         json.WriteStartObject();
@@ -80,7 +83,7 @@ public static class RandomCheckpoint
 
     private static TensorToWrite Tensor(WeightShape shape, DType type, ulong seed, float deviation)
     {
-        bool isGain = shape.IsVector && shape.Name.EndsWith("norm.weight", StringComparison.Ordinal);
+        bool isGain = IsGain(shape);
         StoredType stored = type == DType.F32 ? StoredType.F32 : StoredType.BF16;
         return new TensorToWrite(shape.Name, stored, shape.Dimensions, stream =>
         {
@@ -104,7 +107,7 @@ public static class RandomCheckpoint
 
     // The sum of the four 16-bit parts of one random number: close to normal, within 3.5 deviations, and free of the logarithms
     // that would make half a billion values take ten times longer.
-    private static void FillNormal(Span<float> values, float deviation, ref SeededRandom random)
+    internal static void FillNormal(Span<float> values, float deviation, ref SeededRandom random)
     {
         const float Mean = 2f * 0xFFFF;
         float scale = deviation / 37837.22f; // Deviation of the sum: sqrt(4 (2^32 - 1) / 12).
@@ -117,7 +120,7 @@ public static class RandomCheckpoint
     }
 
     // To nearest even; the values are finite.
-    private static ReadOnlySpan<byte> Narrow(ReadOnlySpan<float> values, ushort[] narrow)
+    internal static ReadOnlySpan<byte> Narrow(ReadOnlySpan<float> values, ushort[] narrow)
     {
         for (int i = 0; i < values.Length; i++)
         {

@@ -1,0 +1,44 @@
+using System.Globalization;
+
+namespace FlexLLM.Benchmarks;
+
+/// <summary>What --backend and --device ask for; nothing is opened yet.</summary>
+/// <param name="IsTorch">libtorch instead of the managed backend.</param>
+/// <param name="Name">"cpu", "cuda" or "cuda:N".</param>
+internal sealed record DeviceChoice(bool IsTorch, string Name)
+{
+    public const string Usage = "[--backend cpu|torch] [--device cpu|cuda|cuda:N]";
+
+    /// <summary>The managed backend.</summary>
+    public static readonly DeviceChoice Cpu = new(false, "cpu");
+
+    /// <summary>Names of the options.</summary>
+    public static readonly string[] Options = ["--backend", "--device"];
+
+    /// <summary>Whether the device has memory of its own and much of everything.</summary>
+    public bool IsCuda => Name != "cpu";
+
+    /// <exception cref="ArgumentException">No such backend or device, or a device that the backend cannot use.</exception>
+    public static DeviceChoice Parse(string[] args)
+    {
+        bool isTorch = CommandLine.Text(args, "--backend") switch
+        {
+            null or "cpu" => false,
+            "torch" => true,
+            string other => throw new ArgumentException($"--backend: '{other}' is neither cpu (managed) nor torch (libtorch)."),
+        };
+        string device = CommandLine.Text(args, "--device") ?? "cpu";
+        if (!IsKnown(device))
+        {
+            throw new ArgumentException($"--device: '{device}' is none of cpu, cuda and cuda:N.");
+        }
+
+        return isTorch || device == "cpu"
+            ? new DeviceChoice(isTorch, device)
+            : throw new ArgumentException($"--device {device} needs --backend torch: the managed backend computes on the CPU alone.");
+    }
+
+    private static bool IsKnown(string device) => device is "cpu" or "cuda" ||
+        (device.StartsWith("cuda:", StringComparison.Ordinal) &&
+            int.TryParse(device["cuda:".Length..], NumberStyles.None, CultureInfo.InvariantCulture, out _));
+}
