@@ -90,6 +90,7 @@ public static class TorchBackend
 
     private sealed class TorchDevice(DeviceType type, int index) : ComputeDevice
     {
-        internal override IComputeBackend CreateBackend() => new TorchComputeBackend(new torch.Device(type, index));
+        internal override IComputeBackend CreateBackend() => new TorchComputeBackend(
+            new torch.Device(type, index), bytesFree: type == DeviceType.CUDA ? () => CudaDriver.BytesFree(index) : null);
     }
 }

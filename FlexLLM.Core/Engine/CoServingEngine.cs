@@ -265,7 +265,7 @@ public sealed class CoServingEngine : IAsyncDisposable
             using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(folder);
             GraphCompiler compiler = LoadedModel.Compile(config);
             int kvBlocks = EngineMemory.KvBlocksWithin(
-                options.DeviceBytesLimit, n => EngineMemory.PlanOf(config, compiler.Forward, backend, options, n),
+                options.DeviceBytesLimit(backend), n => EngineMemory.PlanOf(config, compiler.Forward, backend, options, n),
                 weight => LoadedModel.HeldType(checkpoint.Get(weight.Name), options.WeightType), options, positions);
             model = LoadedModel.Load(
                 checkpoint, config, backend, options.WeightType, positions, shard: null, compiler, cancellationToken);

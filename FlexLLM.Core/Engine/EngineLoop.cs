@@ -89,7 +89,7 @@ internal sealed class EngineLoop : IDisposable
         Adapters = new AdapterStore(options.AdaptersMax);
         int blocksMin = Math.Min(kvBlocks, EngineMemory.KvBlocksMin(options, model.PositionsMax));
         Budget = new DeviceBudget(
-            model.Backend, _pool, options.DeviceBytesLimit, blocksMin, BlocksPromised, Vacate, () => Jobs!.StopAhead());
+            model.Backend, _pool, options.DeviceBytesLimit(model.Backend), blocksMin, BlocksPromised, Vacate, () => Jobs!.StopAhead());
         Jobs = new JobTable(model, Adapters, _backward, _memory, Budget, options, _logger);
     }
 

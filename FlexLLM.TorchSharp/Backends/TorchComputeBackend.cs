@@ -13,13 +13,20 @@ namespace FlexLLM.Backends.Torch;
 /// </remarks>
 /// <param name="device">Where tensors live.</param>
 /// <param name="elementsMax">See <see cref="TorchContext.ElementsMax"/>.</param>
-internal sealed class TorchComputeBackend(torch.Device device, long elementsMax = TorchContext.ElementsMaxDefault) : IComputeBackend
+/// <param name="bytesFree">Tells the bytes that are free on the device; null where its memory is the host's.</param>
+internal sealed class TorchComputeBackend(
+    torch.Device device, long elementsMax = TorchContext.ElementsMaxDefault, Func<long>? bytesFree = null) : IComputeBackend
 {
     private readonly TorchContext _context = new(device, elementsMax);
+
+    // Asked once, before anything is allocated: what the engine itself holds later is not missing.
+    private readonly Lazy<long>? _bytesFree = bytesFree is null ? null : new(bytesFree);
 
     public string Name => _context.Name;
 
     public long AllocatedBytes => _context.Memory.Bytes;
+
+    public long? MemoryBytes => _bytesFree?.Value;
 
     public long TensorBytes(int rows, int columns) => TorchTensor.BytesOf(rows, columns);
 
