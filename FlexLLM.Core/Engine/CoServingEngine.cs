@@ -274,11 +274,17 @@ public sealed class CoServingEngine : IAsyncDisposable
             engine._loop.CheckTargets();
             return engine;
         }
-        catch
+        catch (Exception e)
         {
             engine?._loop.Dispose();
             model?.Dispose();
             backend.Dispose();
+            if (e is not OutOfMemoryException && backend.IsOutOfMemory(e))
+            {
+                throw new InsufficientMemoryException(
+                    "The device ran out of memory while the engine loaded: " + e.Message.Split('\n')[0], e);
+            }
+
             throw;
         }
     }
