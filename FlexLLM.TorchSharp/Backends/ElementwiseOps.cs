@@ -10,8 +10,8 @@ namespace FlexLLM.Backends.Torch;
 /// </summary>
 internal static class ElementwiseOps
 {
-    /// <summary>Temporaries of a call in bytes: the sigmoid and two gradients of a gate, or one result made aside.</summary>
-    public static long ScratchBytes(long rows, long columns, bool trains) => sizeof(float) * (trains ? 3 : 1) * rows * columns;
+    /// <summary>Temporaries of a call in bytes: two gradients of a gate, or one result made aside.</summary>
+    public static long ScratchBytes(long rows, long columns, bool trains) => sizeof(float) * (trains ? 2 : 1) * rows * columns;
 
     public static void Copy(TensorSlice source, TensorSlice destination)
     {
