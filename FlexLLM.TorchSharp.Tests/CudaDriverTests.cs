@@ -38,7 +38,8 @@ internal sealed unsafe class CudaDriverTests
     {
         _failing = failing;
         FlexLlmException? error = Assert.Throws<FlexLlmException>(() => CudaDriver.BytesFree(Gpu, Find));
-        Assert.That(error!.Message, Does.Contain($"{call} of").And.Contain("error 999").And.Contain("cuda:2").And.Contain("DeviceBytesMax"));
+        Assert.That(
+            error!.Message, Does.Contain($"{call} of").And.Contain("error 999").And.Contain("cuda:2").And.Contain("DeviceBytesMax"));
         Assert.That(Calls.Contains("release 12"), Is.EqualTo(releases));
         Assert.That(Calls.Contains("pop"), Is.EqualTo(failing is "memory" or "pop"), "What was pushed is popped.");
     }
