@@ -48,7 +48,8 @@ internal sealed class KeptIndicesTests
         Assert.That((context.IndexUploads, torch.Tensor.TotalCount), Is.EqualTo((2L, before)));
     }
 
-    // Both engines run in turns; the times are told, the counts are checked.
+    // Both engines run in turns. Counts are checked; times are told but decide nothing: the engine that was loaded first is the slower,
+    // whichever it is.
     [Test]
     public async Task CompleteAsync_ManyLayers_UploadsPerStepDoNotGrowWithThem()
     {
