@@ -53,6 +53,30 @@ public static partial class torch
         public static int device_count() => throw Contract.NoCode();
     }
 
+    public static partial class backends
+    {
+        public static partial class cuda
+        {
+            public static partial class matmul
+            {
+                public static bool allow_tf32
+                {
+                    get => throw Contract.NoCode();
+                    set => throw Contract.NoCode();
+                }
+            }
+        }
+
+        public static partial class cudnn
+        {
+            public static bool allow_tf32
+            {
+                get => throw Contract.NoCode();
+                set => throw Contract.NoCode();
+            }
+        }
+    }
+
     public class Device
     {
         public Device(DeviceType deviceType, int index = -1) => throw Contract.NoCode();

@@ -9,23 +9,7 @@ internal sealed class EngineOnTorchTests
     private string _folder = null!;
 
     [OneTimeSetUp]
-    public void MakeModel()
-    {
-        _folder = Directory.CreateTempSubdirectory("flexllm-torch-").FullName;
-        var config = new ModelConfig
-        {
-            Architecture = ModelArchitecture.Qwen2,
-            HiddenSize = 32,
-            IntermediateSize = 48,
-            LayerCount = 2,
-            AttentionHeads = 4,
-            KeyValueHeads = 2,
-            HeadDim = 8,
-            VocabularySize = 64,
-            MaxPositions = 128,
-        };
-        RandomCheckpoint.Write(_folder, config, DType.BF16, seed: 3);
-    }
+    public void MakeModel() => _folder = TinyCheckpoint.Write(layers: 2);
 
     [OneTimeTearDown]
     public void RemoveModel() => Directory.Delete(_folder, recursive: true);
@@ -67,18 +51,7 @@ internal sealed class EngineOnTorchTests
     {
         var options = new CoServingOptions { Device = device, ProfilingTimeMax = TimeSpan.Zero };
         await using CoServingEngine engine = await CoServingEngine.LoadAsync(_folder, options);
-        FinetuningJob job = await engine.StartFinetuningAsync(new FinetuningRequest
-        {
-            Adapter = "a",
-            Dataset = TrainingDataset.FromExamples(
-                [.. Enumerable.Range(0, 6).Select(i => TrainingExample.FromTokens(
-                    [.. Enumerable.Range(0, 20 + i).Select(t => (t * (i + 3)) % 64)], [.. Enumerable.Repeat(true, 20 + i)]))]),
-            Method = new LoraConfig { Rank = 4, Alpha = 8, TargetModules = ["q_proj", "v_proj", "down_proj"] },
-            Epochs = 4,
-            GradientAccumulation = 2,
-            InitializationSeed = 1,
-            Optimizer = new AdamWOptions { LearningRate = 1e-2f },
-        });
+        FinetuningJob job = await engine.StartFinetuningAsync(TinyCheckpoint.Job("a"));
         Task<GenerationResult> answer = engine.CompleteAsync(new GenerationRequest([1, 2, 3]) { MaxTokens = 30, IgnoreEos = true });
         FinetuningProgress end = await job.Completion;
         Assert.That((await answer).Tokens, Has.Count.EqualTo(30));

@@ -1,4 +1,5 @@
 using NUnit.Framework;
+using TorchSharp;
 
 namespace FlexLLM.Tests;
 
@@ -41,6 +42,20 @@ internal sealed class TorchBackendTests
         Assert.That(error.InnerException, Is.Not.Null);
     }
 
+    [Test]
+    public void Create_WithTf32_TurnsItOnUntilTheNextDevice()
+    {
+        if (TorchFixtureAttribute.Reason is string reason)
+        {
+            Assert.Ignore(reason);
+        }
+
+        TorchBackend.Create("cpu", new TorchOptions { AllowTf32 = true });
+        Assert.That((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32), Is.EqualTo((true, true)));
+        TorchBackend.Create("cpu");
+        Assert.That((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32), Is.EqualTo((false, false)));
+    }
+
     [TestCase("cuda")]
     [TestCase("cuda:1000")]
     public void Create_WithoutSuchGpu_SaysWhatToDo(string device)
@@ -50,7 +65,7 @@ internal sealed class TorchBackendTests
             Assert.Ignore(reason);
         }
 
-        if (device == "cuda" && TorchSharp.torch.cuda.is_available())
+        if (device == "cuda" && torch.cuda.is_available())
         {
             Assert.Ignore("A GPU is present.");
         }

@@ -5,6 +5,17 @@ using TorchSharp;
 
 namespace FlexLLM;
 
+/// <summary>How libtorch computes on a device.</summary>
+public sealed record TorchOptions
+{
+    /// <summary>
+    /// Whether a GPU may round the operands of F32 products to TF32 (10 bits of mantissa in place of 23) where that is faster. libtorch
+    /// has one such switch in a process: the device that was created last sets it.
+    /// </summary>
+    /// <value>False.</value>
+    public bool AllowTf32 { get; init; }
+}
+
 /// <summary>Devices that compute on libtorch: the CPU, and NVIDIA GPUs through CUDA.</summary>
 public static class TorchBackend
 {
@@ -16,20 +27,30 @@ public static class TorchBackend
     /// The device to put in <see cref="CoServingOptions.Device"/>. libtorch is loaded here, so that what is missing shows here too.
     /// </summary>
     /// <param name="device">"cpu", "cuda" (the same as "cuda:0"), or "cuda:N" for the GPU with that number.</param>
+    /// <param name="options">How to compute there, or null for the defaults.</param>
     /// <exception cref="ArgumentException">The text names no such device.</exception>
     /// <exception cref="FlexLlmException">libtorch cannot be loaded, or has no such GPU; the message says what to add.</exception>
-    public static ComputeDevice Create(string device)
+    public static ComputeDevice Create(string device, TorchOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(device);
         (DeviceType type, int index) = Parse(device);
         try
         {
-            return Open(type, index);
+            TorchDevice opened = Open(type, index);
+            Apply(options ?? new TorchOptions());
+            return opened;
         }
         catch (Exception e) when (IsLoadFault(e))
         {
             throw new FlexLlmException($"Device '{device}' needs libtorch, which could not be loaded ({Cause(e)}). {Packages}", e);
         }
+    }
+
+    // Both switches exist without a GPU too, where nothing reads them.
+    private static void Apply(TorchOptions options)
+    {
+        torch.backends.cuda.matmul.allow_tf32 = options.AllowTf32;
+        torch.backends.cudnn.allow_tf32 = options.AllowTf32;
     }
 
     private static (DeviceType Type, int Index) Parse(string device)
@@ -90,6 +111,7 @@ public static class TorchBackend
 
     private sealed class TorchDevice(DeviceType type, int index) : ComputeDevice
     {
-        internal override IComputeBackend CreateBackend() => new TorchComputeBackend(new torch.Device(type, index));
+        internal override IComputeBackend CreateBackend() => new TorchComputeBackend(
+            new torch.Device(type, index), bytesFree: type == DeviceType.CUDA ? () => CudaDriver.BytesFree(index) : null);
     }
 }

@@ -10,7 +10,11 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     public long AllocatedBytes => inner.AllocatedBytes;
 
+    public virtual long? MemoryBytes => inner.MemoryBytes;
+
     protected IComputeBackend Inner => inner;
+
+    public virtual bool IsOutOfMemory(Exception fault) => inner.IsOutOfMemory(fault);
 
     public virtual long TensorBytes(int rows, int columns) => inner.TensorBytes(rows, columns);
 

@@ -24,6 +24,19 @@ internal interface IComputeBackend : IDisposable
     /// <summary>Device bytes now held by tensors, weights, caches and scratch memory of this backend.</summary>
     long AllocatedBytes { get; }
 
+    /// <summary>
+    /// Bytes of the device's own memory that were free before this backend took any; null where tensors live in the memory of the
+    /// process, of which the engine knows as much.
+    /// </summary>
+    /// <exception cref="FlexLlmException">The device does not tell; the message says what to set instead.</exception>
+    long? MemoryBytes => null;
+
+    /// <summary>
+    /// Whether an operation threw this because memory for its temporaries ran out: its results are then undefined, all else is as it
+    /// was, and a smaller call may go well.
+    /// </summary>
+    bool IsOutOfMemory(Exception fault) => fault is OutOfMemoryException;
+
     /// <summary>What a tensor of that shape holds, in bytes. Like all told sizes it is exact and allocates nothing.</summary>
     long TensorBytes(int rows, int columns);
 

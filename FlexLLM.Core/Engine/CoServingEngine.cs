@@ -289,7 +289,7 @@ public sealed class CoServingEngine : IAsyncDisposable
         {
             GraphCompiler compiler = LoadedModel.Compile(config);
             int kvBlocks = EngineMemory.KvBlocksWithin(
-                options.DeviceBytesLimit, n => EngineMemory.PlanOf(config, compiler.Forward, backend, options, n), typeOf, options,
+                options.DeviceBytesLimit(backend), n => EngineMemory.PlanOf(config, compiler.Forward, backend, options, n), typeOf, options,
                 positions);
             model = load(backend, positions, compiler);
             engine = new CoServingEngine(source.Folder, options, backend, model, source.Files, kvBlocks);
@@ -297,11 +297,17 @@ public sealed class CoServingEngine : IAsyncDisposable
             engine._loop.CheckTargets();
             return engine;
         }
-        catch
+        catch (Exception e)
         {
             engine?._loop.Dispose();
             model?.Dispose();
             backend.Dispose();
+            if (e is not OutOfMemoryException && backend.IsOutOfMemory(e))
+            {
+                throw new InsufficientMemoryException(
+                    "The device ran out of memory while the engine loaded: " + e.Message.Split('\n')[0], e);
+            }
+
             throw;
         }
     }

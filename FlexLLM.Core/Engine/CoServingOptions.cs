@@ -151,7 +151,8 @@ public sealed record CoServingOptions
     /// is free takes it from the KV cache, which shrinks down to <see cref="KvCacheTokensMin"/> (or to what the longest request in the
     /// engine was promised) and grows back when it is free again; requests whose blocks are taken are computed again, with the
     /// same answers. What still does not fit is refused before anything is allocated, with a table of what it needs. Null: nine
-    /// tenths of the memory that this process may use.
+    /// tenths of what is free on the GPU before the engine loads, or of the memory that this process may use where the device has none
+    /// of its own.
     /// </summary>
     public long? DeviceBytesMax { get; init; }
 
@@ -207,7 +208,8 @@ public sealed record CoServingOptions
     /// <summary>Receives events of jobs, adapters and faults.</summary>
     public ILogger Logger { get; init; } = NullLogger.Instance;
 
-    internal long DeviceBytesLimit => DeviceBytesMax ?? (long)(GC.GetGCMemoryInfo().TotalAvailableMemoryBytes * 0.9);
+    internal long DeviceBytesLimit(IComputeBackend backend) =>
+        DeviceBytesMax ?? (long)((backend.MemoryBytes ?? GC.GetGCMemoryInfo().TotalAvailableMemoryBytes) * 0.9);
 
     internal TimeSpan IdleStepLimit =>
         IdleStepMax ?? TimeSpan.FromMilliseconds(Math.Max(100.0, Slo.Bounded().TimeToFirstToken.TotalMilliseconds / 10.0));

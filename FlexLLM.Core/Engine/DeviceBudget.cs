@@ -93,6 +93,37 @@ internal sealed class DeviceBudget
             $"{needs}{advice(attainable)}");
     }
 
+    /// <summary>
+    /// Leaves the device more memory than the budget says, after an operation found too little: what is held without need, else the
+    /// last extent of the KV cache. False where neither can be had.
+    /// </summary>
+    public bool TryLeave()
+    {
+        int blocks = _pool.SizeWithout(1);
+        if (_relinquish())
+        {
+            return true;
+        }
+
+        if (blocks < Floor)
+        {
+            return false;
+        }
+
+        _vacate(blocks);
+        try
+        {
+            _pool.Resize(blocks);
+        }
+        catch (OutOfMemoryException)
+        {
+            return false;
+        }
+
+        _bytesAtFailure = _backend.AllocatedBytes;
+        return true;
+    }
+
     /// <summary>Lets the KV cache have what is free, up to its full size.</summary>
     public void GiveBack()
     {

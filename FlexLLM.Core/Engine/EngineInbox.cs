@@ -31,7 +31,7 @@ internal sealed class Submission<T>(Func<EngineLoop, T> action) : Submission
             // The caller's mistake or the caller's disk: it costs nobody else anything.
             _result.TrySetException(e);
         }
-        catch (OutOfMemoryException e)
+        catch (Exception e) when (loop.Model.Backend.IsOutOfMemory(e))
         {
             _result.TrySetException(new RequestRejectedException("The device has not enough memory for this: " + e.Message));
         }

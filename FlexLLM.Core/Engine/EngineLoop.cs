@@ -17,7 +17,7 @@ namespace FlexLLM.Engine;
 /// run backward items, learn the step's latency. Owns all mutable state of an engine; one thread at a time, whichever it is
 /// (the engine's own, or a simulation's).
 /// </summary>
-internal sealed class EngineLoop : IDisposable
+internal sealed partial class EngineLoop : IDisposable
 {
     private readonly LoadedModel _model;
     private readonly Tokenizer? _tokenizer;
@@ -88,7 +88,7 @@ internal sealed class EngineLoop : IDisposable
         Adapters = new AdapterStore(options.AdaptersMax);
         int blocksMin = Math.Min(kvBlocks, EngineMemory.KvBlocksMin(options, model.PositionsMax));
         Budget = new DeviceBudget(
-            model.Backend, _pool, options.DeviceBytesLimit, blocksMin, BlocksPromised, Vacate, () => Jobs!.StopAhead());
+            model.Backend, _pool, options.DeviceBytesLimit(model.Backend), blocksMin, BlocksPromised, Vacate, () => Jobs!.StopAhead());
         Jobs = new JobTable(model, Adapters, _backward, _memory, Budget, options, _logger);
     }
 
@@ -149,7 +149,16 @@ internal sealed class EngineLoop : IDisposable
         Check.That(!plan.IsEmpty, "a step with work plans some of it");
         long begun = _clock.GetTimestamp();
         Apply(plan);
-        RunBatch(plan);
+        try
+        {
+            RunBatch(plan);
+        }
+        catch (Exception e) when (_model.Backend.IsOutOfMemory(e))
+        {
+            Relieve(plan, e);
+            return true;
+        }
+
         StepFeatures done = plan.Features.WithoutBackward();
         TimeSpan elapsed = _clock.GetElapsedTime(begun);
         foreach (BackwardWindow window in plan.Backward)
@@ -247,14 +256,6 @@ internal sealed class EngineLoop : IDisposable
         _sequences.Add(id.Value, sequence);
         Counters.Requests++;
         return sequence;
-    }
-
-    /// <summary>Makes room for the weights of an adapter.</summary>
-    /// <exception cref="RequestRejectedException">The device has none.</exception>
-    public void RequireRoom(string adapter, PeftConfig config)
-    {
-        MemoryTable needs = _memory.OfAdapter(config);
-        Budget.Require(needs.Bytes, $"Adapter '{adapter}'", needs, _ => "Unload others, or wait for jobs to end.");
     }
 
     /// <summary>
@@ -362,16 +363,6 @@ internal sealed class EngineLoop : IDisposable
         Counters.Preemptions++;
     }
 
-    private int BlocksPromised() => _sequences.Values.Select(s => BlockTable.BlocksFor(s.TokensMax)).DefaultIfEmpty().Max();
-
-    private void Vacate(int firstBlock)
-    {
-        foreach (InferenceSequence sequence in _sequences.Values.Where(s => s.Blocks.HoldsFrom(firstBlock)))
-        {
-            Preempt(sequence);
-        }
-    }
-
     private void RunBatch(StepPlan plan)
     {
         _batch.Clear();
@@ -424,9 +415,7 @@ internal sealed class EngineLoop : IDisposable
             string detail = token.Fault == SamplingFault.NotFinite
                 ? "The model's logits are not finite."
                 : "The request's logit bias forbids every token.";
-            Finish(
-                sequence,
-                new GeneratedToken { TokenId = -1, Text = string.Empty, FinishReason = FinishReason.Error, FinishDetail = detail });
+            Finish(sequence, GeneratedToken.Failed(detail));
             return;
         }
 

@@ -127,6 +127,9 @@ public sealed record GeneratedToken
 
     /// <summary>The cause of an error.</summary>
     public string? FinishDetail { get; init; }
+
+    internal static GeneratedToken Failed(string cause) =>
+        new() { TokenId = -1, Text = string.Empty, FinishReason = FlexLLM.FinishReason.Error, FinishDetail = cause };
 }
 
 /// <summary>A whole answer.</summary>

@@ -5,14 +5,13 @@ using FlexLLM.Execution;
 using FlexLLM.Finetuning;
 using FlexLLM.Graph;
 using FlexLLM.Models;
-using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
 using Microsoft.Extensions.Logging;
 
 namespace FlexLLM.Engine;
 
 /// <summary>The finetuning jobs of an engine: their order, their work in a step, their ends. Loop thread only.</summary>
-internal sealed class JobTable(
+internal sealed partial class JobTable(
     LoadedModel model, AdapterStore adapters, BackwardPass backward, MemoryPlan memory, DeviceBudget budget, CoServingOptions options,
     ILogger logger) : IDisposable
 {
@@ -123,52 +122,6 @@ internal sealed class JobTable(
         entry.Run.CompleteForward(window.Tokens);
         entry.Served += window.Tokens;
         TokensTrained += window.Tokens;
-    }
-
-    /// <summary>Runs one backward item, and the optimizer where it completes a group.</summary>
-    public void RunBackward(BackwardWindow window, TimeSpan now)
-    {
-        JobEntry entry = _jobs[window.Id.Value];
-        TrainingRun run = entry.Run;
-        Check.That(run.Cursor.Layer == window.Layer && run.Cursor.RowsLeft == window.RowStart + window.RowCount);
-
-        // A layer of a window weighs its share of the sample's forward pass, so that both halves count alike between jobs.
-        entry.Served += (double)window.RowCount / model.Config.LayerCount;
-        if (!run.RunBackward(backward, window.RowCount))
-        {
-            return;
-        }
-
-        run.Step();
-        if (!double.IsFinite(run.LastLoss))
-        {
-            End(window.Id.Value, entry, FinetuningStatus.Failed, now, new FlexLlmException(
-                $"The loss of step {run.Cursor.Step} is {run.LastLoss}: the learning rate is too high, or the data overflow the model."));
-            return;
-        }
-
-        if (run.Cursor.Phase == TrainingPhase.Done)
-        {
-            CompleteOrFail(window.Id.Value, entry, now);
-            return;
-        }
-
-        if (entry.Request.PublishEverySteps is int every && run.Cursor.Step % every == 0)
-        {
-            try
-            {
-                PublishIfFits(entry);
-            }
-            catch (Exception e) when (e is FlexLlmException or OutOfMemoryException)
-            {
-                // Weights that are no numbers, or a device with less memory than its budget: the job's own bad luck, nobody else's.
-                End(window.Id.Value, entry, FinetuningStatus.Failed, now, e);
-                return;
-            }
-        }
-
-        StartAhead(entry);
-        entry.Handle!.Report(entry.ProgressAt(FinetuningStatus.Running, now));
     }
 
     /// <summary>Gives back the room for second samples. False where no job had any.</summary>

@@ -172,7 +172,7 @@ internal sealed class StepTimer(ProfiledEngine engine)
         {
             adapter?.Dispose();
             Release(program);
-            if (e is OutOfMemoryException) // The machine has less than its budget says: a profile is not worth a refusal.
+            if (model.Backend.IsOutOfMemory(e)) // The machine has less than its budget says: a profile is not worth a refusal.
             {
                 return null;
             }

@@ -61,8 +61,18 @@ internal sealed class KvPool : IDisposable
         Check.That(blocks == SizeFor(blocks));
         if (blocks < Blocks.BlocksTotal)
         {
+            int before = Blocks.BlocksTotal;
             Blocks.Shrink(blocks);
-            _backend.ResizeKvCache(Cache, blocks);
+            try
+            {
+                _backend.ResizeKvCache(Cache, blocks);
+            }
+            catch (OutOfMemoryException)
+            {
+                // Moving to a smaller place may need memory for a moment; the cache has its blocks then, empty ones.
+                Blocks.Grow(before);
+                throw;
+            }
         }
         else
         {

@@ -7,6 +7,19 @@ namespace FlexLLM.Backends.Torch;
 /// <summary>Gradient of attention for one window, by the formulas of <see cref="IComputeBackend.AttentionBackward"/>.</summary>
 internal static class AttentionGradient
 {
+    /// <summary>
+    /// Temporaries of a call in bytes: keys and values, and two gradients as large; three matrices of scores; queries, gradients and dQ.
+    /// </summary>
+    public static long ScratchBytes(TorchContext context, in ScratchLimits limits)
+    {
+        long positions = limits.Positions;
+        long rows = AttentionOps.RowsMax(context, limits);
+        long prefix = positions * (sizeof(long) + (4L * sizeof(float) * limits.KvHeads * limits.HeadDim));
+        long numbers = 2 * sizeof(float) * rows * limits.QueryHeads;
+        return prefix + numbers + AttentionOps.MaskBytes(rows) + (3 * sizeof(float) * rows * limits.QueryHeads * positions)
+            + (4 * sizeof(float) * rows * limits.QueryHeads * limits.HeadDim);
+    }
+
     public static void Run(
         TorchContext context, TensorSlice q, TensorSlice dO, int layer, in AttentionSegment window, TensorSlice dQ,
         DeviceTensor dK, DeviceTensor dV)

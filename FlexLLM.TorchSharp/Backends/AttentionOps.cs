@@ -13,6 +13,37 @@ internal static class AttentionOps
     // What a gathered position of a sequence counts for when decode rows are put together: its keys and values in many a model.
     private const long ElementsPerPosition = 256;
 
+    /// <summary>
+    /// Temporaries of a call in bytes: of the segment or the run of decode rows that needs most, or of the copies of keys that an append
+    /// may make.
+    /// </summary>
+    public static long ScratchBytes(TorchContext context, in ScratchLimits limits)
+    {
+        long positions = limits.Positions;
+        long keyColumns = (long)limits.KvHeads * limits.HeadDim;
+        long queryColumns = (long)limits.QueryHeads * limits.HeadDim;
+        long gathered = (2 * sizeof(float) * keyColumns) + sizeof(long);
+
+        // Scores, their softmax, and what logsumexp makes of them; queries turned and scaled, the result.
+        long rows = RowsMax(context, limits);
+        long scores = sizeof(float) * (limits.Trains ? 3 : 2) * rows * limits.QueryHeads * positions;
+        long window = (gathered * positions) + scores + (3 * sizeof(float) * rows * queryColumns) + MaskBytes(rows);
+
+        // Of all decode rows: indices of slots and of what is hidden, which is a byte at last.
+        long together = Math.Min(Math.Max(positions, context.ElementsMax / ElementsPerPosition), limits.Segments * positions);
+        long decode = (together * (gathered + sizeof(long) + 1 + (2 * sizeof(float) * limits.QueryHeads)))
+            + (3 * sizeof(float) * limits.Segments * queryColumns);
+        long append = limits.Rows * (sizeof(long) + (sizeof(float) * keyColumns));
+        return Math.Max(append, Math.Max(window, decode));
+    }
+
+    /// <summary>Rows of a segment that are computed at a time.</summary>
+    public static long RowsMax(TorchContext context, in ScratchLimits limits) =>
+        Math.Min(limits.Rows, context.RowsPerPiece((long)limits.QueryHeads * limits.Positions));
+
+    /// <summary>Ones, those above the diagonal, and which they are.</summary>
+    public static long MaskBytes(long rows) => ((2 * sizeof(float)) + 1) * rows * rows;
+
     public static void AppendKv(
         TorchContext context, TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments)
     {
@@ -167,7 +198,6 @@ internal static class AttentionOps
         }
 
         Span<long> slots = context.IndexBuffer(count * end);
-        float[] hidden = new float[count * end];
         bool isRagged = false;
         for (int i = 0; i < count; i++)
         {
@@ -175,7 +205,6 @@ internal static class AttentionOps
             Span<long> own = slots.Slice(i * end, end);
             cache.Place(segments[i], 0, own[..length]);
             own[length..].Fill(own[length - 1]);
-            hidden.AsSpan((i * end) + length, end - length).Fill(1);
             isRagged |= length < end;
         }
 
@@ -188,9 +217,15 @@ internal static class AttentionOps
         Tensor scores = queries.view(batch, heads.Group, heads.HeadDim).bmm(keys.transpose(1, 2));
         if (isRagged)
         {
-            using TorchTensor mask = new(context, count, end);
-            context.Upload(hidden, mask);
-            Tensor isHidden = TorchContext.Of(mask).gt(context.Zero).view(count, 1, end);
+            Span<long> hidden = context.IndexBuffer(count * end);
+            for (int i = 0; i < count; i++)
+            {
+                int length = segments[i].PositionStart + 1;
+                hidden.Slice(i * end, length).Clear();
+                hidden[((i * end) + length)..((i + 1) * end)].Fill(1);
+            }
+
+            Tensor isHidden = context.Indices(hidden).gt(context.Zero).view(count, 1, end);
             scores.view(heads.KvHeads, count, heads.Group, end).masked_fill_(isHidden, context.MinusInfinity);
         }
 

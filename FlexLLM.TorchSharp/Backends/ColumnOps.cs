@@ -7,6 +7,10 @@ namespace FlexLLM.Backends.Torch;
 /// <summary>Operations between a matrix and one number a column, and copies of columns.</summary>
 internal static class ColumnOps
 {
+    /// <summary>Temporaries of a call in bytes: a product of the gradient, and one of the input.</summary>
+    public static long ScratchBytes(long rows, long columns, bool trains) =>
+        sizeof(float) * columns * (trains ? (2 * rows) + 3 : rows + 1);
+
     public static void AddBias(TensorSlice y, DeviceTensor bias)
     {
         CheckRow(bias, y);

@@ -10,6 +10,9 @@ namespace FlexLLM.Backends.Torch;
 /// </summary>
 internal static class ElementwiseOps
 {
+    /// <summary>Temporaries of a call in bytes: two gradients of a gate, or one result made aside.</summary>
+    public static long ScratchBytes(long rows, long columns, bool trains) => sizeof(float) * (trains ? 2 : 1) * rows * columns;
+
     public static void Copy(TensorSlice source, TensorSlice destination)
     {
         CheckSame(source, destination);

@@ -7,6 +7,9 @@ namespace FlexLLM.Backends.Torch;
 /// <summary>Products with bypass matrices, all F32.</summary>
 internal static class FactorOps
 {
+    /// <summary>Temporaries of a call in bytes: x A^T, and the same of the gradient.</summary>
+    public static long ScratchBytes(long rows, long rank, bool trains) => sizeof(float) * (trains ? 2 : 1) * rows * rank;
+
     public static void LoraForward(TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y)
     {
         Check.That(x.Rows == y.Rows);

@@ -10,6 +10,19 @@ namespace FlexLLM.Backends.Torch;
 /// </remarks>
 internal static class LinearOps
 {
+    private const int BF16Bytes = 2;
+
+    /// <summary>
+    /// Temporaries of a product of so many rows with a BF16 weight, in bytes; one with an F32 weight has none. On the host the weight in
+    /// F32, on a GPU input and result in BF16.
+    /// </summary>
+    public static long ScratchBytes(TorchContext context, long rows, long outFeatures, long inFeatures) => context.OnHost
+        ? sizeof(float) * outFeatures * inFeatures
+        : BF16Bytes * rows * (outFeatures + inFeatures);
+
+    /// <summary>Temporaries of a gather in bytes: ids, and rows as they are stored.</summary>
+    public static long GatherBytes(long rows, long columns) => rows * (sizeof(long) + (sizeof(float) * columns));
+
     public static void Gather(TorchContext context, DeviceWeight table, ReadOnlySpan<int> ids, TensorSlice y)
     {
         Check.That(y.Rows == ids.Length && y.Columns == table.InFeatures);

@@ -7,6 +7,21 @@ namespace FlexLLM.Backends.Torch;
 /// <summary>Logits of chosen rows, and the head fused with cross-entropy.</summary>
 internal static class LossOps
 {
+    /// <summary>Temporaries of logits in bytes: chosen rows, and those of the product.</summary>
+    public static long LogitsBytes(TorchContext context, long rows, long vocabulary, long columns) =>
+        LinearOps.GatherBytes(rows, columns) + LinearOps.ScratchBytes(context, rows, vocabulary, columns);
+
+    /// <summary>
+    /// Temporaries of the fused loss in bytes: of a piece of rows the logits and what logsumexp makes of them, the chosen rows and their
+    /// gradient, six numbers a row; with a BF16 head those of both products, which on a GPU also exist once more in F32.
+    /// </summary>
+    public static long CrossEntropyBytes(TorchContext context, long rows, long vocabulary, long columns)
+    {
+        long piece = Math.Min(rows, context.RowsPerPiece(vocabulary));
+        long products = LinearOps.ScratchBytes(context, piece, vocabulary, columns) * (context.OnHost ? 1 : 2);
+        return (2 * sizeof(float) * piece * (vocabulary + columns)) + (6 * sizeof(long) * piece) + (sizeof(float) * rows) + products;
+    }
+
     public static void Logits(TorchContext context, TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits)
     {
         Check.That(logits.Rows == rows.Length && logits.Columns == head.OutFeatures && x.Columns == head.InFeatures);

@@ -7,6 +7,9 @@ namespace FlexLLM.Backends.Torch;
 /// <summary>PyTorch's rules, written out; what does not depend on the element is computed in double on the host.</summary>
 internal static class OptimizerOps
 {
+    /// <summary>Temporaries of a step in bytes: the decayed gradient and what momentum makes of it.</summary>
+    public static long ScratchBytes(long elements) => 2 * sizeof(float) * elements;
+
     public static void Sgd(DeviceTensor parameter, DeviceTensor gradient, DeviceTensor? velocity, in SgdStepOptions options)
     {
         CheckSame(parameter, gradient);

@@ -9,6 +9,13 @@ internal static class RowOps
 {
     private static readonly long[] LastDimension = [-1];
 
+    /// <summary>
+    /// Temporaries of a norm in bytes: squares, result and, backward, one product more; two numbers a group. A rotation has less: its
+    /// angles, and the halves.
+    /// </summary>
+    public static long ScratchBytes(long rows, long columns, long groups, bool trains) =>
+        rows * ((sizeof(float) * (trains ? 3 : 2) * columns) + (2 * sizeof(float) * groups) + sizeof(long));
+
     public static void RmsNorm(TorchContext context, TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice y)
     {
         Check.That(gain.Rows == 1 && x.Columns % gain.Columns == 0);

@@ -8,18 +8,33 @@ namespace FlexLLM.Backends.Torch;
 /// every gradient by its formula. It promises values, not bits: libtorch chooses the order of its sums by shape and machine.
 /// </summary>
 /// <remarks>
-/// Temporaries come from libtorch's allocator and are returned at the end of the call that made them: <see cref="ScratchBytes"/> is
-/// zero, and <see cref="AllocatedBytes"/> counts what outlives a call.
+/// Temporaries come from libtorch's allocator and are returned at the end of the call that made them: <see cref="ScratchBytes"/> bounds
+/// them, and what is reserved is room that nobody else gets, counted in <see cref="AllocatedBytes"/> beside what outlives a call.
 /// </remarks>
 /// <param name="device">Where tensors live.</param>
 /// <param name="elementsMax">See <see cref="TorchContext.ElementsMax"/>.</param>
-internal sealed class TorchComputeBackend(torch.Device device, long elementsMax = TorchContext.ElementsMaxDefault) : IComputeBackend
+/// <param name="indicesKept">Most index tensors that are kept for the next layer: see <see cref="KeptIndices"/>.</param>
+/// <param name="bytesFree">Tells the bytes that are free on the device; null where its memory is the host's.</param>
+internal sealed class TorchComputeBackend(
+    torch.Device device, long elementsMax = TorchContext.ElementsMaxDefault, int indicesKept = KeptIndices.CountDefault,
+    Func<long>? bytesFree = null) : IComputeBackend
 {
-    private readonly TorchContext _context = new(device, elementsMax);
+    private readonly TorchContext _context = new(device, elementsMax, indicesKept);
+
+    // Asked once, before anything is allocated: what the engine itself holds later is not missing.
+    private readonly Lazy<long>? _bytesFree = bytesFree is null ? null : new(bytesFree);
+    private long _scratchBytes;
 
     public string Name => _context.Name;
 
     public long AllocatedBytes => _context.Memory.Bytes;
+
+    public long? MemoryBytes => _bytesFree?.Value;
+
+    /// <inheritdoc cref="TorchContext.IndexUploads"/>
+    public long IndexUploads => _context.IndexUploads;
+
+    public bool IsOutOfMemory(Exception fault) => MemoryFault.Is(fault);
 
     public long TensorBytes(int rows, int columns) => TorchTensor.BytesOf(rows, columns);
 
@@ -30,11 +45,19 @@ internal sealed class TorchComputeBackend(torch.Device device, long elementsMax 
     public long KvCacheBytes(int layers, int blocks, int kvHeads, int headDim) =>
         TorchKvCache.BytesOf(layers, blocks, kvHeads, headDim);
 
-    public long ScratchBytes(in ScratchLimits limits) => 0;
+    public long ScratchBytes(in ScratchLimits limits) => TorchScratch.BytesOf(_context, limits);
 
     public void ReserveScratch(in ScratchLimits limits)
     {
-        // libtorch keeps freed memory for the next call by itself.
+        long bytes = ScratchBytes(limits);
+        if (bytes > _scratchBytes)
+        {
+            // Taken once, so that a device without it says so here; libtorch keeps it for the temporaries to come.
+            OwnedMemory.Matrix(_context, 1, (bytes + sizeof(float) - 1) / sizeof(float), DType.F32).Dispose();
+        }
+
+        _context.Memory.Add(bytes - _scratchBytes);
+        _scratchBytes = bytes;
     }
 
     public DeviceTensor Allocate(int rows, int columns) => new TorchTensor(_context, rows, columns);
@@ -158,5 +181,10 @@ internal sealed class TorchComputeBackend(torch.Device device, long elementsMax 
         DeviceTensor parameter, DeviceTensor gradient, DeviceTensor moment1, DeviceTensor moment2, in AdamWStepOptions options) =>
         OptimizerOps.AdamW(parameter, gradient, moment1, moment2, options);
 
-    public void Dispose() => _context.Dispose();
+    public void Dispose()
+    {
+        _context.Memory.Add(-_scratchBytes);
+        _scratchBytes = 0;
+        _context.Dispose();
+    }
 }

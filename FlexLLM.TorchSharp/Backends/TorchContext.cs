@@ -17,14 +17,17 @@ internal sealed class TorchContext : IDisposable
 
     private readonly Dictionary<double, Scalar> _scalars = [];
     private readonly torch.Device _host = new(DeviceType.CPU);
+    private readonly KeptIndices _kept;
     private long[] _indices = [];
 
     /// <param name="device">Where tensors live.</param>
     /// <param name="elementsMax">See <see cref="ElementsMax"/>.</param>
-    public TorchContext(torch.Device device, long elementsMax)
+    /// <param name="indicesKept">See <see cref="KeptIndices"/>.</param>
+    public TorchContext(torch.Device device, long elementsMax, int indicesKept = KeptIndices.CountDefault)
     {
         Check.That(elementsMax > 0);
         (Device, ElementsMax) = (device, elementsMax);
+        _kept = new KeptIndices(indicesKept);
         OnHost = device.type == DeviceType.CPU;
         Name = OnHost ? "torch (cpu)" : $"torch (cuda:{device.index})";
         Zero = 0.0;
@@ -47,6 +50,9 @@ internal sealed class TorchContext : IDisposable
     public string Name { get; }
 
     public MemoryCounter Memory { get; } = new();
+
+    /// <summary>Index tensors that were made: on a GPU one copy to the device each.</summary>
+    public long IndexUploads { get; private set; }
 
     public Scalar Zero { get; }
 
@@ -103,12 +109,20 @@ internal sealed class TorchContext : IDisposable
         return _indices.AsSpan(0, count);
     }
 
-    /// <summary>Indices on the device.</summary>
+    /// <summary>
+    /// Indices on the device, only to be read. The layers of a step ask for the same ones: they are copied once.
+    /// </summary>
     public Tensor Indices(ReadOnlySpan<long> values)
     {
+        if (_kept.Find(values) is Tensor kept)
+        {
+            return kept;
+        }
+
+        IndexUploads++;
         Tensor host = torch.empty((long)values.Length, torch.ScalarType.Int64, _host);
         MemoryMarshal.AsBytes(values).CopyTo(host.bytes);
-        return OnHost ? host : host.to(Device);
+        return _kept.Keep(values, OnHost ? host : host.to(Device));
     }
 
     /// <summary>Indices on the device, each from 0 to less than <paramref name="end"/>.</summary>
@@ -177,6 +191,7 @@ internal sealed class TorchContext : IDisposable
 
     public void Dispose()
     {
+        _kept.Dispose();
         foreach (Scalar scalar in _scalars.Values)
         {
             scalar.Dispose();

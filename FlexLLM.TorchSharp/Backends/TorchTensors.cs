@@ -118,9 +118,14 @@ internal sealed class TorchWeight : DeviceWeight
         {
             context.Upload(source, _memory.Tensor);
         }
-        catch
+        catch (Exception e)
         {
             _memory.Dispose();
+            if (e is ExternalException && MemoryFault.Is(e))
+            {
+                throw new InsufficientMemoryException($"{context.Name} ran full while a weight was copied there.", e);
+            }
+
             throw;
         }
     }

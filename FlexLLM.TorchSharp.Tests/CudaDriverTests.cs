@@ -1,0 +1,120 @@
+using System.Runtime.InteropServices;
+using FlexLLM.Backends.Torch;
+using NUnit.Framework;
+
+namespace FlexLLM.Tests;
+
+/// <summary>Asking the driver for free memory, on a driver that is made here: order of calls, their numbers, and every failure.</summary>
+[TestFixture]
+[NonParallelizable]
+internal sealed unsafe class CudaDriverTests
+{
+    private static readonly long BytesFree = 78L << 30;
+    private const int Gpu = 2;
+    private static readonly List<string> Calls = [];
+    private static string _failing = "";
+
+    [SetUp]
+    public void Forget()
+    {
+        Calls.Clear();
+        _failing = "";
+    }
+
+    [Test]
+    public void BytesFree_OfADriver_IsItsAnswerAndLeavesTheContextAsItWas()
+    {
+        Assert.That(CudaDriver.BytesFree(Gpu, Find), Is.EqualTo(BytesFree));
+        Assert.That(Calls, Is.EqualTo(new[] { "init 0", "get 2", "retain 12", "push 112", "memory", "pop", "release 12" }));
+    }
+
+    [TestCase("init", "cuInit", false)]
+    [TestCase("get", "cuDeviceGet", false)]
+    [TestCase("retain", "cuDevicePrimaryCtxRetain", false)]
+    [TestCase("push", "cuCtxPushCurrent", true)]
+    [TestCase("memory", "cuMemGetInfo", true)]
+    [TestCase("pop", "cuCtxPopCurrent", true)]
+    public void BytesFree_CallThatFails_SaysWhichAndWhatToSet(string failing, string call, bool releases)
+    {
+        _failing = failing;
+        FlexLlmException? error = Assert.Throws<FlexLlmException>(() => CudaDriver.BytesFree(Gpu, Find));
+        Assert.That(
+            error!.Message, Does.Contain($"{call} of").And.Contain("error 999").And.Contain("cuda:2").And.Contain("DeviceBytesMax"));
+        Assert.That(Calls.Contains("release 12"), Is.EqualTo(releases));
+        Assert.That(Calls.Contains("pop"), Is.EqualTo(failing is "memory" or "pop"), "What was pushed is popped.");
+    }
+
+    [Test]
+    public void BytesFree_DriverWithoutTheFunction_SaysWhatToSet() => Assert.That(
+        () => CudaDriver.BytesFree(0, name => name == "cuMemGetInfo_v2" ? 0 : Find(name)),
+        Throws.TypeOf<FlexLlmException>().With.Message.Contains("no cuMemGetInfo_v2").And.Message.Contains("DeviceBytesMax"));
+
+    [Test]
+    public void BytesFree_WithoutADriver_SaysWhatToSet()
+    {
+        if (NativeLibrary.TryLoad("libcuda.so.1", out _) || NativeLibrary.TryLoad("nvcuda.dll", out _))
+        {
+            Assert.Ignore("A driver is present.");
+        }
+
+        Assert.That(
+            () => CudaDriver.BytesFree(0),
+            Throws.TypeOf<FlexLlmException>().With.Message.Contains("is not there").And.Message.Contains("DeviceBytesMax"));
+    }
+
+    private static nint Find(string name) => name switch
+    {
+        "cuInit" => (nint)(delegate* unmanaged<uint, int>)&Initialize,
+        "cuDeviceGet" => (nint)(delegate* unmanaged<int*, int, int>)&DeviceOf,
+        "cuDevicePrimaryCtxRetain" => (nint)(delegate* unmanaged<nint*, int, int>)&Retain,
+        "cuDevicePrimaryCtxRelease_v2" => (nint)(delegate* unmanaged<int, int>)&Release,
+        "cuCtxPushCurrent_v2" => (nint)(delegate* unmanaged<nint, int>)&Push,
+        "cuCtxPopCurrent_v2" => (nint)(delegate* unmanaged<nint*, int>)&Pop,
+        "cuMemGetInfo_v2" => (nint)(delegate* unmanaged<nuint*, nuint*, int>)&Memory,
+        _ => 0,
+    };
+
+    private static int Called(FormattableString call)
+    {
+        string text = FormattableString.Invariant(call);
+        Calls.Add(text);
+        return text.Split(' ')[0] == _failing ? 999 : 0;
+    }
+
+    [UnmanagedCallersOnly]
+    private static int Initialize(uint flags) => Called($"init {flags}");
+
+    [UnmanagedCallersOnly]
+    private static int DeviceOf(int* device, int ordinal)
+    {
+        *device = ordinal + 10;
+        return Called($"get {ordinal}");
+    }
+
+    [UnmanagedCallersOnly]
+    private static int Retain(nint* context, int device)
+    {
+        *context = device + 100;
+        return Called($"retain {device}");
+    }
+
+    [UnmanagedCallersOnly]
+    private static int Release(int device) => Called($"release {device}");
+
+    [UnmanagedCallersOnly]
+    private static int Push(nint context) => Called($"push {context}");
+
+    [UnmanagedCallersOnly]
+    private static int Pop(nint* context)
+    {
+        *context = 0;
+        return Called($"pop");
+    }
+
+    [UnmanagedCallersOnly]
+    private static int Memory(nuint* free, nuint* total)
+    {
+        (*free, *total) = ((nuint)BytesFree, (nuint)(2 * BytesFree));
+        return Called($"memory");
+    }
+}

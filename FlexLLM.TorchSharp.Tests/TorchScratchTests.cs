@@ -1,0 +1,214 @@
+using System.Globalization;
+using System.Runtime.InteropServices;
+using FlexLLM.Backends;
+using FlexLLM.Backends.Torch;
+using FlexLLM.Tests.Contracts;
+using NUnit.Framework;
+using TorchSharp;
+
+namespace FlexLLM.Tests;
+
+/// <summary>
+/// No operation holds more temporaries than its formula says, what libtorch makes by itself included: the peak of the memory that the
+/// process has resident during a call, less what it had before.
+/// </summary>
+[TorchFixture]
+[NonParallelizable]
+internal sealed class TorchScratchTests
+{
+    private const long NoiseBytes = 3L << 20;
+
+    private static readonly ScratchLimits Limits = new()
+    {
+        Rows = 512,
+        Segments = 32,
+        Positions = 2048,
+        SampledRows = 32,
+        HiddenColumns = 2048,
+        Vocabulary = 8000,
+        InputColumnsMax = 8192,
+        QueryHeads = 16,
+        KvHeads = 4,
+        HeadDim = 64,
+        RankMax = 64,
+        InnerMax = 64,
+        Trains = true,
+    };
+
+    private Workbench _bench = null!;
+    private TorchComputeBackend _backend = null!;
+    private TorchContext _context = null!;
+
+    [SetUp]
+    public void SetUp()
+    {
+        PeakMemory.Prepare();
+        _backend = new TorchComputeBackend(new torch.Device(DeviceType.CPU));
+        _context = new TorchContext(new torch.Device(DeviceType.CPU), TorchContext.ElementsMaxDefault);
+        _bench = new Workbench(_backend);
+    }
+
+    [TearDown]
+    public void TearDown()
+    {
+        _bench.Dispose();
+        _context.Dispose();
+        _backend.Dispose();
+    }
+
+    [Test]
+    public void Calls_OfTheLargestShapes_StayWithinTheirFormulaAndNeedMostOfIt([Values(
+        "SiluGate", "SiluGateBackward", "RmsNorm", "RmsNormBackward", "Rope", "ScaleColumnsBackward", "Linear", "Attention", "Decode",
+        "AttentionBackward", "Logits", "CrossEntropy", "CrossEntropyF32", "Sgd")] string operation)
+    {
+        (long formula, Action call) = CallOf(operation);
+        long measured = PeakMemory.Of(call);
+        TestContext.Out.WriteLine($"{operation}: {measured >> 10} KiB of {formula >> 10} KiB");
+        Assert.That(measured, Is.LessThanOrEqualTo(formula + NoiseBytes));
+        Assert.That(measured, Is.GreaterThan((formula / 2) - NoiseBytes), "Control: half the formula would not do.");
+        Assert.That(formula, Is.LessThan(_backend.ScratchBytes(Limits)), "The plan has room for each.");
+    }
+
+    [Test]
+    public void ReserveScratch_Again_CountsWhatItTold()
+    {
+        long before = _backend.AllocatedBytes;
+        foreach (ScratchLimits limits in (ScratchLimits[])[Limits with { Trains = false }, Limits, Limits with { Rows = 1 }])
+        {
+            _backend.ReserveScratch(limits);
+            Assert.That(_backend.AllocatedBytes - before, Is.EqualTo(_backend.ScratchBytes(limits)));
+        }
+
+        Assert.That(
+            () => _backend.ReserveScratch(Limits with { Vocabulary = int.MaxValue, HiddenColumns = 1 << 20 }),
+            Throws.InstanceOf<OutOfMemoryException>());
+        Assert.That(_backend.AllocatedBytes - before, Is.EqualTo(_backend.ScratchBytes(Limits with { Rows = 1 })));
+    }
+
+    private (long Formula, Action Call) CallOf(string operation)
+    {
+        ScratchLimits limits = Limits;
+        (int rows, int wide, int hidden) = (limits.Rows, limits.InputColumnsMax, limits.HiddenColumns);
+        switch (operation)
+        {
+            case "SiluGate" or "SiluGateBackward":
+                bool isForward = operation == "SiluGate";
+                DeviceTensor[] gate = Tensors(5, rows, wide);
+                return (ElementwiseOps.ScratchBytes(rows, wide, !isForward), isForward
+                    ? () => _backend.SiluGate(gate[0], gate[1], gate[2])
+                    : () => _backend.SiluGateBackward(gate[0], gate[1], gate[2], gate[3], gate[4]));
+            case "RmsNorm" or "RmsNormBackward":
+                isForward = operation == "RmsNorm";
+                DeviceTensor[] norm = Tensors(3, rows, wide);
+                DeviceTensor gain = Tensors(1, 1, wide)[0];
+                return (RowOps.ScratchBytes(rows, wide, limits.QueryHeads, !isForward), isForward
+                    ? () => _backend.RmsNorm(norm[0], gain, 1e-5f, norm[1])
+                    : () => _backend.RmsNormBackward(norm[0], gain, 1e-5f, norm[1], norm[2], accumulate: false));
+            case "Rope":
+                DeviceTensor heads = Tensors(1, rows, wide)[0];
+                DeviceTensor table = Tensors(1, limits.Positions, limits.HeadDim)[0];
+                int[] positions = [.. Enumerable.Range(0, rows)];
+                return (RowOps.ScratchBytes(rows, wide, limits.QueryHeads, trains: false),
+                    () => _backend.Rope(heads, positions, table, inverse: false));
+            case "ScaleColumnsBackward":
+                DeviceTensor[] scale = Tensors(3, rows, wide);
+                DeviceTensor[] row = Tensors(2, 1, wide);
+                return (ColumnOps.ScratchBytes(rows, wide, trains: true),
+                    () => _backend.ScaleColumnsBackward(scale[0], scale[1], row[0], row[1], scale[2], accumulate: false));
+            case "Linear":
+                DeviceWeight weight = _bench.RandomWeight(hidden, wide, DType.BF16).Weight;
+                (DeviceTensor x, DeviceTensor y) = (Tensors(1, rows, wide)[0], Tensors(1, rows, hidden)[0]);
+                return (LinearOps.ScratchBytes(_context, rows, hidden, wide),
+                    () => _backend.Linear(x, weight, null, y, accumulate: false));
+            case "Logits":
+                DeviceWeight head = _bench.RandomWeight(limits.Vocabulary, hidden, DType.BF16).Weight;
+                DeviceTensor last = Tensors(1, rows, hidden)[0];
+                DeviceTensor logits = Tensors(1, limits.SampledRows, limits.Vocabulary)[0];
+                int[] sampled = [.. Enumerable.Range(0, limits.SampledRows)];
+                return (LossOps.LogitsBytes(_context, limits.SampledRows, limits.Vocabulary, hidden),
+                    () => _backend.Logits(last, sampled, head, logits));
+            case "CrossEntropy" or "CrossEntropyF32":
+                DType type = operation == "CrossEntropy" ? DType.BF16 : DType.F32;
+                head = _bench.RandomWeight(limits.Vocabulary, hidden, type).Weight;
+                DeviceTensor[] loss = Tensors(2, rows, hidden);
+                int[] targets = [.. Enumerable.Range(0, rows)];
+                float[] losses = new float[rows];
+                long widened = type == DType.BF16 ? 0 : LinearOps.ScratchBytes(_context, rows, limits.Vocabulary, hidden);
+                return (LossOps.CrossEntropyBytes(_context, rows, limits.Vocabulary, hidden) - widened,
+                    () => _backend.FusedLinearCrossEntropy(loss[0], targets, head, 1f, loss[1], losses));
+            case "Sgd":
+                DeviceTensor[] step = Tensors(3, rows, wide);
+                return (OptimizerOps.ScratchBytes((long)rows * wide),
+                    () => _backend.SgdStep(step[0], step[1], step[2], new SgdStepOptions(0.1f, 0.9f, true, 0.1f)));
+            default:
+                return AttentionCallOf(operation);
+        }
+    }
+
+    private (long Formula, Action Call) AttentionCallOf(string operation)
+    {
+        ScratchLimits limits = Limits;
+        bool decodes = operation == "Decode";
+        int blocks = limits.Positions / DeviceKvCache.TokensPerBlock;
+        DeviceKvCache cache = _bench.Own(_backend.CreateKvCache(1, blocks, limits.KvHeads, limits.HeadDim));
+        int[] table = [.. Enumerable.Range(0, blocks)];
+        DeviceTensor kv = Tensors(1, limits.Positions, limits.KvHeads * limits.HeadDim)[0];
+        _backend.AppendKv(kv, kv, 0, new AttentionSegment[] { new(0, limits.Positions, 0, cache, table) });
+        int rows = decodes ? limits.Segments : limits.Rows;
+        DeviceTensor[] q = Tensors(3, rows, limits.QueryHeads * limits.HeadDim);
+        DeviceTensor logSumExp = Tensors(1, limits.Positions, limits.QueryHeads)[0];
+        AttentionSegment window = new(0, rows, limits.Positions - rows, cache, table, logSumExp);
+        AttentionSegment[] segments = !decodes ? [window]
+            : [.. Enumerable.Range(0, rows).Select(i => new AttentionSegment(i, 1, limits.Positions - 1 - i, cache, table))];
+        if (operation != "AttentionBackward")
+        {
+            return (AttentionOps.ScratchBytes(_context, limits), () => _backend.Attention(q[0], q[1], 0, segments));
+        }
+
+        DeviceTensor[] gradients = Tensors(2, limits.Positions, limits.KvHeads * limits.HeadDim);
+        return (AttentionGradient.ScratchBytes(_context, limits),
+            () => _backend.AttentionBackward(q[0], q[1], 0, window, q[2], gradients[0], gradients[1]));
+    }
+
+    private DeviceTensor[] Tensors(int count, int rows, int columns) =>
+        [.. Enumerable.Range(0, count).Select(_ => _bench.Own(_backend.Allocate(rows, columns)))];
+
+    /// <summary>The kernel's count of resident pages, with an allocator that gives freed memory back at once.</summary>
+    private static unsafe class PeakMemory
+    {
+        private const int TrimThreshold = -1;
+        private const int MapThreshold = -3;
+
+        public static void Prepare()
+        {
+            if (!OperatingSystem.IsLinux() || !File.Exists("/proc/self/clear_refs")
+                || !NativeLibrary.TryLoad("libc.so.6", out nint library)
+                || !NativeLibrary.TryGetExport(library, "mallopt", out nint address))
+            {
+                Assert.Ignore("The peak is read from Linux, with glibc.");
+                return;
+            }
+
+            var mallopt = (delegate* unmanaged<int, int, int>)address;
+            Assert.That((mallopt(MapThreshold, 1 << 16), mallopt(TrimThreshold, 0)), Is.EqualTo((1, 1)));
+        }
+
+        public static long Of(Action call)
+        {
+            call(); // What is made once is not the call's.
+            GC.Collect();
+            GC.WaitForPendingFinalizers();
+            File.WriteAllText("/proc/self/clear_refs", "5");
+            long before = Read("VmRSS:");
+            call();
+            return Read("VmHWM:") - before;
+        }
+
+        private static long Read(string name)
+        {
+            string line = File.ReadLines("/proc/self/status").First(line => line.StartsWith(name, StringComparison.Ordinal));
+            string kibibytes = line[name.Length..].Replace("kB", "", StringComparison.Ordinal);
+            return long.Parse(kibibytes, CultureInfo.InvariantCulture) << 10;
+        }
+    }
+}

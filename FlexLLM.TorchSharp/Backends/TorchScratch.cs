@@ -1,0 +1,37 @@
+namespace FlexLLM.Backends.Torch;
+
+/// <summary>
+/// Room that libtorch's temporaries need for calls within limits. One operation runs at a time and returns its temporaries at its end,
+/// so it is what the greediest one needs; each states its own beside its code.
+/// </summary>
+internal static class TorchScratch
+{
+    // Rounding by libtorch's allocators, which take from the system by the 2 and 20 MiB on a GPU, and what cuBLAS works in (32 MiB on
+    // the GPUs where it takes most). Not measured on a GPU.
+    private const long HostLibraryBytes = 1L << 20;
+    private const long GpuLibraryBytes = 72L << 20;
+
+    public static long BytesOf(TorchContext context, in ScratchLimits limits)
+    {
+        (long rows, long hidden, bool trains) = (limits.Rows, limits.HiddenColumns, limits.Trains);
+        long widest = Math.Max(limits.InputColumnsMax, Math.Max(hidden, (long)limits.QueryHeads * limits.HeadDim));
+        long narrowest = Math.Max(hidden, (long)limits.QueryHeads * limits.HeadDim);
+        long bytes = LinearOps.GatherBytes(rows, hidden);
+        bytes = Math.Max(bytes, LinearOps.ScratchBytes(context, rows, widest, narrowest));
+        bytes = Math.Max(bytes, ElementwiseOps.ScratchBytes(rows, widest, trains));
+        bytes = Math.Max(bytes, RowOps.ScratchBytes(rows, widest, limits.QueryHeads, trains));
+        bytes = Math.Max(bytes, ColumnOps.ScratchBytes(rows, widest, trains));
+        bytes = Math.Max(bytes, FactorOps.ScratchBytes(rows, limits.RankMax, trains));
+        bytes = Math.Max(bytes, AttentionOps.ScratchBytes(context, limits));
+        bytes = Math.Max(bytes, LossOps.LogitsBytes(context, limits.SampledRows, limits.Vocabulary, hidden));
+        if (trains)
+        {
+            bytes = Math.Max(bytes, AttentionGradient.ScratchBytes(context, limits));
+            bytes = Math.Max(bytes, LossOps.CrossEntropyBytes(context, rows, limits.Vocabulary, hidden));
+            bytes = Math.Max(bytes, OptimizerOps.ScratchBytes(limits.InnerMax * widest));
+        }
+
+        long indices = KeptIndices.BytesMax(Math.Max(rows, (long)limits.Segments * limits.Positions));
+        return bytes + indices + (context.OnHost ? HostLibraryBytes : GpuLibraryBytes);
+    }
+}
