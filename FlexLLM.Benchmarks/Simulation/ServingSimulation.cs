@@ -119,7 +119,7 @@ internal sealed class ServingSimulation : IDisposable
         };
         if (load.KnowsTimes)
         {
-            _loop.Limits = _loop.Limits with { PromptHeldBack = 0.0, TpotPlanned = 1.0 }; // Held back against what it cannot foresee.
+            _loop.Limits = _loop.Limits with { PromptHeldBack = 0.0, TpotPlanned = 1.0, TpotHeldBackPerTail = 0.0 }; // Held back against what it cannot foresee.
         }
 
         if (load.Samples.Count > 0)

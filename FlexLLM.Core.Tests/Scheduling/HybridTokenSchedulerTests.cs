@@ -14,7 +14,7 @@ internal sealed class HybridTokenSchedulerTests
         LatencyCoefficients.Linear(10e-3, 1e-4, 0.0, 0.0, 1e-4, 0.0, 0.0, 2e-5, 0.0), Correction: 1.0, Tail: 1.0);
 
     private static readonly StepLimits Limits =
-        new() { TokensPerStepMax = 256, SequencesMax = 16, PromptHeldBack = 0.0, TpotPlanned = 1.0 };
+        new() { TokensPerStepMax = 256, SequencesMax = 16, PromptHeldBack = 0.0, TpotPlanned = 1.0, TpotHeldBackPerTail = 0.0 };
 
     [Test]
     public void Plan_MixedLoad_ReadsAsExpected()

@@ -21,11 +21,13 @@ internal sealed class LatencyProfiler(StepTimer steps)
     // As many as a median needs; small models reach it long before the time is up.
     private const int RoundsMax = 6;
     private const int RoundsSmall = 3;
-    private const int SamplesInTime = 3;
+    private const int SamplesInTime = 4; // The first one unseen.
     private const int LayersInParts = 8;
 
-    // The part of the time that may go by before anything counts, and how near a turn must be to the one before it.
+    // The part of the time that may go by before anything counts, what does in any case, as the runtime waits a while before it compiles
+    // again, and how near a turn must be to the one before it.
     private const double WarmUpShare = 0.3;
+    private const double WarmUpShareMin = 0.2;
     private const double WarmRatio = 0.9;
 
     // A token forward and backward costs at most about this many rows of a batch.
@@ -48,7 +50,7 @@ internal sealed class LatencyProfiler(StepTimer steps)
         TimeSpan timeMax = time ?? DefaultTime();
         _measured.Clear();
 
-        WarmUp(() => TimeLeft() - (timeMax * (1.0 - WarmUpShare)));
+        WarmUp(timeMax * WarmUpShareMin, timeMax * WarmUpShare);
         TrainingRun? run = null;
         try
         {
@@ -61,6 +63,7 @@ internal sealed class LatencyProfiler(StepTimer steps)
                 if (round == 0)
                 {
                     run = steps.TryStart(SampleTokens(TimeLeft()));
+                    Touch(run);
                 }
 
                 if (run is not null)
@@ -113,10 +116,11 @@ internal sealed class LatencyProfiler(StepTimer steps)
 
     // The first steps compile code, which the runtime does again and better for what it sees often, and touch every weight and buffer
     // for the first time: they say nothing about later ones. All kinds of work in small, until they get no faster.
-    private void WarmUp(Func<TimeSpan> timeLeft)
+    private void WarmUp(TimeSpan least, TimeSpan most)
     {
+        long start = steps.Clock.GetTimestamp();
         TimeSpan before = TimeSpan.MaxValue;
-        while (timeLeft() > TimeSpan.Zero)
+        while (steps.Clock.GetElapsedTime(start) < most)
         {
             long begun = steps.Clock.GetTimestamp();
             foreach (Inference[] step in new[] { Decodes(1, 0), Decodes(8, 9), [new(0, 7, true)] }.Where(steps.Fits))
@@ -126,7 +130,7 @@ internal sealed class LatencyProfiler(StepTimer steps)
 
             TrainTiny();
             TimeSpan took = steps.Clock.GetElapsedTime(begun);
-            if (took > before * WarmRatio)
+            if (took > before * WarmRatio && steps.Clock.GetElapsedTime(start) >= least)
             {
                 return;
             }
@@ -140,20 +144,29 @@ internal sealed class LatencyProfiler(StepTimer steps)
         TrainingRun? run = steps.TryStart(SampleTokensMin);
         try
         {
-            while (run is { Cursor.Phase: TrainingPhase.Forward })
-            {
-                int left = run.Cursor.Sample.Ids.Length - run.Cursor.PositionsDone;
-                steps.Measure([], run, Math.Min(Math.Min(SampleTokensMin / 2, left), steps.Limits.TokensPerStepMax), []);
-            }
-
-            while (run is { Cursor.Phase: TrainingPhase.Backward })
-            {
-                steps.Measure([], run, 0, [Math.Min(run.Cursor.RowsLeft, Math.Min(SampleTokensMin / 2, steps.Limits.BackwardRowsMax))]);
-            }
+            Train(run, SampleTokensMin / 2);
         }
         finally
         {
             steps.End(run);
+        }
+    }
+
+    // Activations of a sample are used for the first time once in the life of a job.
+    private void Touch(TrainingRun? run) => Train(run, SampleTokensMax);
+
+    // One sample, in windows and items of at most so many rows.
+    private void Train(TrainingRun? run, int rowsMax)
+    {
+        while (run is { Cursor.Phase: TrainingPhase.Forward })
+        {
+            int left = run.Cursor.Sample.Ids.Length - run.Cursor.PositionsDone;
+            steps.Measure([], run, Math.Min(Math.Min(rowsMax, left), steps.Limits.TokensPerStepMax), []);
+        }
+
+        while (run is { Cursor.Phase: TrainingPhase.Backward })
+        {
+            steps.Measure([], run, 0, [Math.Min(run.Cursor.RowsLeft, Math.Min(rowsMax, steps.Limits.BackwardRowsMax))]);
         }
     }
 

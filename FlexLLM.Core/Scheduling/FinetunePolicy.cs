@@ -30,6 +30,7 @@ internal static class FinetunePolicy
     {
         TimeSpan own = now.Sequences.IsEmpty ? TimeSpan.Zero : latency.Predict(inference.Features);
         var budget = new FinetuneBudget(own + limits.IdleStepMax, Grows: false);
+        double share = limits.TpotShare(latency);
         foreach (ref readonly SequenceSnapshot s in now.Sequences.AsSpan())
         {
             if (s.IsDecoding && s.FirstTokenTime is not null && s.InterTokenTarget is TimeSpan interToken)
@@ -37,7 +38,7 @@ internal static class FinetunePolicy
                 budget = budget.Within(interToken, grows: false);
             }
 
-            if (s.TpotSlack(now.Now, limits.TpotPlanned) is TimeSpan slack)
+            if (s.TpotSlack(now.Now, share) is TimeSpan slack)
             {
                 budget = budget.Within(slack, grows: s.IsDecoding && s.TpotTarget > own);
                 budget = budget.Within(s.TpotTarget * limits.SlackTargetsMax, grows: false);

@@ -79,7 +79,7 @@ internal static class InferencePolicy
         Check.That(free >= 0);
         Check.That(scratch.Work.Count <= limits.TokensPerStepMax);
         int decodes = scratch.Work.Count;
-        TimeSpan? timeMax = DecodeTimeMax(now, sequences, marks, limits, latency.Predict(features), out bool isStrict);
+        TimeSpan? timeMax = DecodeTimeMax(now, sequences, marks, limits, features, latency, out bool isStrict);
         bool admits = !marks.Contains(PlanMarks.Preempted); // Admitting into a full cache would only preempt again.
         int passed = 0;
         for (int place = 0; place < order.Length; place++)
@@ -309,14 +309,16 @@ internal static class InferencePolicy
     /// </summary>
     private static TimeSpan? DecodeTimeMax(
         EngineSnapshot now, ReadOnlySpan<SequenceSnapshot> sequences, ReadOnlySpan<PlanMarks> marks, StepLimits limits,
-        TimeSpan decodeTime, out bool isStrict)
+        in StepFeatures decodes, in LatencyModel latency, out bool isStrict)
     {
+        TimeSpan decodeTime = latency.Predict(decodes);
+        double share = limits.TpotShare(latency);
         TimeSpan? tightest = null;
         TimeSpan? strictest = null;
         for (int i = 0; i < sequences.Length; i++)
         {
             ref readonly SequenceSnapshot s = ref sequences[i];
-            if (s.IsDecoding && marks[i] == PlanMarks.None && s.TpotSlack(now.Now, limits.TpotPlanned) is TimeSpan slack)
+            if (s.IsDecoding && marks[i] == PlanMarks.None && s.TpotSlack(now.Now, share) is TimeSpan slack)
             {
                 TimeSpan target = s.TpotTarget;
                 TimeSpan most = target * Math.Max(1.0, limits.SlackTargetsMax);
