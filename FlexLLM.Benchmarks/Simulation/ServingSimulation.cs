@@ -119,7 +119,8 @@ internal sealed class ServingSimulation : IDisposable
         };
         if (load.KnowsTimes)
         {
-            _loop.Limits = _loop.Limits with { PromptHeldBack = 0.0, TpotPlanned = 1.0, TpotHeldBackPerTail = 0.0 }; // Held back against what it cannot foresee.
+            // Held back against what it cannot foresee.
+            _loop.Limits = _loop.Limits with { PromptHeldBack = 0.0, TpotPlanned = 1.0, TpotHeldBackPerTail = 0.0, ChunksAhead = 0 };
         }
 
         if (load.Samples.Count > 0)

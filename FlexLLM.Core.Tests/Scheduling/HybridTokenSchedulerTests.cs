@@ -13,8 +13,15 @@ internal sealed class HybridTokenSchedulerTests
     private static readonly LatencyModel Latency = new(
         LatencyCoefficients.Linear(10e-3, 1e-4, 0.0, 0.0, 1e-4, 0.0, 0.0, 2e-5, 0.0), Correction: 1.0, Tail: 1.0);
 
-    private static readonly StepLimits Limits =
-        new() { TokensPerStepMax = 256, SequencesMax = 16, PromptHeldBack = 0.0, TpotPlanned = 1.0, TpotHeldBackPerTail = 0.0 };
+    private static readonly StepLimits Limits = new()
+    {
+        TokensPerStepMax = 256,
+        SequencesMax = 16,
+        PromptHeldBack = 0.0,
+        TpotPlanned = 1.0,
+        TpotHeldBackPerTail = 0.0,
+        ChunksAhead = 0,
+    };
 
     [Test]
     public void Plan_MixedLoad_ReadsAsExpected()
@@ -47,6 +54,14 @@ internal sealed class HybridTokenSchedulerTests
         SequenceSnapshot ahead = Decoding(1, 50) with { TokensGenerated = targetsAhead, TpotTarget = Ms(12) };
 
         Assert.That(Plan([ahead], []).Budget, Is.EqualTo(Ms(12) * Math.Min(targetsAhead, 4)));
+    }
+
+    [Test]
+    public void Plan_ChunkOfAPromptBreaksTheTarget_LeavesTimeForIt()
+    {
+        SequenceSnapshot ahead = Decoding(1, 50) with { TokensGenerated = 3, TpotTarget = Ms(11) };
+        TimeSpan budget = Plan([ahead], [], Limits with { ChunksAhead = 8 }).Budget;
+        Assert.That(budget.TotalMilliseconds, Is.EqualTo(33 - (8 * 0.7)).Within(1e-2), "a row and 16 of a prompt take 11.7 ms");
     }
 
     [Test]

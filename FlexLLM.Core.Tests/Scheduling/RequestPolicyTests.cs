@@ -13,8 +13,15 @@ internal sealed class RequestPolicyTests
     private static readonly LatencyModel Latency = new(
         LatencyCoefficients.Linear(10e-3, 1e-4, 0.0, 0.0, 1e-4, 0.0, 0.0, 2e-5, 0.0), Correction: 1.0, Tail: 1.0);
 
-    private static readonly StepLimits Limits =
-        new() { TokensPerStepMax = 512, SequencesMax = 256, PromptHeldBack = 0.0, TpotPlanned = 1.0, TpotHeldBackPerTail = 0.0 };
+    private static readonly StepLimits Limits = new()
+    {
+        TokensPerStepMax = 512,
+        SequencesMax = 256,
+        PromptHeldBack = 0.0,
+        TpotPlanned = 1.0,
+        TpotHeldBackPerTail = 0.0,
+        ChunksAhead = 0,
+    };
 
     [Test]
     public void Plan_InterTokenTarget_BoundsPromptsAndFinetuningDespiteSlack()

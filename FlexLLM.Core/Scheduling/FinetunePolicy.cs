@@ -31,6 +31,7 @@ internal static class FinetunePolicy
         TimeSpan own = now.Sequences.IsEmpty ? TimeSpan.Zero : latency.Predict(inference.Features);
         var budget = new FinetuneBudget(own + limits.IdleStepMax, Grows: false);
         double share = limits.TpotShare(latency);
+        TimeSpan chunk = latency.Predict(inference.Features.WithInference(0, limits.PrefillChunkMin, sampled: 0));
         foreach (ref readonly SequenceSnapshot s in now.Sequences.AsSpan())
         {
             if (s.IsDecoding && s.FirstTokenTime is not null && s.InterTokenTarget is TimeSpan interToken)
@@ -40,7 +41,8 @@ internal static class FinetunePolicy
 
             if (s.TpotSlack(now.Now, share) is TimeSpan slack)
             {
-                budget = budget.Within(slack, grows: s.IsDecoding && s.TpotTarget > own);
+                TimeSpan late = chunk > s.TpotTarget ? (chunk - s.TpotTarget) * limits.ChunksAhead : TimeSpan.Zero;
+                budget = budget.Within(slack - late, grows: s.IsDecoding && s.TpotTarget > own);
                 budget = budget.Within(s.TpotTarget * limits.SlackTargetsMax, grows: false);
             }
         }

@@ -44,6 +44,12 @@ internal sealed record StepLimits
     /// </summary>
     public double TpotHeldBackPerTail { get; init; } = 0.05;
 
+    /// <summary>
+    /// Least chunks of a prompt that may come, whose time beyond the TPOT target finetuning leaves to the requests that decode: it could
+    /// spend all they have saved, and the chunks would then be late.
+    /// </summary>
+    public int ChunksAhead { get; init; } = 8;
+
     /// <summary>Share of what a prompt could spare before its TTFT deadline that is not spent; 0 to 1.</summary>
     public double PromptHeldBack { get; init; } = 0.05;
 
@@ -102,6 +108,7 @@ internal sealed record StepLimits
         ArgumentOutOfRangeException.ThrowIfNegative(PromptHeldBack);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(PromptHeldBack, 1.0);
         ArgumentOutOfRangeException.ThrowIfNegative(TpotHeldBackPerTail);
+        ArgumentOutOfRangeException.ThrowIfNegative(ChunksAhead);
         ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(
             TpotPlanned, TpotHeldBackPerTail * (LatencyModel.TailMax - ScatterFree), nameof(TpotPlanned));
         ArgumentOutOfRangeException.ThrowIfNegative(FreeBlocksShare);
