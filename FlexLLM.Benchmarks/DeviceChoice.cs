@@ -7,6 +7,8 @@ namespace FlexLLM.Benchmarks;
 /// <param name="Name">"cpu", "cuda" or "cuda:N".</param>
 internal sealed record DeviceChoice(bool IsTorch, string Name)
 {
+    private const string Numbered = "cuda:";
+
     public const string Usage = "[--backend cpu|torch] [--device cpu|cuda|cuda:N]";
 
     /// <summary>The managed backend.</summary>
@@ -17,6 +19,9 @@ internal sealed record DeviceChoice(bool IsTorch, string Name)
 
     /// <summary>Whether the device has memory of its own and much of everything.</summary>
     public bool IsCuda => Name != "cpu";
+
+    /// <summary>Number of the GPU.</summary>
+    public int CudaIndex => Number(Name) ?? 0;
 
     /// <exception cref="ArgumentException">No such backend or device, or a device that the backend cannot use.</exception>
     public static DeviceChoice Parse(string[] args)
@@ -38,7 +43,8 @@ internal sealed record DeviceChoice(bool IsTorch, string Name)
             : throw new ArgumentException($"--device {device} needs --backend torch: the managed backend computes on the CPU alone.");
     }
 
-    private static bool IsKnown(string device) => device is "cpu" or "cuda" ||
-        (device.StartsWith("cuda:", StringComparison.Ordinal) &&
-            int.TryParse(device["cuda:".Length..], NumberStyles.None, CultureInfo.InvariantCulture, out _));
+    private static bool IsKnown(string device) => device is "cpu" or "cuda" || Number(device) is not null;
+
+    private static int? Number(string device) => device.StartsWith(Numbered, StringComparison.Ordinal) &&
+        int.TryParse(device[Numbered.Length..], NumberStyles.None, CultureInfo.InvariantCulture, out int number) ? number : null;
 }

@@ -18,10 +18,7 @@ internal sealed class TorchProbe : DeviceProbe
     /// <param name="size">How much.</param>
     public TorchProbe(DeviceChoice choice, ProbeSize size)
     {
-        int index = choice.Name.Contains(':', StringComparison.Ordinal)
-            ? int.Parse(choice.Name.Split(':')[1], System.Globalization.CultureInfo.InvariantCulture)
-            : 0;
-        var device = choice.IsCuda ? new torch.Device(DeviceType.CUDA, index) : new torch.Device(DeviceType.CPU);
+        var device = choice.IsCuda ? new torch.Device(DeviceType.CUDA, choice.CudaIndex) : new torch.Device(DeviceType.CPU);
         long rows = size.CopyBytes / sizeof(float) / size.Side;
         _from = torch.ones(rows, size.Side, torch.ScalarType.Float32, device);
         _to = torch.ones(rows, size.Side, torch.ScalarType.Float32, device);

@@ -7,7 +7,7 @@ namespace FlexLLM.Tests.Support;
 /// </summary>
 internal static class TestDevice
 {
-    private static readonly Lazy<string?> Fault = new(FindFault);
+    private static readonly Lazy<string?> Fault = new(() => FaultOf(Name));
 
     public static bool IsManaged => false;
 
@@ -26,11 +26,12 @@ internal static class TestDevice
 
     public static IComputeBackend CreateBackend(int threads = 1) => Of(threads).CreateBackend();
 
-    private static string? FindFault()
+    /// <summary>Why that device cannot be opened; null where it can.</summary>
+    public static string? FaultOf(string name)
     {
         try
         {
-            Of();
+            TorchBackend.Create(name);
             return null;
         }
         catch (FlexLlmException e)

@@ -1,7 +1,7 @@
 using System.Runtime.InteropServices;
 using FlexLLM.Backends;
 using FlexLLM.Backends.Torch;
-using FlexLLM.Tests.Contracts;
+using FlexLLM.Tests.Support;
 using NUnit.Framework;
 using TorchSharp;
 
@@ -75,38 +75,14 @@ internal sealed class TorchOutOfMemoryTests
 
     private sealed class FullDevice(string operation, Func<bool> isFull) : ComputeDevice
     {
-        internal override IComputeBackend CreateBackend() =>
-            new FullBackend(new TorchComputeBackend(new torch.Device(DeviceType.CPU), ElementsMax), operation, isFull);
-    }
-
-    private sealed class FullBackend(IComputeBackend inner, string operation, Func<bool> isFull) : DelegatingBackend(inner)
-    {
-        public override void Attention(TensorSlice q, TensorSlice o, int layer, ReadOnlySpan<AttentionSegment> segments)
-        {
-            Fill(nameof(Attention));
-            Inner.Attention(q, o, layer, segments);
-        }
-
-        public override void AttentionBackward(
-            TensorSlice q, TensorSlice dO, int layer, in AttentionSegment window, TensorSlice dQ, DeviceTensor dK, DeviceTensor dV)
-        {
-            Fill(nameof(AttentionBackward));
-            Inner.AttentionBackward(q, dO, layer, window, dQ, dK, dV);
-        }
-
-        public override void FusedLinearCrossEntropy(
-            TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses)
-        {
-            Fill(nameof(FusedLinearCrossEntropy));
-            Inner.FusedLinearCrossEntropy(x, targets, head, gradientScale, dx, losses);
-        }
-
-        private void Fill(string name)
-        {
-            if (name == operation && isFull())
+        internal override IComputeBackend CreateBackend() => new ProbedBackend(
+            new TorchComputeBackend(new torch.Device(DeviceType.CPU), ElementsMax),
+            name =>
             {
-                TakeTooMuch();
-            }
-        }
+                if (name == operation && isFull())
+                {
+                    TakeTooMuch();
+                }
+            });
     }
 }

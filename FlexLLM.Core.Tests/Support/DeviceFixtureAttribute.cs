@@ -11,14 +11,27 @@ namespace FlexLLM.Tests.Support;
 [AttributeUsage(AttributeTargets.Class, AllowMultiple = true)]
 internal sealed class DeviceFixtureAttribute(params object?[] arguments) : NUnitAttribute, IFixtureBuilder2
 {
-    public IEnumerable<TestSuite> BuildFrom(ITypeInfo typeInfo) => BuildFrom(typeInfo, new Only(null));
+    public IEnumerable<TestSuite> BuildFrom(ITypeInfo typeInfo) => BuildFrom(typeInfo, MissableFixture.All);
 
-    public IEnumerable<TestSuite> BuildFrom(ITypeInfo typeInfo, IPreFilter filter)
+    public IEnumerable<TestSuite> BuildFrom(ITypeInfo typeInfo, IPreFilter filter) =>
+        MissableFixture.Suites(typeInfo, filter, arguments, TestDevice.Missing);
+}
+
+/// <summary>Suites of a fixture whose device may be missing: then one test, ignored with the reason, in place of many.</summary>
+internal static class MissableFixture
+{
+    public static readonly IPreFilter All = new Only(null);
+
+    /// <param name="typeInfo">The fixture.</param>
+    /// <param name="filter">Chooses its tests where the device is there.</param>
+    /// <param name="arguments">Of its constructor.</param>
+    /// <param name="missing">Why the device is missing; null where it is there.</param>
+    public static IEnumerable<TestSuite> Suites(ITypeInfo typeInfo, IPreFilter filter, object?[] arguments, string? missing)
     {
-        IPreFilter chosen = TestDevice.Missing is null ? filter : new Only(Simplest(typeInfo.Type));
+        IPreFilter chosen = missing is null ? filter : new Only(Simplest(typeInfo.Type));
         foreach (TestSuite suite in new TestFixtureAttribute(arguments).BuildFrom(typeInfo, chosen))
         {
-            if (TestDevice.Missing is string reason)
+            if (missing is string reason)
             {
                 suite.RunState = RunState.Ignored;
                 suite.Properties.Set(PropertyNames.SkipReason, reason);

@@ -304,8 +304,7 @@ public sealed class CoServingEngine : IAsyncDisposable
             backend.Dispose();
             if (e is not OutOfMemoryException && backend.IsOutOfMemory(e))
             {
-                throw new InsufficientMemoryException(
-                    "The device ran out of memory while the engine loaded: " + e.Message.Split('\n')[0], e);
+                throw DeviceBudget.RanOut("while the engine loaded", e);
             }
 
             throw;

@@ -93,6 +93,12 @@ internal sealed class DeviceBudget
             $"{needs}{advice(attainable)}");
     }
 
+    /// <summary>The error of a device that has less memory than its budget says.</summary>
+    /// <param name="where">What it was doing, such as "inside a step".</param>
+    /// <param name="fault">What the backend threw.</param>
+    public static InsufficientMemoryException RanOut(string where, Exception fault) =>
+        new($"The device ran out of memory {where}: {fault.Message.Split('\n')[0]}", fault);
+
     /// <summary>
     /// Leaves the device more memory than the budget says, after an operation found too little: what is held without need, else the
     /// last extent of the KV cache. False where neither can be had.

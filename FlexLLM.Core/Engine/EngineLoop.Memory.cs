@@ -29,16 +29,16 @@ internal sealed partial class EngineLoop
     // memory that can be spared, else the newest request. So a step follows that fits, or nobody is left.
     private void Relieve(StepPlan plan, Exception fault)
     {
-        string detail = "The device ran out of memory inside a step: " + fault.Message.Split('\n')[0];
+        InsufficientMemoryException cause = DeviceBudget.RanOut("inside a step", fault);
         foreach (ForwardWindow window in plan.Forward)
         {
-            Jobs.Fail(window.Id, Now, new InsufficientMemoryException(detail, fault));
+            Jobs.Fail(window.Id, Now, cause);
         }
 
         if (plan.Forward.IsEmpty && !Budget.TryLeave() &&
             _sequences.Values.LastOrDefault(s => s.Phase == SequencePhase.Running) is InferenceSequence newest)
         {
-            Finish(newest, GeneratedToken.Failed(detail));
+            Finish(newest, GeneratedToken.Failed(cause.Message));
         }
     }
 }

@@ -24,8 +24,7 @@ internal sealed partial class JobTable
         catch (Exception e) when (e is FlexLlmException || model.Backend.IsOutOfMemory(e))
         {
             // Numbers that are none, or a device with less memory than its budget: the job's own bad luck, nobody else's.
-            Fail(window.Id, now, e is FlexLlmException ? e : new InsufficientMemoryException(
-                "The device ran out of memory in the job's backward pass: " + e.Message.Split('\n')[0], e));
+            Fail(window.Id, now, e is FlexLlmException ? e : DeviceBudget.RanOut("in the job's backward pass", e));
         }
     }
 

@@ -18,6 +18,7 @@ internal sealed class LoadedModel : IDisposable
     private LoadedModel(
         ModelConfig config, IComputeBackend backend, int positionsMax, ModelShard? shard = null, GraphCompiler? compiler = null)
     {
+        Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
         Whole = config;
         Shard = shard;
         Config = shard is null ? config : ModelShard.LocalConfig(config, shard.Ranks);
@@ -75,44 +76,31 @@ internal sealed class LoadedModel : IDisposable
         SafetensorsCheckpoint checkpoint, ModelConfig config, IComputeBackend backend, DType? weightType, int positionsMax,
         ModelShard? shard = null, GraphCompiler? compiler = null, CancellationToken cancellationToken = default)
     {
-        Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
-        var model = new LoadedModel(config, backend, positionsMax, shard, compiler);
-        try
-        {
-            model.FillRopeTable();
-            Dictionary<string, int> indices = model._compiler.WeightNames.Index().ToDictionary(w => w.Item, w => w.Index);
-            foreach (WeightShape shape in DecoderWeights.Of(config))
+        return Filled(
+            new LoadedModel(config, backend, positionsMax, shard, compiler),
+            shape =>
             {
-                cancellationToken.ThrowIfCancellationRequested();
-                SafetensorsTensor tensor = checkpoint.Get(shape.Name);
-                HostMatrix matrix = tensor.AsMatrix();
-                CheckTensor(tensor, matrix, shape);
-                int weight = indices[shape.Name];
-                if (shape.IsVector)
+                float[] values = Checked(shape).ToFloats();
+                if (shard is null)
                 {
-                    float[] values = tensor.ToFloats();
-                    if (shard is not null)
-                    {
-                        (_, Shard columns, bool isZero) = shard.PartOf(shape);
-                        values = isZero ? new float[columns.Count] : values[columns.Start..columns.End];
-                    }
-
-                    DeviceTensor vector = model._vectors[weight] = model.Own(backend.Allocate(1, values.Length));
-                    backend.Upload(values, vector);
+                    return values;
                 }
-                else
-                {
-                    DType type = HeldType(tensor, weightType);
-                    model._matrices[weight] = model.Own(CreatePart(backend, matrix, type, shard?.PartOf(shape)));
-                }
-            }
 
-            return model;
-        }
-        catch
+                (_, Shard columns, bool isZero) = shard.PartOf(shape);
+                return isZero ? new float[columns.Count] : values[columns.Start..columns.End];
+            },
+            shape =>
+            {
+                SafetensorsTensor tensor = Checked(shape);
+                return CreatePart(backend, tensor.AsMatrix(), HeldType(tensor, weightType), shard?.PartOf(shape));
+            },
+            cancellationToken);
+
+        SafetensorsTensor Checked(WeightShape shape)
         {
-            model.Dispose();
-            throw;
+            SafetensorsTensor tensor = checkpoint.Get(shape.Name);
+            CheckTensor(tensor, tensor.AsMatrix(), shape);
+            return tensor;
         }
     }
 
@@ -121,75 +109,34 @@ internal sealed class LoadedModel : IDisposable
     /// <param name="backend">The device; it stays the caller's.</param>
     /// <param name="positionsMax">Longest sequence, at most the config's.</param>
     /// <param name="compiler">The model as <see cref="Compile"/> gave it; null compiles it here.</param>
-    /// <param name="cancellationToken">Gives up between two tensors.</param>
     public static LoadedModel CreateRandom(
-        RandomWeights weights, IComputeBackend backend, int positionsMax, GraphCompiler? compiler = null,
-        CancellationToken cancellationToken = default)
-    {
-        Check.That(positionsMax > 0 && positionsMax <= weights.Config.MaxPositions);
-        var model = new LoadedModel(weights.Config, backend, positionsMax, shard: null, compiler);
-        try
-        {
-            model.FillRopeTable();
-            Dictionary<string, int> indices = model._compiler.WeightNames.Index().ToDictionary(w => w.Item, w => w.Index);
-            foreach (WeightShape shape in DecoderWeights.Of(weights.Config))
-            {
-                cancellationToken.ThrowIfCancellationRequested();
-                int weight = indices[shape.Name];
-                if (shape.IsVector)
-                {
-                    DeviceTensor vector = model._vectors[weight] = model.Own(backend.Allocate(1, shape.Columns));
-                    backend.Upload(weights.Vector(shape), vector);
-                }
-                else
-                {
-                    model._matrices[weight] = model.Own(backend.CreateWeight(weights.Matrix(shape), weights.Type));
-                }
-            }
-
-            return model;
-        }
-        catch
-        {
-            model.Dispose();
-            throw;
-        }
-    }
+        RandomWeights weights, IComputeBackend backend, int positionsMax, GraphCompiler? compiler = null) => Filled(
+        new LoadedModel(weights.Config, backend, positionsMax, shard: null, compiler),
+        weights.Vector,
+        shape => backend.CreateWeight(weights.Matrix(shape), weights.Type));
 
     /// <summary>A model of that shape whose weights are all zero: for a backend that computes nothing.</summary>
     /// <param name="config">Its shape.</param>
     /// <param name="backend">The device; it stays the caller's.</param>
     /// <param name="weightType">F32 or BF16.</param>
     /// <param name="positionsMax">Longest sequence, at most the config's.</param>
-    public static unsafe LoadedModel CreateEmpty(ModelConfig config, IComputeBackend backend, DType weightType, int positionsMax)
+    public static LoadedModel CreateEmpty(ModelConfig config, IComputeBackend backend, DType weightType, int positionsMax)
     {
-        Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
-        var model = new LoadedModel(config, backend, positionsMax);
-        model.FillRopeTable();
-        Dictionary<string, int> indices = model._compiler.WeightNames.Index().ToDictionary(w => w.Item, w => w.Index);
-        foreach (WeightShape shape in DecoderWeights.Of(config))
-        {
-            int weight = indices[shape.Name];
-            if (shape.IsVector)
-            {
-                model._vectors[weight] = model.Own(backend.Allocate(1, shape.Columns));
-                continue;
-            }
+        return Filled(new LoadedModel(config, backend, positionsMax), _ => null, Zeros);
 
-            // Pages that nobody reads take no memory.
+        // Pages that nobody reads take no memory.
+        unsafe DeviceWeight Zeros(WeightShape shape)
+        {
             void* zeros = NativeMemory.AllocZeroed((nuint)shape.Count, (nuint)DTypes.BytesOf(weightType));
             try
             {
-                var matrix = new HostMatrix((byte*)zeros, weightType, shape.Rows, shape.Columns);
-                model._matrices[weight] = model.Own(backend.CreateWeight(matrix, weightType));
+                return backend.CreateWeight(new HostMatrix((byte*)zeros, weightType, shape.Rows, shape.Columns), weightType);
             }
             finally
             {
                 NativeMemory.Free(zeros);
             }
         }
-
-        return model;
     }
 
     public DeviceWeight Matrix(int weight)
@@ -224,6 +171,42 @@ internal sealed class LoadedModel : IDisposable
     }
 
     // A slice of columns is copied together first; a slice of rows lies together in the file.
+    // Vectors as numbers, or null for zeros; matrices on the device. A model that cannot be filled is disposed.
+    private static LoadedModel Filled(
+        LoadedModel model, Func<WeightShape, float[]?> vectorOf, Func<WeightShape, DeviceWeight> matrixOf,
+        CancellationToken cancellationToken = default)
+    {
+        try
+        {
+            model.FillRopeTable();
+            Dictionary<string, int> indices = model._compiler.WeightNames.Index().ToDictionary(w => w.Item, w => w.Index);
+            foreach (WeightShape shape in DecoderWeights.Of(model.Whole))
+            {
+                cancellationToken.ThrowIfCancellationRequested();
+                int weight = indices[shape.Name];
+                if (!shape.IsVector)
+                {
+                    model._matrices[weight] = model.Own(matrixOf(shape));
+                    continue;
+                }
+
+                float[]? values = vectorOf(shape);
+                DeviceTensor vector = model._vectors[weight] = model.Own(model.Backend.Allocate(1, values?.Length ?? shape.Columns));
+                if (values is not null)
+                {
+                    model.Backend.Upload(values, vector);
+                }
+            }
+
+            return model;
+        }
+        catch
+        {
+            model.Dispose();
+            throw;
+        }
+    }
+
     private static unsafe DeviceWeight CreatePart(
         IComputeBackend backend, in HostMatrix whole, DType type, (Shard Rows, Shard Columns, bool IsZero)? part)
     {

@@ -14,8 +14,8 @@ internal static class TorchScratch
     public static long BytesOf(TorchContext context, in ScratchLimits limits)
     {
         (long rows, long hidden, bool trains) = (limits.Rows, limits.HiddenColumns, limits.Trains);
-        long widest = Math.Max(limits.InputColumnsMax, Math.Max(hidden, (long)limits.QueryHeads * limits.HeadDim));
         long narrowest = Math.Max(hidden, (long)limits.QueryHeads * limits.HeadDim);
+        long widest = Math.Max(limits.InputColumnsMax, narrowest);
         long bytes = LinearOps.GatherBytes(rows, hidden);
         bytes = Math.Max(bytes, LinearOps.ScratchBytes(context, rows, widest, narrowest));
         bytes = Math.Max(bytes, ElementwiseOps.ScratchBytes(rows, widest, trains));
