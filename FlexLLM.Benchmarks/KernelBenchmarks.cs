@@ -1,3 +1,5 @@
+using System.Diagnostics;
+using System.Reflection;
 using BenchmarkDotNet.Configs;
 using BenchmarkDotNet.Jobs;
 using BenchmarkDotNet.Running;
@@ -16,8 +18,18 @@ internal static class KernelBenchmarks
     /// <summary>Runs what the arguments choose; everything without a filter.</summary>
     public static int Run(string[] args)
     {
-        // In this process: a generated project would inherit the rules of this repository and not pass them.
-        IConfig config = DefaultConfig.Instance.AddJob(Job.ShortRun.WithToolchain(InProcessEmitToolchain.Instance));
+        foreach (Assembly assembly in new[] { typeof(KernelBenchmarks).Assembly, typeof(CoServingEngine).Assembly })
+        {
+            if (assembly.GetCustomAttribute<DebuggableAttribute>() is { IsJITOptimizerDisabled: true })
+            {
+                throw new FlexLlmException($"{assembly.GetName().Name} was built without optimization; use -c Release.");
+            }
+        }
+
+        // In this process: a generated project would inherit the rules of this repository and not pass them. BenchmarkDotNet's own check
+        // for optimized code loads every referenced assembly, of which TorchSharp may be missing.
+        IConfig config = DefaultConfig.Instance.AddJob(Job.ShortRun.WithToolchain(InProcessEmitToolchain.Instance))
+            .WithOptions(ConfigOptions.DisableOptimizationsValidator);
         string[] chosen = args.Contains("--filter") || args.Contains("--list") ? args : [.. args, "--filter", "*"];
         Type[] types =
             [typeof(WeightKernels), typeof(RowKernels), typeof(SamplerKernels), typeof(CompilerBenchmarks), typeof(SchedulerBenchmarks)];
