@@ -35,8 +35,14 @@ internal sealed record SimulatedLoad
     /// <summary>Plans with exact times, not with what it learns: a bound for what any latency model could do.</summary>
     public bool KnowsTimes { get; init; }
 
+    /// <summary>See <see cref="StepLimits.KeepsReserve"/>.</summary>
+    public bool KeepsReserve { get; init; } = true;
+
     /// <summary>Most rows of a batch.</summary>
     public int TokensPerStepMax { get; init; } = 256;
+
+    /// <summary>Most sequences that run at a time; at most <see cref="TokensPerStepMax"/>.</summary>
+    public int SequencesMax { get; init; } = 256;
 
     /// <summary>Longest finetuning while no request is there.</summary>
     public TimeSpan IdleStepMax { get; init; } = TimeSpan.FromMilliseconds(100);
@@ -104,7 +110,7 @@ internal sealed class ServingSimulation : IDisposable
                 TimeToFirstToken = TimeSpan.FromSeconds(load.TtftTarget),
             },
             TokensPerStepMax = load.TokensPerStepMax,
-            SequencesMax = Math.Min(256, load.TokensPerStepMax),
+            SequencesMax = Math.Min(load.SequencesMax, load.TokensPerStepMax),
             IdleStepMax = load.IdleStepMax,
             PrefixCaching = false, // Prompts stand for unrelated ones, but here all are zeros.
             InboxCapacity = 4096,
@@ -117,10 +123,11 @@ internal sealed class ServingSimulation : IDisposable
         {
             Latency = _exact with { Tail = Math.Max(_exact.Tail, TailAtStart) },
         };
+        _loop.Limits = _loop.Limits with { KeepsReserve = load.KeepsReserve };
         if (load.KnowsTimes)
         {
             // Held back against what it cannot foresee.
-            _loop.Limits = _loop.Limits with { PromptHeldBack = 0.0, TpotPlanned = 1.0, TpotHeldBackPerTail = 0.0, ChunksAhead = 0 };
+            _loop.Limits = _loop.Limits with { PromptHeldBack = 0.0, TpotPlanned = 1.0, ChunksAhead = 0, KeepsReserve = false };
         }
 
         if (load.Samples.Count > 0)

@@ -19,7 +19,6 @@ internal sealed class HybridTokenSchedulerTests
         SequencesMax = 16,
         PromptHeldBack = 0.0,
         TpotPlanned = 1.0,
-        TpotHeldBackPerTail = 0.0,
         ChunksAhead = 0,
     };
 

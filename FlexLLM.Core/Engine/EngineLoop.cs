@@ -144,7 +144,8 @@ internal sealed partial class EngineLoop : IDisposable
             return _inbox.HasItems;
         }
 
-        StepPlan plan = HybridTokenScheduler.Plan(TakeSnapshot(), Limits, Latency, _scratch);
+        EngineSnapshot before = TakeSnapshot();
+        StepPlan plan = HybridTokenScheduler.Plan(before, Limits, Latency, _scratch);
         LastPlan = plan;
         Check.That(!plan.IsEmpty, "a step with work plans some of it");
         long begun = _clock.GetTimestamp();
@@ -177,6 +178,7 @@ internal sealed partial class EngineLoop : IDisposable
             elapsed = _clock.GetElapsedTime(begun);
         }
 
+        ObserveSlack(before, done, elapsed);
         Latency = Latency.Observe(done, elapsed);
         Counters.Steps++;
         Counters.TimeInSteps += elapsed;
@@ -327,6 +329,7 @@ internal sealed partial class EngineLoop : IDisposable
             Sequences = sequences.MoveToImmutable(),
             Jobs = Jobs.Snapshot(),
             StepsSinceFinetuning = _stepsSinceFinetuning,
+            Reserve = _reserve,
             Tenants = _tenants.Snapshot(),
             FreeBlocks = _blocks.BlocksFree,
             TotalBlocks = _blocks.BlocksTotal,
@@ -423,7 +426,7 @@ internal sealed partial class EngineLoop : IDisposable
         sequence.Tokens.Add(token.TokenId);
         sequence.History.AddGenerated(token.TokenId);
         Counters.Observe(sequence, now);
-        sequence.FirstTokenTime ??= now;
+        MarkFirst(sequence, now);
         sequence.LastTokenTime = now;
 
         bool eos = !sequence.IgnoreEos && _eos.Contains(token.TokenId);
@@ -460,6 +463,7 @@ internal sealed partial class EngineLoop : IDisposable
     private void Finish(InferenceSequence sequence, GeneratedToken last)
     {
         Remove(sequence);
+        ObserveEnd(sequence);
         sequence.Deliver(last);
         sequence.CloseStream();
         Counters.Finish(sequence, last.FinishReason!.Value, Now);

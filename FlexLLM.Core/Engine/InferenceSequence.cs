@@ -84,6 +84,9 @@ internal sealed class InferenceSequence
 
     public TimeSpan? LastTokenTime { get; set; }
 
+    /// <summary>Time that finetuning had taken in this engine before the first token.</summary>
+    public TimeSpan FinetuningBefore { get; set; }
+
     /// <summary>Tokens that came later after the one before than the inter-token target allows.</summary>
     public int TokensLate { get; set; }
 

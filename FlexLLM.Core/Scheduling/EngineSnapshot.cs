@@ -183,6 +183,9 @@ internal sealed record EngineSnapshot
     /// <summary>Steps with inference since the last one with finetuning.</summary>
     public int StepsSinceFinetuning { get; init; }
 
+    /// <summary>What finetuning leaves of what requests have saved.</summary>
+    public SlackReserve Reserve { get; init; }
+
     /// <summary>Tenants that sequences name by index; empty where all sequences are one tenant's.</summary>
     public ImmutableArray<TenantSnapshot> Tenants { get; init; } = [];
 

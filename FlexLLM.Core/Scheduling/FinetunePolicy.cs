@@ -30,7 +30,6 @@ internal static class FinetunePolicy
     {
         TimeSpan own = now.Sequences.IsEmpty ? TimeSpan.Zero : latency.Predict(inference.Features);
         var budget = new FinetuneBudget(own + limits.IdleStepMax, Grows: false);
-        double share = limits.TpotShare(latency);
         TimeSpan chunk = latency.Predict(inference.Features.WithInference(0, limits.PrefillChunkMin, sampled: 0));
         foreach (ref readonly SequenceSnapshot s in now.Sequences.AsSpan())
         {
@@ -39,10 +38,12 @@ internal static class FinetunePolicy
                 budget = budget.Within(interToken, grows: false);
             }
 
-            if (s.TpotSlack(now.Now, share) is TimeSpan slack)
+            if (s.TpotSlack(now.Now, limits.TpotPlanned) is TimeSpan slack)
             {
-                TimeSpan late = chunk > s.TpotTarget ? (chunk - s.TpotTarget) * limits.ChunksAhead : TimeSpan.Zero;
-                budget = budget.Within(slack - late, grows: s.IsDecoding && s.TpotTarget > own);
+                TimeSpan kept = chunk > s.TpotTarget ? (chunk - s.TpotTarget) * limits.ChunksAhead : TimeSpan.Zero;
+                TimeSpan reserve = limits.KeepsReserve ? now.Reserve.For(s.TokensMax - s.TokensTotal) : TimeSpan.Zero;
+                kept = reserve > kept ? reserve : kept;
+                budget = budget.Within(slack - kept, grows: s.IsDecoding && s.TpotTarget > own);
                 budget = budget.Within(s.TpotTarget * limits.SlackTargetsMax, grows: false);
             }
         }

@@ -312,13 +312,12 @@ internal static class InferencePolicy
         in StepFeatures decodes, in LatencyModel latency, out bool isStrict)
     {
         TimeSpan decodeTime = latency.Predict(decodes);
-        double share = limits.TpotShare(latency);
         TimeSpan? tightest = null;
         TimeSpan? strictest = null;
         for (int i = 0; i < sequences.Length; i++)
         {
             ref readonly SequenceSnapshot s = ref sequences[i];
-            if (s.IsDecoding && marks[i] == PlanMarks.None && s.TpotSlack(now.Now, share) is TimeSpan slack)
+            if (s.IsDecoding && marks[i] == PlanMarks.None && s.TpotSlack(now.Now, limits.TpotPlanned) is TimeSpan slack)
             {
                 TimeSpan target = s.TpotTarget;
                 TimeSpan most = target * Math.Max(1.0, limits.SlackTargetsMax);

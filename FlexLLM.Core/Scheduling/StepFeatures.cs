@@ -58,6 +58,9 @@ internal readonly record struct StepFeatures
         BackwardContext = 0,
     };
 
+    /// <summary>Inference alone.</summary>
+    public StepFeatures WithoutFinetuning() => WithoutBackward() with { ForwardWindows = 0, ForwardRows = 0, ForwardContext = 0 };
+
     /// <summary>
     /// Adds <paramref name="tokens"/> inference rows of one sequence, the first at position <paramref name="start"/>, of which
     /// <paramref name="sampled"/> are sampled from.

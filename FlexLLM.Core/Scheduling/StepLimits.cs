@@ -3,8 +3,6 @@ namespace FlexLLM.Scheduling;
 /// <summary>Bounds of one step. Rows are tokens of one step; times are of one step unless they say otherwise.</summary>
 internal sealed record StepLimits
 {
-    private const double ScatterFree = 1.1;
-
     /// <summary>How finetuning shares the steps with inference.</summary>
     public SharingPolicy Sharing { get; init; } = SharingPolicy.CoServing;
 
@@ -39,16 +37,13 @@ internal sealed record StepLimits
     public double TpotPlanned { get; init; } = 0.997;
 
     /// <summary>
-    /// How much less is planned for where step times scatter, in targets for each 1 by which <see cref="LatencyModel.Tail"/> exceeds
-    /// 1.1: an overrun that is large beside a target takes several steps to be made good.
-    /// </summary>
-    public double TpotHeldBackPerTail { get; init; } = 0.05;
-
-    /// <summary>
-    /// Least chunks of a prompt that may come, whose time beyond the TPOT target finetuning leaves to the requests that decode: it could
-    /// spend all they have saved, and the chunks would then be late.
+    /// Least chunks of a prompt that may come, whose time beyond the TPOT target finetuning leaves to the requests that decode, whatever
+    /// was seen so far: it could spend all they have saved, and the chunks would then be late.
     /// </summary>
     public int ChunksAhead { get; init; } = 8;
+
+    /// <summary>Whether finetuning leaves to requests what <see cref="EngineSnapshot.Reserve"/> says.</summary>
+    public bool KeepsReserve { get; init; } = true;
 
     /// <summary>Share of what a prompt could spare before its TTFT deadline that is not spent; 0 to 1.</summary>
     public double PromptHeldBack { get; init; } = 0.05;
@@ -89,9 +84,6 @@ internal sealed record StepLimits
     /// <summary>A tenant with waiting sequences that got no place for this long goes first once, whatever it had before.</summary>
     public TimeSpan TenantWaitMax { get; init; } = TimeSpan.FromSeconds(30);
 
-    /// <summary>Mean time per token that is planned for with this latency model, in TPOT targets.</summary>
-    public double TpotShare(in LatencyModel latency) => TpotPlanned - (TpotHeldBackPerTail * Math.Max(0.0, latency.Tail - ScatterFree));
-
     /// <summary>Checks every bound.</summary>
     /// <exception cref="ArgumentOutOfRangeException">A bound is out of its range.</exception>
     public void Validate()
@@ -107,10 +99,8 @@ internal sealed record StepLimits
         ArgumentOutOfRangeException.ThrowIfNegative(SlackTargetsMax);
         ArgumentOutOfRangeException.ThrowIfNegative(PromptHeldBack);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(PromptHeldBack, 1.0);
-        ArgumentOutOfRangeException.ThrowIfNegative(TpotHeldBackPerTail);
         ArgumentOutOfRangeException.ThrowIfNegative(ChunksAhead);
-        ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(
-            TpotPlanned, TpotHeldBackPerTail * (LatencyModel.TailMax - ScatterFree), nameof(TpotPlanned));
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(TpotPlanned);
         ArgumentOutOfRangeException.ThrowIfNegative(FreeBlocksShare);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(FreeBlocksShare, 1.0);
         ArgumentOutOfRangeException.ThrowIfNegative(FixedShareMax);

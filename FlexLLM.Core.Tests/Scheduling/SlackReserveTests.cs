@@ -1,0 +1,147 @@
+using FlexLLM.Scheduling;
+using FsCheck;
+using FsCheck.Fluent;
+using Microsoft.FSharp.Core;
+using NUnit.Framework;
+using static FlexLLM.Tests.Scheduling.Snapshots;
+
+namespace FlexLLM.Tests.Scheduling;
+
+[TestFixture]
+internal sealed class SlackReserveTests
+{
+    private static readonly Config Many = Config.QuickThrowOnFailure
+        .WithMaxTest(300)
+        .WithReplay(FSharpOption<Replay>.Some(new Replay(new Rnd(11), FSharpOption<int>.None)));
+
+    /// <summary>Steps' milliseconds beyond a target.</summary>
+    private static Arbitrary<int[]> Steps { get; } = Gen.Choose(-40, 120).ArrayOf().ToArbitrary();
+
+    [Test]
+    public void For_NothingSeen_KeepsNothing() => Assert.That(SlackReserve.Initial.For(1_000), Is.EqualTo(TimeSpan.Zero));
+
+    [Test]
+    public void For_StepsAllAlikeWithinTheTarget_KeepsNothing()
+    {
+        SlackReserve seen = Seen(Enumerable.Repeat(-20.0, 400));
+
+        Assert.That(seen.For(1_000), Is.LessThan(Ms(0.01)));
+    }
+
+    /// <summary>The closed form's highest point, of groups of eight steps that save 20 ms each and need 60 ms in one of ten groups.</summary>
+    [Test]
+    public void For_BurstsNowAndThen_KeepsWhatSoManyStepsClimb()
+    {
+        double[] steps = [.. Enumerable.Range(0, 4_000).Select(i => i / 8 % 10 == 0 ? 60.0 : -20.0)];
+        SlackReserve seen = Seen(steps, secondsPerStep: 1e-3);
+
+        // Mean -12 ms a step; variance of a group (8 * 80)^2 * 0.1 * 0.9, an eighth of it a step.
+        const double variance = 640.0 * 640 * 0.09 / 8;
+        const double highest = 25.0 * variance / (4 * 12 * 12);
+        Assert.That(seen.For(10_000).TotalMilliseconds, Is.EqualTo((5 * Math.Sqrt(highest * variance)) - (highest * 12)).Within(6).Percent);
+        Assert.That(seen.For(4).TotalMilliseconds, Is.EqualTo((5 * Math.Sqrt(4 * variance)) - (4 * 12)).Within(6).Percent);
+    }
+
+    [Test]
+    public void For_RequestsAloneBreakTheTarget_GrowsWithEveryTokenToCome()
+    {
+        SlackReserve seen = Seen(Enumerable.Repeat(5.0, 80));
+
+        Assert.That(seen.For(10).TotalMilliseconds, Is.EqualTo(50).Within(0.1));
+        Assert.That(seen.For(100).TotalMilliseconds, Is.EqualTo(500).Within(0.1));
+    }
+
+    [Test]
+    public void For_AnySteps_NeverLessForMoreTokensOrMoreCaution() =>
+        FsCheck.Check.One(Many, Prop.ForAll(Steps, steps => IsMonotone(steps, late: true)));
+
+    [Test]
+    public void For_Control_LessCaution_IsFound() => Assert.That(
+        () => FsCheck.Check.One(Many, Prop.ForAll(Steps, steps => IsMonotone(steps, late: false))), Throws.Exception);
+
+    [Test]
+    public void Observe_BurstLongAgo_IsForgotten()
+    {
+        SlackReserve burst = Seen([.. Enumerable.Repeat(-20.0, 80), .. Enumerable.Repeat(100.0, 8)]);
+        SlackReserve later = burst;
+        for (int i = 0; i < 8_000; i++)
+        {
+            later = later.Observe(Ms(-20), TimeSpan.FromSeconds(10 + (i * 0.05)));
+        }
+
+        Assert.That(later.For(1_000), Is.LessThan(burst.For(1_000) / 20));
+    }
+
+    [Test]
+    public void Ended_LateBecauseOfFinetuning_IsMoreCareful()
+    {
+        SlackReserve calm = Calm();
+
+        Assert.That(calm.Ended(Ms(5), finetuning: Ms(5)).Caution, Is.GreaterThan(2 * calm.Caution));
+    }
+
+    [TestCase(-5, 100, TestName = "Ended_InTime_IsLessCareful")]
+    [TestCase(5, 4, TestName = "Ended_LateWithoutFinetuningToo_IsLessCareful")]
+    public void Ended_NotFinetuningsFault_IsLessCareful(int late, int finetuning)
+    {
+        SlackReserve calm = Calm();
+
+        Assert.That(calm.Ended(Ms(late), Ms(finetuning)).Caution, Is.LessThan(calm.Caution));
+    }
+
+    /// <summary>Where one answer in two hundred is late, caution stays where it is; it has bounds on both sides.</summary>
+    [Test]
+    public void Ended_OneInTwoHundredLate_StaysAsCareful()
+    {
+        SlackReserve reserve = Calm().Ended(Ms(1), Ms(1));
+        double before = reserve.Caution;
+        for (int i = 1; i <= 2_000; i++)
+        {
+            reserve = reserve.Ended(i % 200 == 0 ? Ms(1) : Ms(-1), Ms(1));
+        }
+
+        Assert.That(reserve.Caution, Is.EqualTo(before).Within(1).Percent);
+        Assert.That(Answers(reserve, 10_000, Ms(-1)).Caution, Is.GreaterThan(0));
+        Assert.That(Answers(reserve, 10_000, Ms(1)).Caution, Is.LessThan(10));
+    }
+
+    [Test]
+    public void Plan_Reserve_IsNotSpentByFinetuning([Values] bool keeps)
+    {
+        SlackReserve seen = Seen(Enumerable.Repeat(5.0, 80)); // 5 ms for each of ten tokens to come.
+        EngineSnapshot now = Of([Decoding(1, 50) with { TokensGenerated = 2, TokensMax = 61 }]) with { Reserve = seen };
+        var limits = new StepLimits { TpotPlanned = 1.0, ChunksAhead = 0, KeepsReserve = keeps };
+        var latency = new LatencyModel(LatencyCoefficients.Linear(1e-2, 1e-4, 0, 0, 1e-4, 0, 0, 2e-5, 0), Correction: 1.0, Tail: 1.0);
+
+        StepPlan plan = HybridTokenScheduler.Plan(now, limits, latency);
+
+        Assert.That(plan.Budget.TotalMilliseconds, Is.EqualTo(keeps ? 50 : 100).Within(0.5), "two targets of 50 ms saved");
+    }
+
+    private static bool IsMonotone(int[] steps, bool late)
+    {
+        SlackReserve reserve = Seen(steps.Select(ms => (double)ms));
+        SlackReserve other = reserve.Ended(late ? Ms(1) : Ms(-1), Ms(1));
+        int[] tokens = [0, 1, 2, 5, 20, 100, 5_000];
+        return tokens.Zip(tokens.Skip(1)).All(pair => reserve.For(pair.First) <= reserve.For(pair.Second)) &&
+            tokens.All(n => reserve.For(n) <= other.For(n));
+    }
+
+    private static SlackReserve Seen(IEnumerable<double> milliseconds, double secondsPerStep = 0.05)
+    {
+        SlackReserve reserve = SlackReserve.Initial;
+        int steps = 0;
+        foreach (double excess in milliseconds)
+        {
+            reserve = reserve.Observe(Ms(excess), TimeSpan.FromSeconds(steps++ * secondsPerStep));
+        }
+
+        return reserve;
+    }
+
+    // Less careful than an engine begins.
+    private static SlackReserve Calm() => Answers(SlackReserve.Initial, 50, Ms(-1));
+
+    private static SlackReserve Answers(SlackReserve reserve, int count, TimeSpan late) =>
+        Enumerable.Range(0, count).Aggregate(reserve, (r, _) => r.Ended(late, Ms(1)));
+}
