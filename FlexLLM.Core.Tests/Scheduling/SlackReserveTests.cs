@@ -18,7 +18,8 @@ internal sealed class SlackReserveTests
     private static Arbitrary<int[]> Steps { get; } = Gen.Choose(-40, 120).ArrayOf().ToArbitrary();
 
     [Test]
-    public void For_NothingSeen_KeepsNothing() => Assert.That(SlackReserve.Initial.For(1_000), Is.EqualTo(TimeSpan.Zero));
+    public void For_NothingSeen_KeepsNothing() =>
+        Assert.That(SlackReserve.Initial.For(1_000), Is.EqualTo(TimeSpan.Zero));
 
     [Test]
     public void For_StepsAllAlikeWithinTheTarget_KeepsNothing()
@@ -28,7 +29,7 @@ internal sealed class SlackReserveTests
         Assert.That(seen.For(1_000), Is.LessThan(Ms(0.01)));
     }
 
-    /// <summary>The closed form's highest point, of groups of eight steps that save 20 ms each and need 60 ms in one of ten groups.</summary>
+    /// <summary>The closed form's highest point, of steps that save 20 ms each, and need 60 in one of ten groups of eight.</summary>
     [Test]
     public void For_BurstsNowAndThen_KeepsWhatSoManyStepsClimb()
     {
