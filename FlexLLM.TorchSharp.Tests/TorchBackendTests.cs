@@ -42,6 +42,27 @@ internal sealed class TorchBackendTests
         Assert.That(error.InnerException, Is.Not.Null);
     }
 
+    /// <summary>What the runtime throws where a function or a member is not in the version that it finds.</summary>
+    [Test]
+    public void FaultOf_OtherVersion_SaysWhichFit()
+    {
+        Exception[] faults =
+        [
+            new EntryPointNotFoundException("THSTensor_x"), new MissingMethodException("torch.x"), new FileLoadException("TorchSharp"),
+            new TypeLoadException("torch+x"), new TypeInitializationException("torch", new MissingFieldException("torch.x")),
+        ];
+        foreach (Exception fault in faults)
+        {
+            string message = TorchBackend.FaultOf("cuda:0", fault)!.Message;
+            Assert.That(message, Does.Contain("'cuda:0' needs another version").And.Contain("0.105.2 to 0.107.0"), fault.GetType().Name);
+            Assert.That(message, Does.Contain("the same version"));
+        }
+    }
+
+    [Test]
+    public void FaultOf_NothingOfTheLoader_IsNone() =>
+        Assert.That(TorchBackend.FaultOf("cpu", new InvalidOperationException("x")), Is.Null);
+
     [Test]
     public void Create_WithTf32_TurnsItOnUntilTheNextDevice()
     {

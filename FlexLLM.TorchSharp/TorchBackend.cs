@@ -29,7 +29,9 @@ public static class TorchBackend
     /// <param name="device">"cpu", "cuda" (the same as "cuda:0"), or "cuda:N" for the GPU with that number.</param>
     /// <param name="options">How to compute there, or null for the defaults.</param>
     /// <exception cref="ArgumentException">The text names no such device.</exception>
-    /// <exception cref="FlexLlmException">libtorch cannot be loaded, or has no such GPU; the message says what to add.</exception>
+    /// <exception cref="FlexLlmException">
+    /// libtorch cannot be loaded, is of another version than TorchSharp, or has no such GPU; the message says what to add or change.
+    /// </exception>
     public static ComputeDevice Create(string device, TorchOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(device);
@@ -40,10 +42,37 @@ public static class TorchBackend
             Apply(options ?? new TorchOptions());
             return opened;
         }
-        catch (Exception e) when (IsLoadFault(e))
+        catch (Exception e) when (FaultOf(device, e) is FlexLlmException fault)
         {
-            throw new FlexLlmException($"Device '{device}' needs libtorch, which could not be loaded ({Cause(e)}). {Packages}", e);
+            throw fault;
         }
+    }
+
+    /// <summary>What a missing or unfit TorchSharp or libtorch means to the application; null for any other fault.</summary>
+    internal static FlexLlmException? FaultOf(string device, Exception cause)
+    {
+        Exception inner = cause;
+        while (inner.InnerException is not null)
+        {
+            inner = inner.InnerException;
+        }
+
+        string text = inner.Message.Split('\n')[0].Trim().TrimEnd('.');
+
+        // Both are there, but not of one version: a function or an assembly is not the one that was compiled against.
+        bool isUnfit = inner is EntryPointNotFoundException or MissingMemberException or FileLoadException;
+        if (isUnfit || inner.GetType() == typeof(TypeLoadException))
+        {
+            return new FlexLlmException(
+                $"Device '{device}' needs another version of TorchSharp or libtorch ({text}). Use TorchSharp 0.105.2 to 0.107.0, and of " +
+                "TorchSharp-cpu, TorchSharp-cuda-linux or TorchSharp-cuda-windows exactly the same version.", cause);
+        }
+
+        // What the loader throws depends on whether the managed part, the native part, or something that it needs is missing.
+        return cause is NotSupportedException or TypeInitializationException or DllNotFoundException or BadImageFormatException
+            or FileNotFoundException
+            ? new FlexLlmException($"Device '{device}' needs libtorch, which could not be loaded ({text}). {Packages}", cause)
+            : null;
     }
 
     // Both switches exist without a GPU too, where nothing reads them.
@@ -93,20 +122,6 @@ public static class TorchBackend
         return index < count
             ? new TorchDevice(type, index)
             : throw new FlexLlmException($"There is no GPU number {index}: this machine has {count}, numbered from 0.");
-    }
-
-    // What the loader throws depends on whether the managed part, the native part, or something that it needs is missing.
-    private static bool IsLoadFault(Exception e) => e is NotSupportedException or TypeInitializationException
-        or DllNotFoundException or EntryPointNotFoundException or BadImageFormatException or FileNotFoundException;
-
-    private static string Cause(Exception e)
-    {
-        while (e.InnerException is not null)
-        {
-            e = e.InnerException;
-        }
-
-        return e.Message.Split('\n')[0].Trim().TrimEnd('.');
     }
 
     private sealed class TorchDevice(DeviceType type, int index) : ComputeDevice

@@ -40,9 +40,9 @@ internal static class FinetunePolicy
 
             if (s.TpotSlack(now.Now, limits.TpotPlanned) is TimeSpan slack)
             {
-                TimeSpan kept = chunk > s.TpotTarget ? (chunk - s.TpotTarget) * limits.ChunksAhead : TimeSpan.Zero;
-                TimeSpan reserve = limits.KeepsReserve ? now.Reserve.For(s.TokensMax - s.TokensTotal) : TimeSpan.Zero;
-                kept = reserve > kept ? reserve : kept;
+                TimeSpan kept = limits.KeepsReserve ? now.Reserve.For(s.TokensMax - s.TokensTotal) : TimeSpan.Zero;
+                TimeSpan ahead = now.Reserve.KnowsLittle ? (chunk - s.TpotTarget) * limits.ChunksAhead : TimeSpan.Zero;
+                kept = ahead > kept ? ahead : kept;
                 budget = budget.Within(slack - kept, grows: s.IsDecoding && s.TpotTarget > own);
                 budget = budget.Within(s.TpotTarget * limits.SlackTargetsMax, grows: false);
             }

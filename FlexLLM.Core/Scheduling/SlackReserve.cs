@@ -11,14 +11,17 @@ internal readonly record struct SlackReserve
     // Steps that are looked at together: the chunks of one prompt come one after another.
     private const int StepsTogether = 8;
 
+    // Groups that tell something.
+    private const double GroupsMin = 16.0;
+
     private static readonly TimeSpan Memory = TimeSpan.FromSeconds(60);
 
     private const double CautionAtStart = 5.0;
     private const double CautionMin = 0.25;
     private const double CautionMax = 8.0;
 
-    // Finetuning may make one answer in so many late.
-    private const double LateShare = 0.005;
+    // Share of the answers that finetuning may make late.
+    private const double LateShare = 0.01;
 
     // Where no answer was late yet, caution is more likely to be too high than too low.
     private const double Untried = 5.0;
@@ -41,6 +44,9 @@ internal readonly record struct SlackReserve
     public double Caution { get; private init; }
 
     private bool WasLate { get; init; }
+
+    /// <summary>Whether too few steps were seen of late to tell what bursts there are.</summary>
+    public bool KnowsLittle => Groups < GroupsMin;
 
     /// <summary>What an engine begins with: nothing seen yet, and careful.</summary>
     public static SlackReserve Initial { get; } = new() { Caution = CautionAtStart };
