@@ -14,19 +14,21 @@ internal sealed class SlackReserveTests
         .WithMaxTest(300)
         .WithReplay(FSharpOption<Replay>.Some(new Replay(new Rnd(11), FSharpOption<int>.None)));
 
-    /// <summary>Steps' milliseconds beyond a target.</summary>
+    private static readonly TimeSpan Target = Ms(50);
+
+    /// <summary>Steps' milliseconds beyond the target.</summary>
     private static Arbitrary<int[]> Steps { get; } = Gen.Choose(-40, 120).ArrayOf().ToArbitrary();
 
     [Test]
     public void For_NothingSeen_KeepsNothing() =>
-        Assert.That(SlackReserve.Initial.For(1_000), Is.EqualTo(TimeSpan.Zero));
+        Assert.That(SlackReserve.Initial.For(1_000, Target), Is.EqualTo(TimeSpan.Zero));
 
     [Test]
     public void For_StepsAllAlikeWithinTheTarget_KeepsNothing()
     {
         SlackReserve seen = Seen(Enumerable.Repeat(-20.0, 400));
 
-        Assert.That(seen.For(1_000), Is.LessThan(Ms(0.01)));
+        Assert.That(seen.For(1_000, Target), Is.LessThan(Ms(0.01)));
     }
 
     /// <summary>The closed form's highest point, of steps that save 20 ms each, and need 60 in one of ten groups of eight.</summary>
@@ -39,8 +41,9 @@ internal sealed class SlackReserveTests
         // Mean -12 ms a step; variance of a group (8 * 80)^2 * 0.1 * 0.9, an eighth of it a step.
         const double variance = 640.0 * 640 * 0.09 / 8;
         const double highest = 25.0 * variance / (4 * 12 * 12);
-        Assert.That(seen.For(10_000).TotalMilliseconds, Is.EqualTo((5 * Math.Sqrt(highest * variance)) - (highest * 12)).Within(6).Percent);
-        Assert.That(seen.For(4).TotalMilliseconds, Is.EqualTo((5 * Math.Sqrt(4 * variance)) - (4 * 12)).Within(6).Percent);
+        Assert.That(seen.For(10_000, Target).TotalMilliseconds,
+            Is.EqualTo((5 * Math.Sqrt(highest * variance)) - (highest * 12)).Within(6).Percent);
+        Assert.That(seen.For(4, Target).TotalMilliseconds, Is.EqualTo((5 * Math.Sqrt(4 * variance)) - (4 * 12)).Within(6).Percent);
     }
 
     [Test]
@@ -48,8 +51,18 @@ internal sealed class SlackReserveTests
     {
         SlackReserve seen = Seen(Enumerable.Repeat(5.0, 80));
 
-        Assert.That(seen.For(10).TotalMilliseconds, Is.EqualTo(50).Within(0.1));
-        Assert.That(seen.For(100).TotalMilliseconds, Is.EqualTo(500).Within(0.1));
+        Assert.That(seen.For(10, Target).TotalMilliseconds, Is.EqualTo(50).Within(0.1));
+        Assert.That(seen.For(100, Target).TotalMilliseconds, Is.EqualTo(500).Within(0.1));
+    }
+
+    /// <summary>Requests of another class beside it change nothing: what is kept hangs on its own target and on times.</summary>
+    [Test]
+    public void For_LooserTarget_KeepsLess()
+    {
+        SlackReserve seen = Seen(Enumerable.Range(0, 800).Select(i => i / 8 % 5 == 0 ? 60.0 : -20.0), secondsPerStep: 1e-3);
+
+        Assert.That(seen.For(100, Ms(1_000)), Is.LessThan(seen.For(100, Target) / 10));
+        Assert.That(Seen(Enumerable.Repeat(0.0, 800)).For(100, TimeSpan.FromHours(1)), Is.EqualTo(TimeSpan.Zero));
     }
 
     [Test]
@@ -67,10 +80,10 @@ internal sealed class SlackReserveTests
         SlackReserve later = burst;
         for (int i = 0; i < 8_000; i++)
         {
-            later = later.Observe(Ms(-20), TimeSpan.FromSeconds(10 + (i * 0.05)));
+            later = later.Observe(Target - Ms(20), TimeSpan.FromSeconds(10 + (i * 0.05)));
         }
 
-        Assert.That(later.For(1_000), Is.LessThan(burst.For(1_000) / 20));
+        Assert.That(later.For(1_000, Target), Is.LessThan(burst.For(1_000, Target) / 20));
     }
 
     [Test]
@@ -124,8 +137,8 @@ internal sealed class SlackReserveTests
         SlackReserve reserve = Seen(steps.Select(ms => (double)ms));
         SlackReserve other = reserve.Ended(late ? Ms(1) : Ms(-1), Ms(1));
         int[] tokens = [0, 1, 2, 5, 20, 100, 5_000];
-        return tokens.Zip(tokens.Skip(1)).All(pair => reserve.For(pair.First) <= reserve.For(pair.Second)) &&
-            tokens.All(n => reserve.For(n) <= other.For(n));
+        return tokens.Zip(tokens.Skip(1)).All(pair => reserve.For(pair.First, Target) <= reserve.For(pair.Second, Target)) &&
+            tokens.All(n => reserve.For(n, Target) <= other.For(n, Target));
     }
 
     private static SlackReserve Seen(IEnumerable<double> milliseconds, double secondsPerStep = 0.05)
@@ -134,7 +147,7 @@ internal sealed class SlackReserveTests
         int steps = 0;
         foreach (double excess in milliseconds)
         {
-            reserve = reserve.Observe(Ms(excess), TimeSpan.FromSeconds(steps++ * secondsPerStep));
+            reserve = reserve.Observe(Target + Ms(excess), TimeSpan.FromSeconds(steps++ * secondsPerStep));
         }
 
         return reserve;

@@ -5,6 +5,8 @@ namespace FlexLLM.Engine;
 /// <summary>What requests have needed of their own slack, and what finetuning took of it.</summary>
 internal sealed partial class EngineLoop
 {
+    private const double WildMax = 2.0;
+
     private SlackReserve _reserve = SlackReserve.Initial;
     private TimeSpan _finetuningTime;
 
@@ -16,29 +18,31 @@ internal sealed partial class EngineLoop
         }
     }
 
-    // A step that takes longer than expected counts as requests' own: whatever the cause, it takes from them what they saved.
+    // A step that takes longer than expected takes from requests what they saved, whatever the cause; one wild step tells little.
     private void ObserveSlack(EngineSnapshot before, StepFeatures done, TimeSpan elapsed)
     {
-        TimeSpan finetuning = Latency.Expect(done) - Latency.Expect(done.WithoutFinetuning());
-        _finetuningTime += finetuning;
-        TimeSpan? tightest = null;
+        TimeSpan expected = Latency.Expect(done);
+        double own = expected > TimeSpan.Zero ? Latency.Expect(done.WithoutFinetuning()) / expected : 1.0;
+        _finetuningTime += elapsed * (1.0 - own);
         foreach (ref readonly SequenceSnapshot s in before.Sequences.AsSpan())
         {
-            tightest = s.IsDecoding && !(tightest <= s.TpotTarget) ? s.TpotTarget : tightest;
-        }
-
-        if (tightest is TimeSpan target)
-        {
-            _reserve = _reserve.Observe(elapsed - finetuning - target, Now);
+            if (s.IsDecoding)
+            {
+                TimeSpan most = Latency.Predict(done) * WildMax;
+                _reserve = _reserve.Observe((elapsed < most ? elapsed : most) * own, Now);
+                return;
+            }
         }
     }
 
+    // Where nobody finetunes there is nothing to learn from answers in time.
     private void ObserveEnd(InferenceSequence sequence)
     {
         if (sequence.LastTokenTime - sequence.FirstTokenTime is TimeSpan took && sequence.Generated > 1)
         {
             TimeSpan late = took - (sequence.Slo.TimePerOutputToken * (sequence.Generated - 1));
-            _reserve = _reserve.Ended(late, _finetuningTime - sequence.FinetuningBefore);
+            TimeSpan finetuning = _finetuningTime - sequence.FinetuningBefore;
+            _reserve = Jobs.HasWork || finetuning > TimeSpan.Zero ? _reserve.Ended(late, finetuning) : _reserve;
         }
     }
 }

@@ -40,8 +40,8 @@ internal static class FinetunePolicy
 
             if (s.TpotSlack(now.Now, limits.TpotPlanned) is TimeSpan slack)
             {
-                TimeSpan kept = limits.KeepsReserve ? now.Reserve.For(s.TokensMax - s.TokensTotal) : TimeSpan.Zero;
-                TimeSpan ahead = now.Reserve.KnowsLittle ? (chunk - s.TpotTarget) * limits.ChunksAhead : TimeSpan.Zero;
+                TimeSpan kept = limits.KeepsReserve ? now.Reserve.For(s.TokensMax - s.TokensTotal, s.TpotTarget) : TimeSpan.Zero;
+                TimeSpan ahead = chunk > s.TpotTarget ? (chunk - s.TpotTarget) * limits.ChunksAhead : TimeSpan.Zero;
                 kept = ahead > kept ? ahead : kept;
                 budget = budget.Within(slack - kept, grows: s.IsDecoding && s.TpotTarget > own);
                 budget = budget.Within(s.TpotTarget * limits.SlackTargetsMax, grows: false);

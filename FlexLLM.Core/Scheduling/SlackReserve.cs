@@ -11,9 +11,6 @@ internal readonly record struct SlackReserve
     // Steps that are looked at together: the chunks of one prompt come one after another.
     private const int StepsTogether = 8;
 
-    // Groups that tell something.
-    private const double GroupsMin = 16.0;
-
     private static readonly TimeSpan Memory = TimeSpan.FromSeconds(60);
 
     private const double CautionAtStart = 5.0;
@@ -26,7 +23,7 @@ internal readonly record struct SlackReserve
     // Where no answer was late yet, caution is more likely to be too high than too low.
     private const double Untried = 5.0;
 
-    // What steps so far took beyond a target each, per group of steps: means that forget, over how many groups, in seconds.
+    // What groups of steps took, in seconds: means that forget, over how many groups.
     private double Groups { get; init; }
 
     private double Mean { get; init; }
@@ -38,44 +35,47 @@ internal readonly record struct SlackReserve
 
     private double Sum { get; init; }
 
-    private TimeSpan GroupBegun { get; init; }
+    private TimeSpan GroupEnded { get; init; }
 
     /// <summary>How many standard deviations of the coming steps' time are kept.</summary>
     public double Caution { get; private init; }
 
     private bool WasLate { get; init; }
 
-    /// <summary>Whether too few steps were seen of late to tell what bursts there are.</summary>
-    public bool KnowsLittle => Groups < GroupsMin;
-
     /// <summary>What an engine begins with: nothing seen yet, and careful.</summary>
     public static SlackReserve Initial { get; } = new() { Caution = CautionAtStart };
 
     /// <summary>
-    /// What a request leaves alone that can still generate so many tokens. Its steps are a walk with a drift, down while requests alone
-    /// keep the target; r of them climb to about r * mean + caution * sqrt(r * variance), which is the most that this comes to on the way.
+    /// What a request leaves alone that can still generate so many tokens. Its steps beyond its target are a walk with a drift, down while
+    /// requests alone keep the target; r of them climb to about r * drift + caution * sqrt(r * variance), which is the most that this
+    /// comes to on the way. Nothing before a group of steps was seen.
     /// </summary>
-    public TimeSpan For(int tokensLeft)
+    public TimeSpan For(int tokensLeft, TimeSpan target)
     {
-        double mean = Mean / StepsTogether;
+        if (Groups == 0.0)
+        {
+            return TimeSpan.Zero;
+        }
+
+        double drift = (Mean / StepsTogether) - target.TotalSeconds;
         double variance = Math.Max(0.0, MeanSquare - (Mean * Mean)) / StepsTogether;
-        double highest = mean < 0.0 ? Caution * Caution * variance / (4.0 * mean * mean) : double.PositiveInfinity;
-        double steps = Math.Min(tokensLeft, highest);
-        return TimeSpan.FromSeconds(Math.Max(0.0, (steps * mean) + (Caution * Math.Sqrt(steps * variance))));
+        double stepsToPeak = drift < 0.0 ? Caution * Caution * variance / (4.0 * drift * drift) : double.PositiveInfinity;
+        double steps = Math.Min(tokensLeft, stepsToPeak);
+        return TimeSpan.FromSeconds(Math.Max(0.0, (steps * drift) + (Caution * Math.Sqrt(steps * variance))));
     }
 
-    /// <summary>A step in which somebody decoded took this much longer than the tightest target, finetuning left out.</summary>
-    /// <param name="excess">Mostly negative: what such a step would save.</param>
+    /// <summary>A step in which somebody decoded took so long, finetuning left out.</summary>
+    /// <param name="took">Time of requests alone.</param>
     /// <param name="now">Time since the engine's start.</param>
-    public SlackReserve Observe(TimeSpan excess, TimeSpan now)
+    public SlackReserve Observe(TimeSpan took, TimeSpan now)
     {
-        SlackReserve longer = this with { Steps = Steps + 1, Sum = Sum + excess.TotalSeconds };
+        SlackReserve longer = this with { Steps = Steps + 1, Sum = Sum + took.TotalSeconds };
         if (longer.Steps < StepsTogether)
         {
             return longer;
         }
 
-        double groups = (Groups * Math.Exp((GroupBegun - now) / Memory)) + 1.0;
+        double groups = (Groups * Math.Exp(Math.Min(0.0, (GroupEnded - now) / Memory))) + 1.0;
         return this with
         {
             Groups = groups,
@@ -83,7 +83,7 @@ internal readonly record struct SlackReserve
             MeanSquare = MeanSquare + (((longer.Sum * longer.Sum) - MeanSquare) / groups),
             Steps = 0,
             Sum = 0.0,
-            GroupBegun = now,
+            GroupEnded = now,
         };
     }
 

@@ -37,8 +37,8 @@ internal sealed record StepLimits
     public double TpotPlanned { get; init; } = 0.997;
 
     /// <summary>
-    /// Chunks of a prompt that may come, whose time beyond the TPOT target finetuning leaves to the requests that decode, until
-    /// <see cref="SlackReserve"/> knows better: it could spend all they have saved, and the chunks would then be late.
+    /// Least chunks of a prompt that may come, whose time beyond the TPOT target finetuning leaves to the requests that decode, whatever
+    /// was seen so far: it could spend all they have saved, and the chunks would then be late.
     /// </summary>
     public int ChunksAhead { get; init; } = 8;
 
