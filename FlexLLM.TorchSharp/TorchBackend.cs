@@ -51,12 +51,7 @@ public static class TorchBackend
     /// <summary>What a missing or unfit TorchSharp or libtorch means to the application; null for any other fault.</summary>
     internal static FlexLlmException? FaultOf(string device, Exception cause)
     {
-        Exception inner = cause;
-        while (inner.InnerException is not null)
-        {
-            inner = inner.InnerException;
-        }
-
+        Exception inner = cause.GetBaseException();
         string text = inner.Message.Split('\n')[0].Trim().TrimEnd('.');
 
         // Both are there, but not of one version: a function or an assembly is not the one that was compiled against.

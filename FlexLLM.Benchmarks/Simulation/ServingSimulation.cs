@@ -123,12 +123,11 @@ internal sealed class ServingSimulation : IDisposable
         {
             Latency = _exact with { Tail = Math.Max(_exact.Tail, TailAtStart) },
         };
-        _loop.Limits = _loop.Limits with { KeepsReserve = load.KeepsReserve };
-        if (load.KnowsTimes)
-        {
-            // Held back against what it cannot foresee.
-            _loop.Limits = _loop.Limits with { PromptHeldBack = 0.0, TpotPlanned = 1.0, ChunksAhead = 0, KeepsReserve = false };
-        }
+
+        // Others hold back against what they cannot foresee.
+        _loop.Limits = load.KnowsTimes
+            ? _loop.Limits with { PromptHeldBack = 0.0, TpotPlanned = 1.0, ChunksAhead = 0, KeepsReserve = false }
+            : _loop.Limits with { KeepsReserve = load.KeepsReserve };
 
         if (load.Samples.Count > 0)
         {

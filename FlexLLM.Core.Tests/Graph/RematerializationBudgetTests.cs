@@ -2,7 +2,6 @@ using FlexLLM.Graph;
 using FlexLLM.Tests.Support;
 using FsCheck;
 using FsCheck.Fluent;
-using Microsoft.FSharp.Core;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Graph;
@@ -50,9 +49,7 @@ internal sealed class RematerializationBudgetTests
             from a in Gen.Choose(0, 1100)
             from b in Gen.Choose(0, 1100)
             select (method, architecture, Math.Min(a, b), Math.Max(a, b));
-        Config many = Config.QuickThrowOnFailure
-            .WithMaxTest(150)
-            .WithReplay(FSharpOption<Replay>.Some(new Replay(new Rnd(5), FSharpOption<int>.None)));
+        Config many = Repeatable.Many(seed: 5, count: 150);
         FsCheck.Check.One(many, Prop.ForAll(inputs.ToArbitrary(), Holds));
     }
 

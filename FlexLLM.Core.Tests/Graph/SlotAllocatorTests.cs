@@ -2,7 +2,6 @@ using FlexLLM.Graph;
 using FlexLLM.Tests.Support;
 using FsCheck;
 using FsCheck.Fluent;
-using Microsoft.FSharp.Core;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Graph;
@@ -11,9 +10,7 @@ namespace FlexLLM.Tests.Graph;
 [TestFixture]
 internal sealed class SlotAllocatorTests
 {
-    private static readonly Config Many = Config.QuickThrowOnFailure
-        .WithMaxTest(400)
-        .WithReplay(FSharpOption<Replay>.Some(new Replay(new Rnd(7), FSharpOption<int>.None)));
+    private static readonly Config Many = Repeatable.Many(seed: 7, count: 400);
 
     /// <summary>A node: which values it reads, how wide its results are, and whether it works in place or renames.</summary>
     private static Arbitrary<(int First, int Second, int Width, Placing Placing)[]> Programs { get; } = (

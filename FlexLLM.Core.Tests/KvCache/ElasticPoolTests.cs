@@ -17,7 +17,7 @@ internal sealed class ElasticPoolTests
 {
     private const int Extent = DeviceKvCache.BlocksPerExtent;
 
-    private static readonly Config Many = RandomCalls.Many(seed: 7);
+    private static readonly Config Many = Repeatable.Many(seed: 7);
 
     private static Arbitrary<(int What, int Number)[]> Calls { get; } = RandomCalls.Of(last: 5);
 

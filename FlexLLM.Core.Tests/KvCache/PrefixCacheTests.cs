@@ -12,7 +12,7 @@ internal sealed class PrefixCacheTests
 {
     private static readonly object Adapter = new();
 
-    private static readonly Config Many = RandomCalls.Many(seed: 11);
+    private static readonly Config Many = Repeatable.Many(seed: 11);
 
     private static Arbitrary<(int What, int Number)[]> Calls { get; } = RandomCalls.Of(last: 7);
 

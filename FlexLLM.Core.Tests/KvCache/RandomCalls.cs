@@ -1,6 +1,5 @@
 using FsCheck;
 using FsCheck.Fluent;
-using Microsoft.FSharp.Core;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.KvCache;
@@ -8,11 +7,6 @@ namespace FlexLLM.Tests.KvCache;
 /// <summary>Sequences of calls for property tests, the same ones every time.</summary>
 internal static class RandomCalls
 {
-    /// <summary>How many sequences, from which seed.</summary>
-    public static Config Many(ulong seed) => Config.QuickThrowOnFailure
-        .WithMaxTest(300)
-        .WithReplay(FSharpOption<Replay>.Some(new Replay(new Rnd(seed), FSharpOption<int>.None)));
-
     /// <summary>Calls of the kinds 0 to <paramref name="last"/>, each with a number that says which or how much.</summary>
     public static Arbitrary<(int What, int Number)[]> Of(int last) => (
         from what in Gen.Choose(0, last)

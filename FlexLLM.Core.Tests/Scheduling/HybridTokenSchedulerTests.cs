@@ -9,10 +9,6 @@ namespace FlexLLM.Tests.Scheduling;
 [TestFixture]
 internal sealed class HybridTokenSchedulerTests
 {
-    // 10 ms a step, 0.1 ms a row or a finetuning token, 0.02 ms a backward row of a layer, nothing for context.
-    private static readonly LatencyModel Latency = new(
-        LatencyCoefficients.Linear(10e-3, 1e-4, 0.0, 0.0, 1e-4, 0.0, 0.0, 2e-5, 0.0), Correction: 1.0, Tail: 1.0);
-
     private static readonly StepLimits Limits = new()
     {
         TokensPerStepMax = 256,

@@ -2,7 +2,6 @@ using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
 using FsCheck;
 using FsCheck.Fluent;
-using Microsoft.FSharp.Core;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Scheduling;
@@ -15,9 +14,7 @@ internal sealed class LatencyModelTests
         step: 8e-3, row: 2e-5, context: 2e-9, forwardWindow: 1e-3, forwardRow: 3e-5, forwardContext: 3e-9,
         backwardItem: 5e-4, backwardRow: 2e-6, backwardContext: 2e-10);
 
-    private static readonly Config Many = Config.QuickThrowOnFailure
-        .WithMaxTest(300)
-        .WithReplay(FSharpOption<Replay>.Some(new Replay(new Rnd(7), FSharpOption<int>.None)));
+    private static readonly Config Many = Repeatable.Many(seed: 7);
 
     /// <summary>Coefficients as exponents, then parts of a step: what kind, from which position, how many rows.</summary>
     private static Arbitrary<(int[] Exponents, (int Kind, int Start, int Rows)[] Parts)> ModelsAndSteps { get; } = (

@@ -1,7 +1,6 @@
 using FlexLLM.Scheduling;
 using FsCheck;
 using FsCheck.Fluent;
-using Microsoft.FSharp.Core;
 using NUnit.Framework;
 using static FlexLLM.Tests.Scheduling.Snapshots;
 
@@ -10,9 +9,7 @@ namespace FlexLLM.Tests.Scheduling;
 [TestFixture]
 internal sealed class SlackReserveTests
 {
-    private static readonly Config Many = Config.QuickThrowOnFailure
-        .WithMaxTest(300)
-        .WithReplay(FSharpOption<Replay>.Some(new Replay(new Rnd(11), FSharpOption<int>.None)));
+    private static readonly Config Many = Repeatable.Many(seed: 11);
 
     private static readonly TimeSpan Target = Ms(50);
 
@@ -125,9 +122,8 @@ internal sealed class SlackReserveTests
         SlackReserve seen = Seen(Enumerable.Repeat(5.0, 80)); // 5 ms for each of ten tokens to come.
         EngineSnapshot now = Of([Decoding(1, 50) with { TokensGenerated = 2, TokensMax = 61 }]) with { Reserve = seen };
         var limits = new StepLimits { TpotPlanned = 1.0, ChunksAhead = 0, KeepsReserve = keeps };
-        var latency = new LatencyModel(LatencyCoefficients.Linear(1e-2, 1e-4, 0, 0, 1e-4, 0, 0, 2e-5, 0), Correction: 1.0, Tail: 1.0);
 
-        StepPlan plan = HybridTokenScheduler.Plan(now, limits, latency);
+        StepPlan plan = HybridTokenScheduler.Plan(now, limits, Latency);
 
         Assert.That(plan.Budget.TotalMilliseconds, Is.EqualTo(keeps ? 50 : 100).Within(0.5), "two targets of 50 ms saved");
     }

@@ -24,14 +24,10 @@ internal sealed partial class EngineLoop
         TimeSpan expected = Latency.Expect(done);
         double own = expected > TimeSpan.Zero ? Latency.Expect(done.WithoutFinetuning()) / expected : 1.0;
         _finetuningTime += elapsed * (1.0 - own);
-        foreach (ref readonly SequenceSnapshot s in before.Sequences.AsSpan())
+        if (before.Sequences.Any(s => s.IsDecoding))
         {
-            if (s.IsDecoding)
-            {
-                TimeSpan most = Latency.Predict(done) * WildMax;
-                _reserve = _reserve.Observe((elapsed < most ? elapsed : most) * own, Now);
-                return;
-            }
+            TimeSpan most = Latency.Predict(done) * WildMax;
+            _reserve = _reserve.Observe((elapsed < most ? elapsed : most) * own, Now);
         }
     }
 

@@ -52,11 +52,6 @@ internal readonly record struct SlackReserve
     /// </summary>
     public TimeSpan For(int tokensLeft, TimeSpan target)
     {
-        if (Groups == 0.0)
-        {
-            return TimeSpan.Zero;
-        }
-
         double drift = (Mean / StepsTogether) - target.TotalSeconds;
         double variance = Math.Max(0.0, MeanSquare - (Mean * Mean)) / StepsTogether;
         double stepsToPeak = drift < 0.0 ? Caution * Caution * variance / (4.0 * drift * drift) : double.PositiveInfinity;

@@ -3,7 +3,6 @@ using FlexLLM.Backends.Group;
 using FlexLLM.Primitives;
 using FsCheck;
 using FsCheck.Fluent;
-using Microsoft.FSharp.Core;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Backends.Group;
@@ -115,9 +114,7 @@ internal sealed class CollectiveTests
                 from width in Gen.Choose(1, 5)
                 from seed in Gen.Choose(0, int.MaxValue - 1)
                 select (ranks, rows, width, seed);
-            Config config = Config.QuickThrowOnFailure
-                .WithMaxTest(60)
-                .WithReplay(FSharpOption<Replay>.Some(new Replay(new Rnd(11), FSharpOption<int>.None)));
+            Config config = Repeatable.Many(seed: 11, count: 60);
             FsCheck.Check.One(config, Prop.ForAll(inputs.ToArbitrary(), input => Agree(input, isControl)));
         }
     }
