@@ -1,5 +1,6 @@
 using System.Security.Cryptography;
 using System.Text;
+using FlexLLM.Backends;
 using FlexLLM.Backends.Null;
 using FlexLLM.Benchmarks.Simulation;
 using FlexLLM.Engine;
@@ -8,6 +9,7 @@ using FlexLLM.KvCache;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
+using FlexLLM.Tests.Support;
 
 namespace FlexLLM.Tests.Simulation;
 
@@ -38,7 +40,6 @@ internal sealed class EngineSimulation : IDisposable
 
     private readonly ManualClock _clock = new();
     private readonly EngineInbox _inbox = new(capacity: 4096);
-    private readonly LoopCaller _callers;
     private readonly LoadedModel _model;
     private readonly Queue<Arrival> _arriving;
     private readonly List<SimulatedRequest> _requests = [];
@@ -50,11 +51,12 @@ internal sealed class EngineSimulation : IDisposable
     public EngineSimulation(Scenario scenario, ulong seed)
     {
         _workload = scenario.Workload;
-        _callers = new LoopCaller(_inbox, _clock);
+        Callers = new LoopCaller(_inbox, _clock);
         _random = new SeededRandom(~seed);
         _arriving = new Queue<Arrival>(scenario.Workload.Draw(seed));
         Backend = new NullBackend(scenario.Machine, _clock, seed);
-        _model = LoadedModel.CreateEmpty(Scenario.Model, Backend, DType.BF16, Scenario.Model.MaxPositions);
+        IComputeBackend device = scenario.Probe is null ? Backend : new ProbedBackend(Backend, scenario.Probe);
+        _model = LoadedModel.CreateEmpty(Scenario.Model, device, DType.BF16, Scenario.Model.MaxPositions);
         var options = new CoServingOptions
         {
             Clock = _clock,
@@ -65,17 +67,22 @@ internal sealed class EngineSimulation : IDisposable
             Seed = seed,
             DeviceBytesMax = scenario.DeviceBytesMax,
             PrefixCaching = scenario.PrefixCaching,
+            UnattainableSlo = scenario.Unattainable,
+            Logger = scenario.Logger,
         };
         options.Validate();
         Loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], BlockTable.BlocksFor(scenario.KvTokens));
         Loop.Calibrate(options.ProfilingTimeMax);
         Start = Loop.Now;
-        Jobs = [.. Enumerable.Range(0, scenario.Jobs).Select(i => _callers.Call(StartJob(i, scenario)))];
+        Jobs = [.. Enumerable.Range(0, scenario.Jobs).Select(i => Callers.Call(StartJob(i, scenario)))];
     }
 
     public NullBackend Backend { get; }
 
     public EngineLoop Loop { get; }
+
+    /// <summary>For calls besides the workload's; requests go through <see cref="Send"/>.</summary>
+    public LoopCaller Callers { get; }
 
     /// <summary>Arrivals count from here.</summary>
     public TimeSpan Start { get; }
@@ -131,6 +138,16 @@ internal sealed class EngineSimulation : IDisposable
         return this;
     }
 
+    /// <summary>Sends a request besides the workload's, now unless an arrival is given.</summary>
+    public Task<InferenceSequence> Send(int[] prompt, int answerTokens, TimeSpan? arrived = null)
+    {
+        Task<InferenceSequence> submitted = Callers.Submit(prompt, answerTokens, waited: TimeSpan.Zero);
+        TimeSpan time = (arrived ?? Now) + Start;
+        _requests.Add(new SimulatedRequest(new Arrival(time, prompt.Length, answerTokens), submitted));
+        _active.Add(_requests[^1]);
+        return submitted;
+    }
+
     public EngineSimulation RunRequests() => Run(s => !s.HasRequests);
 
     /// <summary>A digest of all plans, times and tokens so far.</summary>
@@ -145,7 +162,8 @@ internal sealed class EngineSimulation : IDisposable
     /// <summary>Every block that the pool has handed out is some live request's.</summary>
     public static void CheckBlocks(EngineLoop loop, IEnumerable<SimulatedRequest> requests)
     {
-        int held = requests.SelectMany(r => r.Sequence.Blocks.Blocks[..r.Sequence.Blocks.Count]).Distinct().Count();
+        int held = requests.Where(r => r.Submitted.IsCompletedSuccessfully)
+            .SelectMany(r => r.Sequence.Blocks.Blocks[..r.Sequence.Blocks.Count]).Distinct().Count();
         Check.That(held == loop.BlocksHeld && held <= loop.BlocksTotal, "blocks lost or invented");
     }
 
@@ -172,9 +190,7 @@ internal sealed class EngineSimulation : IDisposable
             id = text.Next(Scenario.Model.VocabularySize);
         }
 
-        Task<InferenceSequence> submitted = _callers.Submit(prompt, arrival.AnswerTokens, waited: TimeSpan.Zero);
-        _requests.Add(new SimulatedRequest(arrival with { Time = arrival.Time + Start }, submitted));
-        _active.Add(_requests[^1]);
+        Send(prompt, arrival.AnswerTokens, arrival.Time);
     }
 
     private Func<EngineLoop, FinetuningJob> StartJob(int index, Scenario scenario)
@@ -204,13 +220,13 @@ internal sealed class EngineSimulation : IDisposable
         Check.That(_steps.Count < StepsMax, "the simulation does not end");
         Check.That(_steps.Count == Loop.Counters.Steps);
         CheckBlocks(Loop, _active);
-        foreach (SimulatedRequest request in _active)
+        foreach (SimulatedRequest request in _active.Where(r => r.Submitted.IsCompletedSuccessfully))
         {
             while (request.Sequence.Stream.TryRead(out _))
             {
             }
         }
 
-        _active.RemoveAll(r => r.IsDone);
+        _active.RemoveAll(r => r.IsDone || r.Submitted.IsFaulted);
     }
 }

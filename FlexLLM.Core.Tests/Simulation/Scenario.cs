@@ -1,4 +1,6 @@
 using FlexLLM.Backends.Null;
+using Microsoft.Extensions.Logging;
+using Microsoft.Extensions.Logging.Abstractions;
 
 namespace FlexLLM.Tests.Simulation;
 
@@ -35,6 +37,14 @@ internal sealed record Scenario
     public NullMachine Machine { get; init; } = EighthOfA100;
 
     public ServiceLevelObjective Slo { get; init; } = new() { TimePerOutputToken = TimeSpan.FromMilliseconds(50) };
+
+    public UnattainableSlo Unattainable { get; init; }
+
+    /// <summary>Where warnings go.</summary>
+    public ILogger Logger { get; init; } = NullLogger.Instance;
+
+    /// <summary>Is told every operation of the backend before it runs.</summary>
+    public Action<string>? Probe { get; init; }
 
     public SharingPolicy Sharing { get; init; } = SharingPolicy.CoServing;
 

@@ -34,16 +34,24 @@ public sealed record ServiceLevelObjective
         InterTokenLatency = InterTokenLatency < TargetMax ? InterTokenLatency : null,
     };
 
-    /// <summary>What a machine that takes so long for one token cannot keep of it; null where it can.</summary>
-    internal string? FaultAgainst(TimeSpan stepTimeMin)
+    /// <summary>What a machine cannot keep of it even for one request alone; null where it can.</summary>
+    /// <param name="tokenMin">Least time of a token.</param>
+    /// <param name="promptTokens">Tokens of the prompt that are to be computed.</param>
+    /// <param name="promptMin">Least time of that.</param>
+    internal string? FaultAgainst(TimeSpan tokenMin, int promptTokens, TimeSpan promptMin)
     {
-        TimeSpan target = InterTokenLatency < TimePerOutputToken ? InterTokenLatency.Value : TimePerOutputToken;
-        string name = target == TimePerOutputToken ? nameof(TimePerOutputToken) : nameof(InterTokenLatency);
-        return target >= stepTimeMin
-            ? null
-            : FormattableString.Invariant($"{name} is {target.TotalMilliseconds:G4} ms, but a token takes at least ") +
-              FormattableString.Invariant($"{stepTimeMin.TotalMilliseconds:G4} ms here even alone (measured at load).");
+        bool isStrict = InterTokenLatency < TimePerOutputToken;
+        return
+            Fault(isStrict ? nameof(InterTokenLatency) : nameof(TimePerOutputToken),
+                isStrict ? InterTokenLatency!.Value : TimePerOutputToken, tokenMin, "a token") ??
+            Fault(nameof(TimeToFirstToken), TimeToFirstToken, promptMin,
+                FormattableString.Invariant($"the first token after {promptTokens} of the prompt"));
     }
+
+    private static string? Fault(string name, TimeSpan target, TimeSpan least, string work) => target >= least
+        ? null
+        : FormattableString.Invariant($"{name} is {target.TotalMilliseconds:G4} ms, but {work} takes at least ") +
+          FormattableString.Invariant($"{least.TotalMilliseconds:G4} ms here even alone (measured at load).");
 
     internal void Validate()
     {
@@ -97,7 +105,10 @@ public sealed record CoServingOptions
         TimeToFirstToken = TimeSpan.FromSeconds(60),
     };
 
-    /// <summary>What to do about TPOT and inter-token targets below the time of one token that was measured at load.</summary>
+    /// <summary>
+    /// What to do about targets below what was measured at load: TPOT and inter-token against one token, TTFT against a request's prompt,
+    /// less what the prefix cache has of it.
+    /// </summary>
     /// <value><see cref="FlexLLM.UnattainableSlo.Warn"/>.</value>
     public UnattainableSlo UnattainableSlo { get; init; }
 

@@ -8,7 +8,6 @@ using FlexLLM.Models;
 using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
 using FlexLLM.Tokenization;
-using Microsoft.Extensions.Logging;
 
 namespace FlexLLM.Engine;
 
@@ -43,7 +42,6 @@ internal sealed partial class EngineLoop : IDisposable
     private readonly PlannerScratch _scratch = new();
     private long _nextId = 1;
     private int _stepsSinceFinetuning;
-    private TimeSpan? _stepTimeMin;
 
     public EngineLoop(
         LoadedModel model, Tokenizer? tokenizer, CoServingOptions options, EngineInbox inbox, IEnumerable<int> eosTokens, int kvBlocks)
@@ -201,16 +199,6 @@ internal sealed partial class EngineLoop : IDisposable
             new ProfiledEngine(_model, Limits, _memory, Budget, _pool, _forward, _backward, _batch, _clock));
     }
 
-    /// <summary>Takes what <see cref="Calibrate"/> measured as the least that a token can cost, and checks the engine's targets.</summary>
-    /// <exception cref="RequestRejectedException">A target is below it, and options say to refuse.</exception>
-    public void CheckTargets()
-    {
-        // Without a measurement there is nothing to hold against anybody.
-        _stepTimeMin = Latency == LatencyModel.Default ? null : Latency.Expect(default(StepFeatures).WithInference(0, 1, sampled: 1));
-        CheckTargets(_options.Slo, nameof(CoServingOptions.Slo));
-        CheckTargets(_options.BatchSlo, nameof(CoServingOptions.BatchSlo));
-    }
-
     /// <summary>
     /// Takes a request in, or refuses it. Adapter names are resolved here, everything else was checked by the caller.
     /// </summary>
@@ -225,17 +213,14 @@ internal sealed partial class EngineLoop : IDisposable
                 $"(context {_model.PositionsMax}, KV cache {KvTokensMax} tokens).");
         }
 
-        if (request.Slo is not null)
-        {
-            CheckTargets(request.Slo, "The request's Slo");
-        }
+        AdapterVersion? adapter = request.Adapter is null ? null : Adapters.Get(request.Adapter);
+        CheckTargets(request, prompt, adapter);
 
         // Without a seed of its own each request draws from another stream.
         var id = new SequenceId(_nextId++);
         ulong seed = request.Sampling.Seed ?? _options.Seed + (0x9E3779B97F4A7C15 * (ulong)id.Value);
         var history = new TokenHistory(prepared.Sampling.CountsTokens);
         history.AddPrompt(prompt);
-        AdapterVersion? adapter = request.Adapter is null ? null : Adapters.Get(request.Adapter).Acquire();
         var sequence = new InferenceSequence
         {
             Id = id,
@@ -251,7 +236,7 @@ internal sealed partial class EngineLoop : IDisposable
             Priority = request.PriorityLevel,
             Slo = (request.Slo ?? _options.SloOf(request.Class)).Bounded(),
             ArrivalTime = _clock.GetElapsedTime(_start, prepared.Arrived),
-            Adapter = adapter,
+            Adapter = adapter?.Acquire(),
             Prefix = new PrefixPath(adapter),
             Tenant = _tenants.Enter(request.Tenant),
         };
@@ -298,21 +283,6 @@ internal sealed partial class EngineLoop : IDisposable
             Remove(sequence);
             sequence.CloseStream();
         }
-    }
-
-    private void CheckTargets(ServiceLevelObjective slo, string name)
-    {
-        if (_stepTimeMin is not TimeSpan least || slo.FaultAgainst(least) is not string fault)
-        {
-            return;
-        }
-
-        if (_options.UnattainableSlo == UnattainableSlo.Refuse)
-        {
-            throw new RequestRejectedException($"{name}: {fault}");
-        }
-
-        _logger.LogWarning("{Name}: {Fault}", name, fault);
     }
 
     private EngineSnapshot TakeSnapshot()
