@@ -8,8 +8,8 @@ using BenchmarkDotNet.Toolchains.InProcess.Emit;
 namespace FlexLLM.Benchmarks;
 
 /// <summary>
-/// `kernels`: micro-benchmarks of the backend's operations and of the sampler, on the widths of qwen2.5-0.5b, and of the compiler.
-/// Arguments go to BenchmarkDotNet (--filter, --list).
+/// `kernels`: micro-benchmarks of the backend's operations and of the sampler, on the widths of qwen2.5-0.5b, of the compiler and of the
+/// scheduler. Arguments go to BenchmarkDotNet (--filter, --list).
 /// </summary>
 internal static class KernelBenchmarks
 {
@@ -32,7 +32,10 @@ internal static class KernelBenchmarks
             .WithOptions(ConfigOptions.DisableOptimizationsValidator);
         string[] chosen = args.Contains("--filter") || args.Contains("--list") ? args : [.. args, "--filter", "*"];
         Type[] types =
-            [typeof(WeightKernels), typeof(RowKernels), typeof(SamplerKernels), typeof(CompilerBenchmarks), typeof(SchedulerBenchmarks)];
+        [
+            typeof(WeightKernels), typeof(RowKernels), typeof(SamplerKernels), typeof(CompilerBenchmarks), typeof(SchedulerBenchmarks),
+            typeof(SnapshotBenchmarks),
+        ];
         return BenchmarkSwitcher.FromTypes(types).Run(chosen, config).Any(summary => summary.HasCriticalValidationErrors) ? 2 : 0;
     }
 }

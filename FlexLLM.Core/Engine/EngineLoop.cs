@@ -185,6 +185,29 @@ internal sealed partial class EngineLoop : IDisposable
         return true;
     }
 
+    /// <summary>All that the next plan depends on.</summary>
+    public EngineSnapshot TakeSnapshot()
+    {
+        var sequences = ImmutableArray.CreateBuilder<SequenceSnapshot>(_sequences.Count);
+        foreach (InferenceSequence sequence in _sequences.Values)
+        {
+            sequences.Add(sequence.Snapshot(_pool));
+        }
+
+        return new EngineSnapshot
+        {
+            Now = Now,
+            Sequences = sequences.MoveToImmutable(),
+            Jobs = Jobs.Snapshot(),
+            StepsSinceFinetuning = _stepsSinceFinetuning,
+            Reserve = _reserve,
+            Tenants = _tenants.Snapshot(),
+            FreeBlocks = _blocks.BlocksFree,
+            TotalBlocks = _blocks.BlocksTotal,
+            TokensPerBlock = DeviceKvCache.TokensPerBlock,
+        };
+    }
+
     /// <summary>
     /// Measures throw-away steps for about the given time, or a time that fits the model, so that the first real ones are planned
     /// from this machine's speed.
@@ -283,28 +306,6 @@ internal sealed partial class EngineLoop : IDisposable
             Remove(sequence);
             sequence.CloseStream();
         }
-    }
-
-    private EngineSnapshot TakeSnapshot()
-    {
-        var sequences = ImmutableArray.CreateBuilder<SequenceSnapshot>(_sequences.Count);
-        foreach (InferenceSequence sequence in _sequences.Values)
-        {
-            sequences.Add(sequence.Snapshot(_pool));
-        }
-
-        return new EngineSnapshot
-        {
-            Now = Now,
-            Sequences = sequences.MoveToImmutable(),
-            Jobs = Jobs.Snapshot(),
-            StepsSinceFinetuning = _stepsSinceFinetuning,
-            Reserve = _reserve,
-            Tenants = _tenants.Snapshot(),
-            FreeBlocks = _blocks.BlocksFree,
-            TotalBlocks = _blocks.BlocksTotal,
-            TokensPerBlock = DeviceKvCache.TokensPerBlock,
-        };
     }
 
     private void Apply(StepPlan plan)
