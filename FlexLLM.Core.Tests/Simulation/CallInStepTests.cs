@@ -48,7 +48,7 @@ internal sealed class CallInStepTests
         foreach (StepRecord step in shared)
         {
             TimeSpan own = run.Loop.Latency.Predict(step.Plan.Features.WithoutFinetuning());
-            Assert.That(step.Plan.Budget - own, Is.LessThanOrEqualTo(limits.IdleStepMax * 1.5), "the model learns: half as much is its own");
+            Assert.That(step.Plan.Budget - own, Is.LessThanOrEqualTo(limits.IdleStepMax * 1.5), "the model learnt meanwhile");
         }
     }
 

@@ -37,7 +37,8 @@ internal sealed class TargetTests
         {
             Assert.That(
                 run.Loop.CheckTargets,
-                Throws.TypeOf<RequestRejectedException>().With.Message.Match($"Slo: {name} is 5 ms, but .* at least 1[0-9.]+ ms .*measured"));
+                Throws.TypeOf<RequestRejectedException>()
+                    .With.Message.Match($"Slo: {name} is 5 ms, but .* at least 1[0-9.]+ ms .*measured"));
         }
 
         var log = new WarningLog();
