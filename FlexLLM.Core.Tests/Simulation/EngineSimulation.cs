@@ -19,6 +19,9 @@ internal sealed record SimulatedRequest(Arrival Arrival, Task<InferenceSequence>
 {
     public InferenceSequence Sequence => Submitted.Result;
 
+    /// <summary>When each of its tokens was delivered.</summary>
+    public List<TimeSpan> TokenTimes { get; } = [];
+
     public bool IsDone => Submitted.IsCompletedSuccessfully && Sequence.Stream.Completion.IsCompleted;
 
     /// <summary>From arrival, not from the moment when the loop took the request in.</summary>
@@ -46,6 +49,7 @@ internal sealed class EngineSimulation : IDisposable
     private readonly List<StepRecord> _steps = [];
     private readonly Workload _workload;
     private SeededRandom _random;
+    private int _finetuningSteps;
 
     public EngineSimulation(Scenario scenario, ulong seed)
     {
@@ -91,6 +95,10 @@ internal sealed class EngineSimulation : IDisposable
     public bool HasRequests => _arriving.Count + _active.Count > 0;
 
     public double TokensTrainedPerSecond => Loop.Jobs.TokensTrained / Now.TotalSeconds;
+
+    /// <summary>Sends a request with targets of its own, now.</summary>
+    public SimulatedRequest Ask(int promptTokens, int answerTokens, ServiceLevelObjective slo) =>
+        Submit(new Arrival(Now, promptTokens, answerTokens), slo);
 
     /// <summary>Share of the requests that were answered within a target.</summary>
     public double Attained(Func<SimulatedRequest, bool> target) =>
@@ -158,7 +166,7 @@ internal sealed class EngineSimulation : IDisposable
         Backend.Dispose();
     }
 
-    private void Submit(Arrival arrival)
+    private SimulatedRequest Submit(Arrival arrival, ServiceLevelObjective? slo = null)
     {
         int[] prompt = new int[arrival.PromptTokens];
         foreach (ref int id in prompt.AsSpan())
@@ -172,9 +180,10 @@ internal sealed class EngineSimulation : IDisposable
             id = text.Next(Scenario.Model.VocabularySize);
         }
 
-        Task<InferenceSequence> submitted = _callers.Submit(prompt, arrival.AnswerTokens, waited: TimeSpan.Zero);
+        Task<InferenceSequence> submitted = _callers.Submit(prompt, arrival.AnswerTokens, waited: TimeSpan.Zero, slo: slo);
         _requests.Add(new SimulatedRequest(arrival with { Time = arrival.Time + Start }, submitted));
         _active.Add(_requests[^1]);
+        return _requests[^1];
     }
 
     private Func<EngineLoop, FinetuningJob> StartJob(int index, Scenario scenario)
@@ -203,9 +212,16 @@ internal sealed class EngineSimulation : IDisposable
         _steps.Add(new StepRecord(begun, Now - begun, plan));
         Check.That(_steps.Count < StepsMax, "the simulation does not end");
         Check.That(_steps.Count == Loop.Counters.Steps);
+        _finetuningSteps += plan.HasFinetuning ? 1 : 0;
+        Check.That(_finetuningSteps == Loop.Counters.FinetuningSteps);
         CheckBlocks(Loop, _active);
         foreach (SimulatedRequest request in _active)
         {
+            if (request.Sequence.Generated > request.TokenTimes.Count)
+            {
+                request.TokenTimes.Add(request.Sequence.LastTokenTime!.Value);
+            }
+
             while (request.Sequence.Stream.TryRead(out _))
             {
             }
