@@ -65,7 +65,8 @@ internal sealed class BackwardItemTests
 
     [Test]
     public void FaultOf_FloorThatIsNotTheRule_IsFound() => Assert.That(
-        () => FsCheck.Check.One(Repeatable.Many(seed: 11, count: 1_000), Prop.ForAll(MachinesAndItems, c => FaultOf(c, floor: 1.5) is null)),
+        () => FsCheck.Check.One(
+            Repeatable.Many(seed: 11, count: 1_000), Prop.ForAll(MachinesAndItems, c => FaultOf(c, floor: 1.5) is null)),
         Throws.Exception);
 
     /// <summary>What is wrong with the items that an idle machine plans, where an item may take so many times its fixed cost.</summary>

@@ -44,13 +44,13 @@ internal sealed class DriftTests
         Assert.That(outcome.OverBudget, Is.GreaterThan(0.2));
     }
 
-    /// <summary>A model that stays too careful loses less than it seems, for requests save what it does not spend: both are looked at.</summary>
+    /// <summary>A model that stays too careful trains little less, for requests save what it does not spend: both are looked at.</summary>
     [Test]
     public void Finetuning_MachineAsFastAsBefore_IsBackWithinFiftySteps()
     {
         (double share, double careful) = MeasureBack(isFrozen: false);
 
-        TestContext.Out.WriteLine($"{share:P1} of the finetuning of a machine that was never slow; predicted {careful:F2} times what it took");
+        TestContext.Out.WriteLine($"{share:P1} of what a machine trains that was never slow; predicted {careful:F2} times what it took");
         Assert.That(share, Is.GreaterThan(0.97));
         Assert.That(careful, Is.InRange(1.0, 1.2));
         Assert.That(MeasureBack(isFrozen: true).Careful, Is.GreaterThan(1.5), "the control: without the online correction");
