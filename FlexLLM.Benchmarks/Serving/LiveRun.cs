@@ -46,6 +46,7 @@ internal static class LiveRun
             TokensGenerated = series.Sum(p => p.GeneratedTokens),
             TokensTrained = window.Trained,
             Steps = window.Steps,
+            FinetuningSteps = window.FinetuningSteps,
             StepsOverBudget = window.StepsOverBudget,
             Preemptions = window.Preemptions,
             BusySeconds = window.BusySeconds,

@@ -3,15 +3,16 @@ using FlexLLM.Models;
 namespace FlexLLM.Benchmarks.Serving;
 
 /// <summary>Counters of all engines of a mode together, since they were loaded.</summary>
-internal readonly record struct LiveCounters(long Trained, long Steps, long StepsOverBudget, long Preemptions, double BusySeconds)
+internal readonly record struct LiveCounters(
+    long Trained, long Steps, long FinetuningSteps, long StepsOverBudget, long Preemptions, double BusySeconds)
 {
     public static LiveCounters operator +(LiveCounters a, LiveCounters b) => new(
-        a.Trained + b.Trained, a.Steps + b.Steps, a.StepsOverBudget + b.StepsOverBudget, a.Preemptions + b.Preemptions,
-        a.BusySeconds + b.BusySeconds);
+        a.Trained + b.Trained, a.Steps + b.Steps, a.FinetuningSteps + b.FinetuningSteps, a.StepsOverBudget + b.StepsOverBudget,
+        a.Preemptions + b.Preemptions, a.BusySeconds + b.BusySeconds);
 
     public static LiveCounters operator -(LiveCounters a, LiveCounters b) => new(
-        a.Trained - b.Trained, a.Steps - b.Steps, a.StepsOverBudget - b.StepsOverBudget, a.Preemptions - b.Preemptions,
-        a.BusySeconds - b.BusySeconds);
+        a.Trained - b.Trained, a.Steps - b.Steps, a.FinetuningSteps - b.FinetuningSteps, a.StepsOverBudget - b.StepsOverBudget,
+        a.Preemptions - b.Preemptions, a.BusySeconds - b.BusySeconds);
 }
 
 /// <summary>The engine or the two engines of a mode, with a finetuning job that outlasts every run.</summary>
@@ -93,7 +94,8 @@ internal sealed class LiveServer : IAsyncDisposable
         foreach (CoServingEngine engine in _engines)
         {
             EngineStatistics s = await engine.GetStatisticsAsync().ConfigureAwait(false);
-            sum += new LiveCounters(s.TokensTrained, s.Steps, s.StepsOverBudget, s.Preemptions, s.TimeInSteps.TotalSeconds);
+            sum += new LiveCounters(
+                s.TokensTrained, s.Steps, s.FinetuningSteps, s.StepsOverBudget, s.Preemptions, s.TimeInSteps.TotalSeconds);
         }
 
         return sum;

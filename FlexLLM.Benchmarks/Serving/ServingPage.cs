@@ -85,7 +85,7 @@ internal static class ServingPage
         [
             "Load", "Mode", "Requests/s", "Requests", "Unfinished", "SLO attainment, %", "TTFT mean, ms", "p50", "p99", "TPOT mean, ms",
             "p50", "p99", "Generated tokens/s", "Trained tokens/s", "Kept of the lightest load, %", "Co-serving trains, times",
-            "Steps", "Over budget", "Preemptions",
+            "Steps", "With finetuning", "Over budget, %", "Preemptions",
         ];
         var body = new XElement("tbody");
         foreach (string load in section.Loads)
@@ -117,7 +117,7 @@ internal static class ServingPage
             ServingReport.Milliseconds(tpot.P99), run.GeneratedPerSecond.Fixed(1), run.TrainedPerSecond.Fixed(1),
             lightest == run ? "-" : Ratio(100 * run.TrainedPerSecond, lightest.TrainedPerSecond, 1),
             coServing is null || coServing == run ? "-" : Ratio(coServing.TrainedPerSecond, run.TrainedPerSecond, 2),
-            $"{run.Steps}", $"{run.StepsOverBudget}", $"{run.Preemptions}",
+            $"{run.Steps}", $"{run.FinetuningSteps}", ServingReport.OverBudgetText(run), $"{run.Preemptions}",
         ];
     }
 

@@ -88,7 +88,7 @@ internal sealed record ServingReport
 
             output.WriteLine(
                 $"{"",-28}{"",6}{"attained",9}{"TTFT ms",25}{"",8}{"TPOT ms",17}{"generated",18}" +
-                $"{"trained",8}{"over",7}{"left",8}{"of it",6}");
+                $"{"trained",8}{"over %",7}{"left",8}{"of it",6}");
             output.WriteLine(
                 $"{"load",-11}{"mode",-17}{"req/s",6}{"%",9}{"mean",9}{"p50",8}{"p99",8}" +
                 $"{"mean",9}{"p50",8}{"p99",8}{"tok/s",10}{"tok/s",8}{"budget",7}{"tok/s",8}{"%",6}");
@@ -101,7 +101,7 @@ internal sealed record ServingReport
                     $"{run.Load,-11}{run.Mode,-17}{run.RequestsPerSecond.Fixed(2),6}{AttainmentText(run),9}" +
                     $"{Milliseconds(ttft.Mean),9}{Milliseconds(ttft.P50),8}{Milliseconds(ttft.P99),8}" +
                     $"{Milliseconds(tpot.Mean),9}{Milliseconds(tpot.P50),8}{Milliseconds(tpot.P99),8}" +
-                    $"{run.GeneratedPerSecond.Fixed(1),10}{run.TrainedPerSecond.Fixed(1),8}{run.StepsOverBudget,7}" +
+                    $"{run.GeneratedPerSecond.Fixed(1),10}{run.TrainedPerSecond.Fixed(1),8}{OverBudgetText(run),7}" +
                     $"{left?.Fixed(1) ?? "-",8}{(100 * run.TrainedPerSecond / left)?.Fixed(0) ?? "-",6}");
             }
 
@@ -158,6 +158,9 @@ internal sealed record ServingReport
     /// <summary>In percent; a dash where nothing arrived.</summary>
     public static string AttainmentText(ServingRun run) => run.Requests.Count == 0 ? "-" : (100 * run.Attainment).Fixed(1);
 
+    /// <summary>Of the steps with finetuning, in percent; a dash where there was none.</summary>
+    public static string OverBudgetText(ServingRun run) => (100 * run.OverBudget)?.Fixed(2) ?? "-";
+
     /// <summary>Seconds as milliseconds; a dash where there is no value.</summary>
     public static string Milliseconds(double seconds) => double.IsNaN(seconds) ? "-" : (1e3 * seconds).Fixed(1);
 
@@ -196,6 +199,7 @@ internal sealed record ServingReport
         json.WriteNumber("generated_per_second", run.GeneratedPerSecond);
         json.WriteNumber("trained_per_second", run.TrainedPerSecond);
         json.WriteNumber("steps", run.Steps);
+        json.WriteNumber("finetuning_steps", run.FinetuningSteps);
         json.WriteNumber("steps_over_budget", run.StepsOverBudget);
         json.WriteNumber("preemptions", run.Preemptions);
         if (run.BusySeconds is double busy)

@@ -54,7 +54,10 @@ internal sealed record ServingRun
 
     public required long Steps { get; init; }
 
-    /// <summary>Steps with finetuning that took longer than their budget.</summary>
+    /// <summary>Steps with finetuning.</summary>
+    public required long FinetuningSteps { get; init; }
+
+    /// <summary>Those of them that took longer than their budget.</summary>
     public required long StepsOverBudget { get; init; }
 
     public required long Preemptions { get; init; }
@@ -69,6 +72,9 @@ internal sealed record ServingRun
 
     /// <summary>Share of the requests that were answered within both targets.</summary>
     public double Attainment => Requests.Count == 0 ? 1.0 : Requests.Count(r => r.Attains(TtftTarget, TpotTarget)) / (double)Requests.Count;
+
+    /// <summary>Share of the steps with finetuning that took longer than their budget; null where there was none.</summary>
+    public double? OverBudget => FinetuningSteps == 0 ? null : StepsOverBudget / (double)FinetuningSteps;
 
     public double GeneratedPerSecond => TokensGenerated / Seconds;
 
@@ -100,6 +106,7 @@ internal sealed record ServingRun
             TokensGenerated = runs.Sum(r => r.TokensGenerated),
             TokensTrained = runs.Sum(r => r.TokensTrained),
             Steps = runs.Sum(r => r.Steps),
+            FinetuningSteps = runs.Sum(r => r.FinetuningSteps),
             StepsOverBudget = runs.Sum(r => r.StepsOverBudget),
             Preemptions = runs.Sum(r => r.Preemptions),
             BusySeconds = runs[0].BusySeconds is null ? null : runs.Sum(r => r.BusySeconds),

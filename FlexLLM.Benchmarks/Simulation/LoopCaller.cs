@@ -24,9 +24,17 @@ internal sealed class LoopCaller(EngineInbox inbox, ManualClock clock)
     /// <param name="answerTokens">Tokens of the answer.</param>
     /// <param name="waited">How long ago it arrived.</param>
     /// <param name="onTaken">Receives it when the loop takes it in.</param>
-    public Task<InferenceSequence> Submit(int[] prompt, int answerTokens, TimeSpan waited, Action<InferenceSequence>? onTaken = null)
+    /// <param name="slo">Its targets, or null for the engine's.</param>
+    public Task<InferenceSequence> Submit(
+        int[] prompt, int answerTokens, TimeSpan waited, Action<InferenceSequence>? onTaken = null, ServiceLevelObjective? slo = null)
     {
-        var request = new GenerationRequest(prompt) { MaxTokens = answerTokens, Sampling = SamplingOptions.Greedy, IgnoreEos = true };
+        var request = new GenerationRequest(prompt)
+        {
+            MaxTokens = answerTokens,
+            Sampling = SamplingOptions.Greedy,
+            IgnoreEos = true,
+            Slo = slo,
+        };
         var prepared = new PreparedRequest(
             prompt, request.Sampling.Resolve(new SamplingDefaults(), 0), StopSequences.None, clock.GetTimestamp() - waited.Ticks,
             () => { });

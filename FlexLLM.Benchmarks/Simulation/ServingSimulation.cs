@@ -294,6 +294,7 @@ internal sealed class ServingSimulation : IDisposable
         TokensGenerated = _series.Sum(p => p.GeneratedTokens),
         TokensTrained = _series.Sum(p => p.TrainedTokens),
         Steps = _loop.Counters.Steps,
+        FinetuningSteps = _loop.Counters.FinetuningSteps,
         StepsOverBudget = _loop.Counters.StepsOverBudget,
         Preemptions = _loop.Counters.Preemptions,
         Series = _series,

@@ -28,6 +28,33 @@ internal sealed class CallerMistakeTests
     }
 
     [Test]
+    public async Task Job_OutOfRange_IsRefusedByFieldAndRange()
+    {
+        await using CoServingEngine engine = await _model.StartAsync();
+        foreach (double weight in (double[])[0.0, -1.0, double.NaN, double.PositiveInfinity, double.NegativeInfinity])
+        {
+            await RefusesAsync(Jobs.Request("j") with { Weight = weight }, "FinetuningRequest.Weight", "positive, finite");
+        }
+
+        foreach (int priority in (int[])[-9, 9, int.MinValue, int.MaxValue])
+        {
+            await RefusesAsync(Jobs.Request("j") with { Priority = priority }, "FinetuningRequest.Priority", "-8 to 8");
+        }
+
+        foreach (int priority in (int[])[-8, 8])
+        {
+            FinetuningJob job = await engine.StartFinetuningAsync(Jobs.Request("j") with { Priority = priority, Weight = 1e-9 }).Soon();
+            await job.Completion.Soon();
+        }
+
+        await AnswersAsync(engine);
+
+        async Task RefusesAsync(FinetuningRequest request, string field, string range) => Assert.That(
+            await engine.StartFinetuningAsync(request).FaultAsync(),
+            Is.TypeOf<RequestRejectedException>().With.Message.StartsWith(field).And.Message.Contains(range));
+    }
+
+    [Test]
     public async Task Adapter_ConfigWithoutModules_IsRefused()
     {
         await using CoServingEngine engine = await _model.StartAsync();

@@ -32,9 +32,11 @@ internal sealed class OptionsTests
         yield return Case(new CoServingOptions { IdleStepMax = TimeSpan.Zero }, "IdleStepMax");
         yield return Case(new CoServingOptions { ProfilingTimeMax = TimeSpan.FromTicks(-1) }, "ProfilingTimeMax");
         yield return Case(new CoServingOptions { LatencyProfileFolder = " " }, "LatencyProfileFolder");
-        yield return Case(new CoServingOptions { Slo = new ServiceLevelObjective { TimeToFirstToken = TimeSpan.Zero } }, "Slo");
-
-        yield return Case(new CoServingOptions { BatchSlo = new ServiceLevelObjective { TimePerOutputToken = TimeSpan.Zero } }, "BatchSlo");
+        yield return Case(
+            new CoServingOptions { Slo = new ServiceLevelObjective { TimeToFirstToken = TimeSpan.Zero } }, "TimeToFirstToken");
+        yield return Case(
+            new CoServingOptions { BatchSlo = new ServiceLevelObjective { TimePerOutputToken = TimeSpan.Zero } },
+            "TimePerOutputToken of batch requests");
         yield return Case(
             new CoServingOptions { Slo = new ServiceLevelObjective { InterTokenLatency = TimeSpan.Zero } }, "InterTokenLatency");
         yield return Case(new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["x"] = 0.0 } }, "TenantWeights zero");
@@ -42,13 +44,29 @@ internal sealed class OptionsTests
             new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["x"] = -1.0 } }, "TenantWeights negative");
         yield return Case(
             new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["x"] = double.NaN } }, "TenantWeights not a number");
+        yield return Case(
+            new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["x"] = double.PositiveInfinity } },
+            "TenantWeights infinite");
 
-        static TestCaseData Case(CoServingOptions options, string name) => new TestCaseData(options).SetArgDisplayNames(name);
+        static TestCaseData Case(CoServingOptions options, string name) =>
+            new TestCaseData(options, name.Split(' ')[0]).SetArgDisplayNames(name);
     }
 
     [TestCaseSource(nameof(OutOfRange))]
-    public async Task Load_OptionOutOfRange_Throws(CoServingOptions options) =>
-        Assert.That(await CoServingEngine.LoadAsync(_model.Folder, options).FaultAsync(), Is.InstanceOf<ArgumentException>());
+    public async Task Load_OptionOutOfRange_NamesIt(CoServingOptions options, string name) => Assert.That(
+        await CoServingEngine.LoadAsync(_model.Folder, options).FaultAsync(),
+        Is.InstanceOf<ArgumentException>().With.Message.Contains(name));
+
+    [Test]
+    public void Validate_TenantWeight_NamesTheTenantAndTheRange()
+    {
+        var options = new CoServingOptions { TenantWeights = new Dictionary<string, double> { ["good"] = 2.0, ["bad"] = -0.5 } };
+
+        Assert.That(
+            options.Validate,
+            Throws.TypeOf<ArgumentOutOfRangeException>().With.Property("ActualValue").EqualTo(-0.5)
+                .And.Message.Contains("tenant 'bad' must be more than 0 and finite"));
+    }
 
     [Test]
     public async Task Load_BadCheckpoint_NamesTheFile()

@@ -102,7 +102,6 @@ internal sealed class JobTests
             good with { SampleTokensMax = 1 },
             good with { PublishEverySteps = 0 },
             good with { Weight = 0 },
-            good with { Weight = double.NaN },
             good with { Optimizer = new AdamWOptions { LearningRate = 0 } },
             good with { Optimizer = new AdamWOptions { Beta2 = 1 } },
             good with { Optimizer = new SgdOptions { Nesterov = true } },
@@ -116,7 +115,9 @@ internal sealed class JobTests
 
         Assert.That((await engine.GetStatisticsAsync().Soon()).DeviceBytes, Is.EqualTo(before));
         FinetuningJob job = await engine.StartFinetuningAsync(good with { Epochs = 5000 }).Soon();
-        Assert.That(await engine.StartFinetuningAsync(Jobs.Request("s")).FaultAsync(), Is.TypeOf<RequestRejectedException>());
+        Assert.That(
+            await engine.StartFinetuningAsync(Jobs.Request("s")).FaultAsync(),
+            Is.TypeOf<RequestRejectedException>().With.Message.StartsWith("1 finetuning jobs").And.Message.Contains("JobsMax"));
         await job.CancelAsync().Soon();
         Assert.That(await job.Completion.FaultAsync(), Is.InstanceOf<OperationCanceledException>());
         await engine.Adapters.UnloadAsync("r").Soon();

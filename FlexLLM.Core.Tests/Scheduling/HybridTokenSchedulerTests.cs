@@ -104,7 +104,7 @@ internal sealed class HybridTokenSchedulerTests
 
         ForwardWindow forward = Plan([], [Training(7, PositionsDone(5, of: 9))], latency: slow).Forward.Single();
         BackwardWindow backward = Plan([], [TrainingBackward(7, 3, 8, 9)], latency: slow).Backward.Single();
-        Assert.That(forward, Is.EqualTo(new ForwardWindow(new(7), 1)));
+        Assert.That(forward, Is.EqualTo(new ForwardWindow(new(7), 2)), "the first row costs like any other");
         Assert.That(backward, Is.EqualTo(new BackwardWindow(new(7), 3, 7, 1)));
         Assert.That(Plan([Decoding(1, 20)], [Training(7, PositionsDone(5, of: 9))], latency: slow).HasFinetuning, Is.False);
     }
@@ -276,7 +276,10 @@ internal sealed class HybridTokenSchedulerTests
     private static string? FaultOf(StepPlan plan, EngineSnapshot now, StepLimits limits, LatencyModel latency)
     {
         bool late = now.Sequences.Any(s => s.TpotSlack(now.Now) < TimeSpan.Zero);
-        bool least = now.Sequences.IsEmpty && plan.Features.ForwardRows + plan.Features.BackwardRows == 1;
+        StepFeatures done = plan.Features;
+        bool least = now.Sequences.IsEmpty && done.ForwardWindows + done.BackwardItems == 1 &&
+            (done.ForwardRows + done.BackwardRows == 1 ||
+                plan.LatencyPredicted - latency.Predict(default) <= LongestPiece(limits, latency, done));
         if (plan.HasFinetuning && !least && (late || plan.LatencyPredicted > plan.Budget))
         {
             return "finetuning without slack";
@@ -321,7 +324,7 @@ internal sealed class HybridTokenSchedulerTests
                     bool onCursor = window.Layer == layer && window.RowStart + window.RowCount == left && window.RowStart >= 0;
                     StepFeatures item = default(StepFeatures).WithBackward(window.RowStart, window.RowCount);
                     TimeSpan time = latency.Predict(item) - latency.Predict(default) - TimeSpan.FromTicks(2);
-                    bool tooLong = window.RowCount > 1 && time > limits.BackwardItemTimeMax;
+                    bool tooLong = window.RowCount > 1 && time > LongestPiece(limits, latency, item);
                     if (!onCursor || tooLong || window.RowCount > limits.BackwardRowsMax)
                     {
                         return "a window off the cursor or too large";
@@ -346,6 +349,14 @@ internal sealed class HybridTokenSchedulerTests
         }
 
         return null;
+    }
+
+    // What a window or an item may take in any case: twice what it costs before its first row; an item also its own bound.
+    private static TimeSpan LongestPiece(StepLimits limits, LatencyModel latency, StepFeatures piece)
+    {
+        TimeSpan pays = (latency.PredictFixed(piece) * 2.0) + TimeSpan.FromTicks(2);
+        TimeSpan bound = piece.BackwardItems > 0 ? limits.BackwardItemTimeMax : TimeSpan.Zero;
+        return pays > bound ? pays : bound;
     }
 
     // Whether no more than a part of this work fits, most of which would be what it costs by itself.

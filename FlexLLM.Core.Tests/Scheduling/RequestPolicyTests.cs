@@ -32,6 +32,26 @@ internal sealed class RequestPolicyTests
         Assert.That(Plan([strict], job).LatencyPredicted, Is.EqualTo(Ms(20)));
     }
 
+    // Items have taken 4 of the 20 ms since the last token, then 15; a decode step takes 10.1.
+    [Test]
+    public void Plan_TokenSomeTimeAgo_LeavesPromptsAndWindowsWhatIsLeftUntilTheNext()
+    {
+        SequenceSnapshot strict = Decoding(1, 40) with { TokensGenerated = 9, InterTokenTarget = Ms(20), LastTokenTime = Ms(996) };
+        JobSnapshot forward = new() { Id = new(1), Weight = 1.0, Phase = JobPhase.Forward, SampleTokens = 900 };
+        JobSnapshot backward = forward with { Phase = JobPhase.Backward, RowsLeft = 900 };
+
+        Assert.That(Plan([strict, Prompt(2, 300)], forward).Inference[1].Tokens, Is.EqualTo(59), "16 ms");
+        Assert.That(Plan([strict], forward).LatencyPredicted, Is.EqualTo(Ms(16)));
+        Assert.That(Plan([strict], backward).LatencyPredicted, Is.EqualTo(Ms(20)), "items come after the token");
+
+        SequenceSnapshot late = strict with { LastTokenTime = Ms(985) };
+        StepPlan plan = Plan([late, Prompt(2, 300)], backward);
+        Assert.That(plan.Inference, Has.Length.EqualTo(1), "one step later there is time for the prompt");
+        Assert.That(plan.HasFinetuning, Is.False, "if that does not take it again");
+        SequenceSnapshot again = Prompt(2, 300) with { FirstTokenTime = Ms(900), TokensGenerated = 9 };
+        Assert.That(Plan([late, again], backward).HasFinetuning, Is.False, "nor from one that lost its place");
+    }
+
     [Test]
     public void Plan_InterTokenTargetLostAnyway_StopsNoPrompt()
     {

@@ -110,6 +110,7 @@ internal sealed class RooflineTests
             TokensGenerated = 100,
             TokensTrained = 300,
             Steps = 4,
+            FinetuningSteps = 0,
             StepsOverBudget = 0,
             Preemptions = 0,
             Series = [new ThroughputPoint(0, 400, 60, 300), new ThroughputPoint(5, 100, 40, 0)],

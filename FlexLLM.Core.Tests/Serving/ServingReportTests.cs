@@ -175,6 +175,28 @@ internal sealed class ServingReportTests
         ],
     };
 
+    [Test]
+    public void OverBudget_OfTheStepsWithFinetuning_IsToldInEveryForm()
+    {
+        ServingRun run = Run("co-serving", "light", 1, 400);
+        ServingRun idle = Run("inference-only", "light", 1, 0) with { FinetuningSteps = 0, StepsOverBudget = 0 };
+        ServingReport report = Report() with { Sections = [new ServingSection { Runs = [run, idle] }] };
+        using var table = new StringWriter();
+        report.Write(table);
+        using var folder = new TempFolder();
+        report.WriteJson(folder["report.json"]);
+        using JsonDocument json = JsonDocument.Parse(File.ReadAllText(folder["report.json"]));
+        JsonElement first = json.RootElement.GetProperty("runs")[0];
+
+        Assert.That(run.OverBudget, Is.EqualTo(1 / 80.0), "not of all 100 steps");
+        Assert.That(idle.OverBudget, Is.Null);
+        Assert.That(ServingRun.Joined([run, run]).OverBudget, Is.EqualTo(run.OverBudget));
+        Assert.That(table.ToString(), Does.Contain(" 1.25 ").And.Contain("over %"));
+        Assert.That(Html(report), Does.Contain("<td>1.25</td>"));
+        Assert.That(first.GetProperty("finetuning_steps").GetInt32(), Is.EqualTo(80));
+        Assert.That(first.GetProperty("steps_over_budget").GetInt32(), Is.EqualTo(1));
+    }
+
     private static ServingRun Run(string mode, string load, double rate, long trained) => new()
     {
         Mode = mode,
@@ -189,6 +211,7 @@ internal sealed class ServingReportTests
         TokensGenerated = 160,
         TokensTrained = trained,
         Steps = 100,
+        FinetuningSteps = 80,
         StepsOverBudget = 1,
         Preemptions = 0,
         Series = [.. Enumerable.Range(0, 250).Select(i => new ThroughputPoint(i / 25.0, 3, i % 2, 4))],

@@ -88,7 +88,7 @@ internal sealed class CallInStepTests
             if (isFirst)
             {
                 (called, stepCalled) = (run!.Now, run.Steps.Count);
-                submitted = run.Send(new int[32], answerTokens: 4);
+                submitted = run.Send(new int[32], answerTokens: 4).Submitted;
             }
         }
     }

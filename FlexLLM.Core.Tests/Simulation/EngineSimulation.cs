@@ -21,6 +21,9 @@ internal sealed record SimulatedRequest(Arrival Arrival, Task<InferenceSequence>
 {
     public InferenceSequence Sequence => Submitted.Result;
 
+    /// <summary>When each of its tokens was delivered.</summary>
+    public List<TimeSpan> TokenTimes { get; } = [];
+
     public bool IsDone => Submitted.IsCompletedSuccessfully && Sequence.Stream.Completion.IsCompleted;
 
     /// <summary>From arrival, not from the moment when the loop took the request in.</summary>
@@ -47,6 +50,7 @@ internal sealed class EngineSimulation : IDisposable
     private readonly List<StepRecord> _steps = [];
     private readonly Workload _workload;
     private SeededRandom _random;
+    private int _finetuningSteps;
 
     public EngineSimulation(Scenario scenario, ulong seed)
     {
@@ -99,6 +103,10 @@ internal sealed class EngineSimulation : IDisposable
 
     public double TokensTrainedPerSecond => Loop.Jobs.TokensTrained / Now.TotalSeconds;
 
+    /// <summary>Sends a request with targets of its own, now.</summary>
+    public SimulatedRequest Ask(int promptTokens, int answerTokens, ServiceLevelObjective slo) =>
+        Submit(new Arrival(Now, promptTokens, answerTokens), slo);
+
     /// <summary>Share of the requests that were answered within a target.</summary>
     public double Attained(Func<SimulatedRequest, bool> target) =>
         Requests.Count(r => r.IsDone && target(r)) / (double)Requests.Count;
@@ -139,13 +147,13 @@ internal sealed class EngineSimulation : IDisposable
     }
 
     /// <summary>Sends a request besides the workload's, now unless an arrival is given.</summary>
-    public Task<InferenceSequence> Send(int[] prompt, int answerTokens, TimeSpan? arrived = null)
+    public SimulatedRequest Send(int[] prompt, int answerTokens, TimeSpan? arrived = null, ServiceLevelObjective? slo = null)
     {
-        Task<InferenceSequence> submitted = Callers.Submit(prompt, answerTokens, waited: TimeSpan.Zero);
+        Task<InferenceSequence> submitted = Callers.Submit(prompt, answerTokens, waited: TimeSpan.Zero, slo: slo);
         TimeSpan time = (arrived ?? Now) + Start;
         _requests.Add(new SimulatedRequest(new Arrival(time, prompt.Length, answerTokens), submitted));
         _active.Add(_requests[^1]);
-        return submitted;
+        return _requests[^1];
     }
 
     public EngineSimulation RunRequests() => Run(s => !s.HasRequests);
@@ -176,7 +184,7 @@ internal sealed class EngineSimulation : IDisposable
         Backend.Dispose();
     }
 
-    private void Submit(Arrival arrival)
+    private SimulatedRequest Submit(Arrival arrival, ServiceLevelObjective? slo = null)
     {
         int[] prompt = new int[arrival.PromptTokens];
         foreach (ref int id in prompt.AsSpan())
@@ -190,7 +198,7 @@ internal sealed class EngineSimulation : IDisposable
             id = text.Next(Scenario.Model.VocabularySize);
         }
 
-        Send(prompt, arrival.AnswerTokens, arrival.Time);
+        return Send(prompt, arrival.AnswerTokens, arrival.Time, slo);
     }
 
     private Func<EngineLoop, FinetuningJob> StartJob(int index, Scenario scenario)
@@ -219,9 +227,16 @@ internal sealed class EngineSimulation : IDisposable
         _steps.Add(new StepRecord(begun, Now - begun, plan));
         Check.That(_steps.Count < StepsMax, "the simulation does not end");
         Check.That(_steps.Count == Loop.Counters.Steps);
+        _finetuningSteps += plan.HasFinetuning ? 1 : 0;
+        Check.That(_finetuningSteps == Loop.Counters.FinetuningSteps);
         CheckBlocks(Loop, _active);
         foreach (SimulatedRequest request in _active.Where(r => r.Submitted.IsCompletedSuccessfully))
         {
+            if (request.Sequence.Generated > request.TokenTimes.Count)
+            {
+                request.TokenTimes.Add(request.Sequence.LastTokenTime!.Value);
+            }
+
             while (request.Sequence.Stream.TryRead(out _))
             {
             }

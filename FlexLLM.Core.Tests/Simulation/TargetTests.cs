@@ -54,7 +54,7 @@ internal sealed class TargetTests
         run.Loop.CheckTargets();
         int[] longPrompt = [.. Enumerable.Range(0, 1000).Select(i => i * 7 % 1000)];
 
-        Task<InferenceSequence> refused = run.Send(longPrompt, answerTokens: 1);
+        Task<InferenceSequence> refused = run.Send(longPrompt, answerTokens: 1).Submitted;
         run.Run();
         Assert.That(
             refused.Exception?.InnerException,
@@ -69,7 +69,7 @@ internal sealed class TargetTests
 
         bool Answered(int[] prompt)
         {
-            Task<InferenceSequence> submitted = run.Send(prompt, answerTokens: 1);
+            Task<InferenceSequence> submitted = run.Send(prompt, answerTokens: 1).Submitted;
             run.Run();
             return submitted.IsCompletedSuccessfully && submitted.Result.Generated == 1;
         }
@@ -81,7 +81,7 @@ internal sealed class TargetTests
         var log = new WarningLog();
         using var run = new EngineSimulation(Strict(Possible) with { Unattainable = UnattainableSlo.Warn, Logger = log }, seed: 1);
         run.Loop.CheckTargets();
-        Task<InferenceSequence> submitted = run.Send(new int[1000], answerTokens: 1);
+        Task<InferenceSequence> submitted = run.Send(new int[1000], answerTokens: 1).Submitted;
         run.Run();
         Assert.That((submitted.Result.Generated, log.Warnings.Count), Is.EqualTo((1, 0)));
     }

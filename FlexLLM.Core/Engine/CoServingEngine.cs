@@ -213,6 +213,7 @@ public sealed class CoServingEngine : IAsyncDisposable
             {
                 Steps = loop.Counters.Steps,
                 TimeInSteps = loop.Counters.TimeInSteps,
+                FinetuningSteps = loop.Counters.FinetuningSteps,
                 StepsOverBudget = loop.Counters.StepsOverBudget,
                 Requests = loop.Counters.Requests,
                 RequestsFinished = loop.Counters.Finished,

@@ -27,7 +27,10 @@ internal sealed class EngineCounters
 
     public TimeSpan TimeInSteps { get; set; }
 
-    /// <summary>Steps with finetuning that took longer than their budget.</summary>
+    /// <summary>Steps with finetuning.</summary>
+    public long FinetuningSteps { get; set; }
+
+    /// <summary>Those of them that took longer than their budget.</summary>
     public long StepsOverBudget { get; set; }
 
     public long Requests { get; set; }

@@ -181,6 +181,7 @@ internal sealed partial class EngineLoop : IDisposable
         Counters.Steps++;
         Counters.TimeInSteps += elapsed;
         _stepsSinceFinetuning = plan.HasFinetuning ? 0 : _stepsSinceFinetuning + 1;
+        Counters.FinetuningSteps += plan.HasFinetuning ? 1 : 0;
         Counters.StepsOverBudget += plan.HasFinetuning && elapsed > plan.Budget ? 1 : 0;
         return true;
     }

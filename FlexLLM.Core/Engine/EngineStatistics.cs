@@ -9,7 +9,10 @@ public sealed record EngineStatistics
     /// <summary>Time spent in steps; the rest the engine waited for work.</summary>
     public required TimeSpan TimeInSteps { get; init; }
 
-    /// <summary>Steps with finetuning that took longer than the budget that the requests left.</summary>
+    /// <summary>Steps in which finetuning had a part.</summary>
+    public required long FinetuningSteps { get; init; }
+
+    /// <summary>Of <see cref="FinetuningSteps"/>, those that took longer than the budget that the requests left.</summary>
     public required long StepsOverBudget { get; init; }
 
     /// <summary>Requests taken in.</summary>

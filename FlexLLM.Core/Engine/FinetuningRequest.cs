@@ -59,7 +59,7 @@ public sealed record FinetuningRequest
     /// </summary>
     public bool SavesAsBF16 { get; init; }
 
-    /// <summary>Share of the finetuning time relative to other jobs, a positive number.</summary>
+    /// <summary>Share of the finetuning time relative to other jobs, a positive, finite number.</summary>
     public double Weight { get; init; } = 1;
 
     /// <summary>
@@ -83,7 +83,7 @@ public sealed record FinetuningRequest
         Require(SampleTokensMax is null or >= 2, nameof(SampleTokensMax), "must be at least 2");
         Require(PublishEverySteps is null or >= 1, nameof(PublishEverySteps), "must be at least 1");
         Require(SavedBytesMax is null or >= 0, nameof(SavedBytesMax), "must not be negative");
-        Require(double.IsFinite(Weight) && Weight > 0, nameof(Weight), "must be a positive number");
+        Require(double.IsFinite(Weight) && Weight > 0, nameof(Weight), "must be a positive, finite number");
         Require(Priority is >= -8 and <= 8, nameof(Priority), "must be -8 to 8");
         Require(Optimizer is not null, nameof(Optimizer), "must not be null");
         Optimizer!.Validate();

@@ -169,6 +169,7 @@ internal sealed class InferenceSequence
         TpotTarget = Slo.TimePerOutputToken,
         TtftTarget = Slo.TimeToFirstToken,
         InterTokenTarget = Slo.InterTokenLatency,
+        LastTokenTime = LastTokenTime,
         Tenant = Tenant.Slot,
         ServiceDue = ServiceDue,
     };

@@ -1,5 +1,3 @@
-using System.Runtime.InteropServices;
-using System.Runtime.Intrinsics;
 using System.Text;
 using System.Text.Json;
 using FlexLLM.Formats;
@@ -33,8 +31,7 @@ internal sealed class LatencyProfileFile(string folder, string key, ILogger logg
         return $"{c.Architecture} hidden={c.HiddenSize} intermediate={c.IntermediateSize} layers={c.LayerCount} " +
             $"heads={c.AttentionHeads}/{c.KeyValueHeads}x{c.HeadDim} vocabulary={c.VocabularySize} " +
             $"weights={model.Matrix(model.Program.Logits.Weight).Type} backend={model.Backend.Name} " +
-            $"machine={RuntimeInformation.ProcessArchitecture}x{Environment.ProcessorCount} " +
-            $"vector={(Vector512.IsHardwareAccelerated ? 512 : Vector256.IsHardwareAccelerated ? 256 : 128)} " +
+            $"machine={HostMachine.Name} " +
             $"rows={options.TokensPerStepMax} sequences={options.SequencesMax}";
     }
 

@@ -61,8 +61,13 @@ internal readonly record struct SequenceSnapshot
     /// <summary>Longest time from arrival to the first token.</summary>
     public required TimeSpan TtftTarget { get; init; }
 
-    /// <summary>Longest step in which it decodes; null where only the mean counts.</summary>
+    /// <summary>Longest time between any two of its tokens; null where only the mean counts.</summary>
     public TimeSpan? InterTokenTarget { get; init; }
+
+    /// <summary>
+    /// When its last token was delivered: before the backward items of its step, whose time is the next token's. Null stands for now.
+    /// </summary>
+    public TimeSpan? LastTokenTime { get; init; }
 
     /// <summary>Index of its tenant in <see cref="EngineSnapshot.Tenants"/>.</summary>
     public int Tenant { get; init; }
@@ -81,6 +86,9 @@ internal readonly record struct SequenceSnapshot
 
     /// <summary>Running with one token to compute: it generates a token in every step.</summary>
     public bool IsDecoding => Phase == SequencePhase.Running && TokensLeft == 1;
+
+    /// <summary>Longest time from now to the next token that keeps the inter-token target; null without one.</summary>
+    public TimeSpan? InterTokenSlack(TimeSpan now) => InterTokenTarget + (LastTokenTime ?? now) - now;
 
     /// <summary>
     /// Longest time from now to the next token that keeps the mean so far within this share of the target; null before the first.

@@ -12,8 +12,14 @@ internal sealed record FinetunePlan(
 /// <param name="Grows">Whether a step without finetuning would leave more to the next one.</param>
 internal readonly record struct FinetuneBudget(TimeSpan Most, bool Grows)
 {
+    /// <summary>How long its batch may take, forward windows included: tokens are delivered before backward items.</summary>
+    public TimeSpan BatchMost { get; init; } = TimeSpan.MaxValue;
+
     /// <summary>The lesser of this and another bound.</summary>
-    public FinetuneBudget Within(TimeSpan most, bool grows) => most < Most ? new FinetuneBudget(most, grows) : this;
+    public FinetuneBudget Within(TimeSpan most, bool grows) => most < Most ? this with { Most = most, Grows = grows } : this;
+
+    /// <summary>The lesser of this and another bound for the batch.</summary>
+    public FinetuneBudget WithinBatch(TimeSpan most) => most < BatchMost ? this with { BatchMost = most } : this;
 }
 
 /// <summary>
@@ -31,11 +37,14 @@ internal static class FinetunePolicy
         TimeSpan own = now.Sequences.IsEmpty ? TimeSpan.Zero : latency.Predict(inference.Features);
         var budget = new FinetuneBudget(own + limits.IdleStepMax, Grows: false);
         TimeSpan chunk = latency.Predict(inference.Features.WithInference(0, limits.PrefillChunkMin, sampled: 0));
+        bool isStrict = false;
         foreach (ref readonly SequenceSnapshot s in now.Sequences.AsSpan())
         {
-            if (s.IsDecoding && s.FirstTokenTime is not null && s.InterTokenTarget is TimeSpan interToken)
+            if (s.IsDecoding && s.FirstTokenTime is not null && s.InterTokenSlack(now.Now) is TimeSpan untilToken)
             {
-                budget = budget.Within(interToken, grows: false);
+                // The whole step bounds the items after the token: the next one needs about the same batch again.
+                budget = budget.WithinBatch(untilToken).Within(s.InterTokenTarget!.Value, grows: false);
+                isStrict = true;
             }
 
             if (s.TpotSlack(now.Now, limits.TpotPlanned) is TimeSpan slack)
@@ -53,6 +62,12 @@ internal static class FinetunePolicy
         {
             ref readonly SequenceSnapshot s = ref now.Sequences.ItemRef(index);
             tokensAhead += tokensLeft;
+            if (isStrict && tokensLeft > 0 && inference.PromptTokens == 0)
+            {
+                // It may be backward items that have left no time for a chunk before the next token: not a second time.
+                budget = budget.Within(own, grows: false);
+            }
+
             if (s.FirstTokenTime is null)
             {
                 TimeSpan untilDeadline = s.ArrivalTime + s.TtftTarget - now.Now;
@@ -79,7 +94,7 @@ internal static class FinetunePolicy
         EngineSnapshot now, StepFeatures inference, FinetuneBudget budget, StepLimits limits, in LatencyModel latency,
         PlannerScratch scratch)
     {
-        var step = new Step(budget.Most, limits, latency, scratch.Forward, scratch.Backward);
+        var step = new Step(budget, limits, latency, scratch.Forward, scratch.Backward);
         StepFeatures features = inference;
         List<int> order = scratch.Jobs;
         OrderJobs(now, order);
@@ -96,7 +111,7 @@ internal static class FinetunePolicy
 
         if (now.Sequences.IsEmpty && order.Count > 0 && step.IsEmpty)
         {
-            AddLeast(now.Jobs[order[0]], step, ref features);
+            features = AddLeast(step, now.Jobs[order[0]], features);
         }
 
         return new FinetunePlan(scratch.Forward.ToImmutable(), scratch.Backward.ToImmutable(), features);
@@ -165,9 +180,13 @@ internal static class FinetunePolicy
         Check.That(job.ForwardTokensLeft > 0);
         StepFeatures before = features with { ForwardWindows = features.ForwardWindows + 1 };
         int tokensMax = Math.Min(job.ForwardTokensLeft, step.Limits.TokensPerStepMax - features.BatchRows);
-        int tokens = Bisection.Largest(
-            tokensMax, new Search(before, job.ForwardStart, step.Most, step.Latency),
-            static (in Search s, int n) => s.Latency.Predict(s.Before.WithLongerForward(s.Position, n)) <= s.Most);
+        int tokens = ForwardTokens(tokensMax, new Search(before, job.ForwardStart, step.Most, step.Latency));
+        if (step.Budget.BatchMost < TimeSpan.MaxValue)
+        {
+            tokens = ForwardTokens(
+                tokens, new Search(before.WithoutBackward(), job.ForwardStart, step.Budget.BatchMost, step.Latency));
+        }
+
         StepFeatures after = before.WithLongerForward(job.ForwardStart, tokens);
         if (tokens <= 0 || (tokens < tokensMax && !step.IsThrifty(features, after)))
         {
@@ -177,6 +196,9 @@ internal static class FinetunePolicy
         step.Forward.Add(new ForwardWindow(job.Id, tokens));
         return after;
     }
+
+    private static int ForwardTokens(int max, in Search search) => Bisection.Largest(
+        max, search, static (in Search s, int n) => s.Latency.Predict(s.Before.WithLongerForward(s.Position, n)) <= s.Most);
 
     private static StepFeatures AddBackward(in Step step, JobSnapshot job, StepFeatures features)
     {
@@ -211,39 +233,57 @@ internal static class FinetunePolicy
     }
 
     // Rows that end at this position, as many as fit into an item and into the step.
-    private static int BackwardRows(in Step step, in StepFeatures before, int end)
+    private static int BackwardRows(in Step step, in StepFeatures before, int end) =>
+        BackwardRows(ItemRows(step, before, end), new Search(before, end, step.Most, step.Latency));
+
+    // An item is cut for the sake of those who may call meanwhile, but not to less than pays.
+    private static int ItemRows(in Step step, in StepFeatures before, int end)
     {
-        TimeSpan itemEnd = step.Latency.Predict(before) + step.Limits.BackwardItemTimeMax;
-        int most = Math.Min(end, step.Limits.BackwardRowsMax);
-        most = Math.Max(1, BackwardRows(most, new Search(before, end, itemEnd, step.Latency)));
-        return BackwardRows(most, new Search(before, end, step.Most, step.Latency));
+        TimeSpan pays = PayingTime(step.Latency, before, before.WithBackward(end - 1, 1));
+        TimeSpan most = pays > step.Limits.BackwardItemTimeMax ? pays : step.Limits.BackwardItemTimeMax;
+        int rowsMax = Math.Min(end, step.Limits.BackwardRowsMax);
+        return Math.Max(1, BackwardRows(rowsMax, new Search(before, end, step.Latency.Predict(before) + most, step.Latency)));
     }
 
     private static int BackwardRows(int max, in Search search) => Bisection.Largest(
         max, search, static (in Search s, int n) => s.Latency.Predict(s.Before.WithBackward(s.Position - n, n)) <= s.Most);
 
     /// <summary>
-    /// The least work there is. An idle machine always does it: a model that expects too much would never learn better.
+    /// The time that rows may fill, of work that costs something before its first row: as long again as that. Then it is at most twice as
+    /// slow for what it does as it could be, and takes at most twice as long as it must.
     /// </summary>
-    private static void AddLeast(JobSnapshot job, in Step step, ref StepFeatures features)
+    private static TimeSpan PayingTime(in LatencyModel latency, in StepFeatures before, in StepFeatures withOneRow) =>
+        (latency.PredictFixed(withOneRow) - latency.PredictFixed(before)) * 2.0;
+
+    /// <summary>
+    /// The least work that pays, for an idle machine always does some: a model that expects too much would never learn better, and one
+    /// that is right, of a machine that reads its weights for longer than an idle step may take, has nothing to wait for.
+    /// </summary>
+    private static StepFeatures AddLeast(in Step step, JobSnapshot job, StepFeatures features)
     {
         if (job.Phase == JobPhase.Forward)
         {
-            step.Forward.Add(new ForwardWindow(job.Id, 1));
-            features = features.WithForward(job.PositionsDone, 1);
+            StepFeatures before = features with { ForwardWindows = features.ForwardWindows + 1 };
+            TimeSpan most = step.Latency.Predict(features) +
+                PayingTime(step.Latency, features, features.WithForward(job.PositionsDone, 1));
+            int tokensMax = Math.Min(job.ForwardTokensLeft, step.Limits.TokensPerStepMax - features.BatchRows);
+            int tokens = Math.Max(1, ForwardTokens(tokensMax, new Search(before, job.PositionsDone, most, step.Latency)));
+            step.Forward.Add(new ForwardWindow(job.Id, tokens));
+            return before.WithLongerForward(job.PositionsDone, tokens);
         }
-        else
-        {
-            step.Backward.Add(new BackwardWindow(job.Id, job.Layer, job.RowsLeft - 1, 1));
-            features = features.WithBackward(job.RowsLeft - 1, 1);
-        }
+
+        int rows = ItemRows(step, features, job.RowsLeft);
+        step.Backward.Add(new BackwardWindow(job.Id, job.Layer, job.RowsLeft - rows, rows));
+        return features.WithBackward(job.RowsLeft - rows, rows);
     }
 
     // A step that is being filled up to a time.
     private readonly record struct Step(
-        TimeSpan Most, StepLimits Limits, LatencyModel Latency, ImmutableArray<ForwardWindow>.Builder Forward,
+        FinetuneBudget Budget, StepLimits Limits, LatencyModel Latency, ImmutableArray<ForwardWindow>.Builder Forward,
         ImmutableArray<BackwardWindow>.Builder Backward)
     {
+        public TimeSpan Most => Budget.Most;
+
         public double FixedShareMax { get; init; } = Limits.FixedShareMax;
 
         public bool IsEmpty => Forward.Count + Backward.Count == 0;

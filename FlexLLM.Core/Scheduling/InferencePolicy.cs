@@ -304,8 +304,9 @@ internal static class InferencePolicy
 
     /// <summary>
     /// How long prompts may make a step while others decode: what the tightest has saved, but always one TPOT target, since
-    /// a late answer must not stop all new ones. Null where nobody decodes. An inter-token target is strict, unless decoding
-    /// alone breaks it: prompts then wait for the end of that answer, and only a target that is lost anyway stops nobody.
+    /// a late answer must not stop all new ones. Null where nobody decodes. An inter-token target is strict, counted from the last
+    /// token, unless decoding alone breaks it: prompts then wait for a step or for the end of that answer, and only a target that is
+    /// lost anyway stops nobody.
     /// </summary>
     private static TimeSpan? DecodeTimeMax(
         EngineSnapshot now, ReadOnlySpan<SequenceSnapshot> sequences, ReadOnlySpan<PlanMarks> marks, StepLimits limits,
@@ -323,8 +324,8 @@ internal static class InferencePolicy
                 TimeSpan most = target * Math.Max(1.0, limits.SlackTargetsMax);
                 TimeSpan allowed = slack < target ? target : slack > most ? most : slack;
                 tightest = tightest is null || allowed < tightest ? allowed : tightest;
-                bool isTighter = s.InterTokenTarget >= decodeTime && (strictest is null || s.InterTokenTarget < strictest);
-                strictest = isTighter ? s.InterTokenTarget : strictest;
+                TimeSpan? untilToken = s.InterTokenTarget >= decodeTime ? s.InterTokenSlack(now.Now) : null;
+                strictest = strictest is null || untilToken < strictest ? untilToken ?? strictest : strictest;
             }
         }
 

@@ -21,7 +21,10 @@ internal sealed record StepLimits
     /// <summary>Most rows of one backward item.</summary>
     public int BackwardRowsMax { get; init; } = 512;
 
-    /// <summary>Longest backward item, so that the executor could stop soon; one row may take longer.</summary>
+    /// <summary>
+    /// Longest backward item, so that the executor could stop soon. Where reading a layer's weights takes more than half of it, an item
+    /// may take twice as long as they do: cut further, it would be mostly that read. One row may always take longer.
+    /// </summary>
     public TimeSpan BackwardItemTimeMax { get; init; } = TimeSpan.FromMilliseconds(20);
 
     /// <summary>Longest finetuning in a step that no deadline bounds: what a new arrival may have to wait.</summary>
