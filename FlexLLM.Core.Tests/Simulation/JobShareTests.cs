@@ -128,7 +128,7 @@ internal sealed class JobShareTests
     // Each job's lead over each other one is at most one step's work of its own.
     [Test]
     public void Gap_AnyWeightsAndNumberOfJobs_IsBoundedAndNobodyStarves() => FsCheck.Check.One(
-        Repeatable.Many(seed: 11, count: 10), Prop.ForAll<int>(GapIsBounded));
+        Repeatable.Many(seed: 11, count: 15), Prop.ForAll<int>(GapIsBounded));
 
     private static void GapIsBounded(int seed)
     {
