@@ -49,12 +49,15 @@ internal sealed class EngineSimulation : IDisposable
     private readonly List<SimulatedRequest> _active = [];
     private readonly List<StepRecord> _steps = [];
     private readonly Workload _workload;
+    private readonly Scenario _scenario;
+    private readonly List<Task<FinetuningJob>> _jobs = [];
     private SeededRandom _random;
     private int _finetuningSteps;
 
     public EngineSimulation(Scenario scenario, ulong seed)
     {
         _workload = scenario.Workload;
+        _scenario = scenario;
         Callers = new LoopCaller(_inbox, _clock);
         _random = new SeededRandom(~seed);
         _arriving = new Queue<Arrival>(scenario.Workload.Draw(seed));
@@ -78,7 +81,10 @@ internal sealed class EngineSimulation : IDisposable
         Loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], BlockTable.BlocksFor(scenario.KvTokens));
         Loop.Calibrate(options.ProfilingTimeMax);
         Start = Loop.Now;
-        Jobs = [.. Enumerable.Range(0, scenario.Jobs).Select(i => Callers.Call(StartJob(i, scenario)))];
+        for (int i = 0; i < scenario.Jobs; i++)
+        {
+            Join();
+        }
     }
 
     public NullBackend Backend { get; }
@@ -93,7 +99,7 @@ internal sealed class EngineSimulation : IDisposable
 
     public TimeSpan Now => Loop.Now - Start;
 
-    public Task<FinetuningJob>[] Jobs { get; }
+    public IReadOnlyList<Task<FinetuningJob>> Jobs => _jobs;
 
     public IReadOnlyList<SimulatedRequest> Requests => _requests;
 
@@ -156,6 +162,9 @@ internal sealed class EngineSimulation : IDisposable
         return _requests[^1];
     }
 
+    /// <summary>One more job, from the next step on.</summary>
+    public void Join() => _jobs.Add(Callers.Call(StartJob(_jobs.Count, _scenario)));
+
     public EngineSimulation RunRequests() => Run(s => !s.HasRequests);
 
     /// <summary>A digest of all plans, times and tokens so far.</summary>
@@ -206,7 +215,7 @@ internal sealed class EngineSimulation : IDisposable
         var samples = new List<TrainingSample>();
         for (int i = 0; i < scenario.Samples; i++)
         {
-            int[] ids = new int[_random.Next(64, 1024)];
+            int[] ids = new int[_random.Next(scenario.SampleTokens.Min, scenario.SampleTokens.End)];
             samples.Add(TrainingSample.FromTokens(ids, Enumerable.Repeat(true, ids.Length).ToArray()));
         }
 
@@ -217,6 +226,8 @@ internal sealed class EngineSimulation : IDisposable
             Method = new LoraConfig { Rank = 16, TargetModules = ["q_proj", "v_proj", "down_proj"] },
             Epochs = scenario.Epochs,
             GradientAccumulation = scenario.GradientAccumulation,
+            Weight = scenario.JobWeights.ElementAtOrDefault(index) is > 0.0 and double weight ? weight : 1.0,
+            Priority = scenario.JobPriorities.ElementAtOrDefault(index),
         };
         return loop => loop.Jobs.Start(_inbox, request, new BuiltSamples(samples, 0, 0, 0), loop.Now);
     }

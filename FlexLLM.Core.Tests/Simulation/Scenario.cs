@@ -50,10 +50,18 @@ internal sealed record Scenario
 
     public int Jobs { get; init; } = 1;
 
+    /// <summary>Shares of the jobs, by their order; what is not here has 1.</summary>
+    public double[] JobWeights { get; init; } = [];
+
+    /// <summary>Priorities of the jobs, by their order; what is not here has 0.</summary>
+    public int[] JobPriorities { get; init; } = [];
+
     public int GradientAccumulation { get; init; } = 1;
 
-    /// <summary>Samples of a job, of 64 to 1,023 tokens.</summary>
     public int Samples { get; init; } = 32;
+
+    /// <summary>Their shortest and, not reached, their longest, in tokens.</summary>
+    public (int Min, int End) SampleTokens { get; init; } = (64, 1024);
 
     /// <summary>Many enough, and the job never ends.</summary>
     public int Epochs { get; init; } = 10_000;

@@ -14,6 +14,9 @@ internal sealed record Workload
 
     public required double RequestsPerSecond { get; init; }
 
+    /// <summary>When they begin to come.</summary>
+    public TimeSpan Begins { get; init; }
+
     public int PromptMean { get; init; } = 256;
 
     public int AnswerMean { get; init; } = 64;
@@ -35,7 +38,7 @@ internal sealed record Workload
     {
         var random = new SeededRandom(seed);
         var arrivals = new List<Arrival>();
-        TimeSpan time = TimeSpan.Zero;
+        TimeSpan time = Begins;
         for (int i = 0; i < Requests; i++)
         {
             time += TimeSpan.FromSeconds(Exponential(ref random) / RequestsPerSecond);

@@ -43,7 +43,7 @@ internal sealed partial class JobTable
         Check.That(run.Cursor.Layer == window.Layer && run.Cursor.RowsLeft == window.RowStart + window.RowCount);
 
         // A layer of a window weighs its share of the sample's forward pass, so that both halves count alike between jobs.
-        entry.Served += (double)window.RowCount / model.Config.LayerCount;
+        Serve(entry, (double)window.RowCount / model.Config.LayerCount);
         if (!run.RunBackward(backward, window.RowCount))
         {
             return;

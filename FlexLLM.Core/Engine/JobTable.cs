@@ -15,6 +15,9 @@ internal sealed partial class JobTable(
     LoadedModel model, AdapterStore adapters, BackwardPass backward, MemoryPlan memory, DeviceBudget budget, CoServingOptions options,
     ILogger logger) : IDisposable
 {
+    // Steps of a job's largest work that it may be ahead of another by; one alone is what taking turns comes to.
+    private const double LeadStepsMax = 2.0;
+
     private readonly SortedDictionary<long, JobEntry> _jobs = [];
     private long _nextId = 1;
 
@@ -120,7 +123,7 @@ internal sealed partial class JobTable(
     {
         JobEntry entry = _jobs[window.Id.Value];
         entry.Run.CompleteForward(window.Tokens);
-        entry.Served += window.Tokens;
+        Serve(entry, window.Tokens);
         TokensTrained += window.Tokens;
     }
 
@@ -445,6 +448,19 @@ internal sealed partial class JobTable(
         }
 
         logger.LogInformation("Finetuning of '{Adapter}' ended: {Status}.", entry.Request.Adapter, status);
+    }
+
+    // A job cannot always use its share: a sample goes forward and backward in turns, and others take what is left. That is not owed to
+    // it for ever, or all of them would stand still for as long as there was time for everybody, once there is less.
+    private void Serve(JobEntry entry, double tokens)
+    {
+        entry.Served += tokens;
+        double lead = LeadStepsMax * (options.TokensPerStepMax + entry.Run.TokensMax);
+        double least = (entry.Served - lead) / entry.Weight;
+        foreach (JobEntry other in _jobs.Values)
+        {
+            other.Served = Math.Max(other.Served, least * other.Weight);
+        }
     }
 
     // The least work per weight that a job in progress had, as work of a job of this weight.
