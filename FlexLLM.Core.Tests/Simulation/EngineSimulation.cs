@@ -39,6 +39,8 @@ internal sealed record SimulatedRequest(Arrival Arrival, Task<InferenceSequence>
 /// </summary>
 internal sealed class EngineSimulation : IDisposable
 {
+    public const int TokensPerStepMax = 512;
+
     private const int StepsMax = 100_000;
 
     private readonly ManualClock _clock = new();
@@ -69,7 +71,7 @@ internal sealed class EngineSimulation : IDisposable
             Clock = _clock,
             Slo = scenario.Slo,
             Sharing = scenario.Sharing,
-            TokensPerStepMax = 512,
+            TokensPerStepMax = TokensPerStepMax,
             SequencesMax = 64,
             Seed = seed,
             DeviceBytesMax = scenario.DeviceBytesMax,

@@ -81,10 +81,13 @@ internal static class FinetunePolicy
 
     // How much of the slack may be spent for the cache's sake. Blocks are held for as long as an answer takes; what finetuning adds to that
     // comes back as a queue, which no later step could make good in time.
-    private static double Headroom(EngineSnapshot now, StepLimits limits) =>
-        now.Sequences.IsEmpty || limits.FreeBlocksShare == 0.0
-            ? 1.0
-            : Math.Min(1.0, (double)now.FreeBlocks / now.TotalBlocks / limits.FreeBlocksShare);
+    private static double Headroom(EngineSnapshot now, StepLimits limits)
+    {
+        double free = (double)now.FreeBlocks / now.TotalBlocks;
+        return now.Sequences.IsEmpty || free >= limits.FreeBlocksShare ? 1.0
+            : free <= limits.FreeBlocksMin ? 0.0
+            : (free - limits.FreeBlocksMin) / (limits.FreeBlocksShare - limits.FreeBlocksMin);
+    }
 
     /// <summary>
     /// Fills the budget. A forward window and a backward item cost something before their first row: what would be mostly that

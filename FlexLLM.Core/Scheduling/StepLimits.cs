@@ -62,9 +62,15 @@ internal sealed record StepLimits
 
     /// <summary>
     /// Share of the KV blocks below whose being free finetuning gets less: long steps keep requests in the cache for longer, until new
-    /// ones find no room. With none free it gets nothing. 0 to 1.
+    /// ones find no room. 0 to 1; 0 for no such limit.
     /// </summary>
-    public double FreeBlocksShare { get; init; } = 0.9;
+    public double FreeBlocksShare { get; init; } = 0.2;
+
+    /// <summary>
+    /// Share of the KV blocks at which it gets nothing beside requests; at most <see cref="FreeBlocksShare"/>. Not much below it, as time
+    /// that is given up while there is room is lost, and a queue that has begun lasts.
+    /// </summary>
+    public double FreeBlocksMin { get; init; } = 0.15;
 
     /// <summary>Admission leaves room for every running sequence to grow by this many tokens.</summary>
     public int GrowthHorizon { get; init; } = 64;
@@ -104,7 +110,8 @@ internal sealed record StepLimits
         ArgumentOutOfRangeException.ThrowIfGreaterThan(PromptHeldBack, 1.0);
         ArgumentOutOfRangeException.ThrowIfNegative(ChunksAhead);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(TpotPlanned);
-        ArgumentOutOfRangeException.ThrowIfNegative(FreeBlocksShare);
+        ArgumentOutOfRangeException.ThrowIfNegative(FreeBlocksMin);
+        ArgumentOutOfRangeException.ThrowIfLessThan(FreeBlocksShare, FreeBlocksMin);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(FreeBlocksShare, 1.0);
         ArgumentOutOfRangeException.ThrowIfNegative(FixedShareMax);
         ArgumentOutOfRangeException.ThrowIfGreaterThan(FixedShareMax, 1.0);
