@@ -1,6 +1,7 @@
 using System.Globalization;
 using FlexLLM.Engine;
 using FlexLLM.Formats;
+using FlexLLM.Models;
 using FlexLLM.Scheduling;
 
 namespace FlexLLM.Benchmarks;
@@ -12,39 +13,44 @@ namespace FlexLLM.Benchmarks;
 internal static class LatencyVerb
 {
     public const string Usage =
-        "--model DIR [--threads 2] [--weights f32|bf16] [--steps 200] [--time-ms N] [--context 2048] [--seed 1] [--json FILE]";
+        BenchModel.Usage + " [--steps 200] [--time-ms N] [--context 2048] [--seed 1] [--json FILE]";
 
-    public static int Run(string[] args)
+    public static int Run(string[] args) => Run(args, Console.Out);
+
+    public static int Run(string[] args, TextWriter output)
     {
-        CommandLine.Allow(args, "--model", "--threads", "--weights", "--steps", "--time-ms", "--context", "--seed", "--json");
-        string folder = CommandLine.Require(args, "--model");
+        CommandLine.Allow(args, [.. BenchModel.Options, "--steps", "--time-ms", "--context", "--seed", "--json"]);
+        ModelChoice choice = ModelChoice.Parse(args);
         int steps = CommandLine.Int(args, "--steps", 200, min: 1);
         ulong seed = (ulong)CommandLine.Int(args, "--seed", 1, min: 0);
         string? file = CommandLine.Text(args, "--json");
         var options = new CoServingOptions
         {
-            Device = ComputeDevice.Cpu(CommandLine.Int(args, "--threads", 2, min: 1)),
+            Device = BenchDevice.Create(DeviceChoice.Parse(args), CommandLine.Int(args, "--threads", 2, min: 1)),
             WeightType = CommandLine.WeightType(args, "--weights"),
             ContextTokensMax = CommandLine.Int(args, "--context", 2048, min: 64),
             ProfilingTimeMax = CommandLine.Number(args, "--time-ms") is double time ? TimeSpan.FromMilliseconds(time) : null,
         };
         (LatencyModel model, LatencyErrorReport profiled, LatencyErrorReport learning) =
-            MeasureAsync(folder, options, steps, seed).GetAwaiter().GetResult();
-        string name = Path.GetFileName(Path.TrimEndingDirectorySeparator(folder));
+            MeasureAsync(choice, options, steps, seed).GetAwaiter().GetResult();
         string profiling = options.ProfilingTimeMax is TimeSpan most ? $"{most.TotalMilliseconds:0} ms" : "the default time";
-        Print(Console.Out, $"{name}, {profiling} of profiling", model, profiled, learning);
+        Print(output, $"{choice.Name}, {profiling} of profiling", model, profiled, learning);
         if (file is not null)
         {
-            Save(file, name, model, profiled, learning);
+            Save(file, choice.Name, model, profiled, learning);
         }
 
         return 0;
     }
 
     private static async Task<(LatencyModel Model, LatencyErrorReport Profiled, LatencyErrorReport Learning)> MeasureAsync(
-        string folder, CoServingOptions options, int steps, ulong seed)
+        ModelChoice choice, CoServingOptions options, int steps, ulong seed)
     {
-        await using CoServingEngine engine = await CoServingEngine.LoadAsync(folder, options).ConfigureAwait(false);
+        using RandomWeights? random = choice.Weights(options.WeightType);
+        Task<CoServingEngine> loading = random is null
+            ? CoServingEngine.LoadAsync(choice.Source, options)
+            : CoServingEngine.LoadRandomAsync(random, options);
+        await using CoServingEngine engine = await loading.ConfigureAwait(false);
         return await engine.CallAsync(
             loop =>
             {

@@ -7,13 +7,14 @@ namespace FlexLLM.Benchmarks;
 
 /// <summary>
 /// `simulate`: the paper's evaluation on machines that exist only as a clock: all sharing modes at all rates, beside the authors'
-/// figures. With --calibrate, what those machines' rates are and how near they bring the authors' own policy to its figures.
+/// figures. With --log, every event of every engine as text (<see cref="EventLog"/>). With --calibrate, what those machines' rates are
+/// and how near they bring the authors' own policy to its figures.
 /// </summary>
 internal static class SimulateVerb
 {
     public static string Usage { get; } =
         "[--scenario paper | --model 8b|14b|32b] [--modes NAME,NAME] [--rates 4,8,12,16,20] [--minutes 10] [--seed 1] [--seeds 1] " +
-        "[--burst 0.1] [--tokens 2048] [--trace CSV] [--profile FILE] [--json FILE] [--html FILE], " +
+        "[--burst 0.1] [--tokens 2048] [--trace CSV] [--profile FILE] [--log FOLDER] [--json FILE] [--html FILE], " +
         "or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
 
     public static int Run(string[] args) => Run(args, Console.Out, Console.Error);
@@ -23,7 +24,7 @@ internal static class SimulateVerb
         bool calibrates = CommandLine.TakeFlag(ref args, "--calibrate");
         CommandLine.Allow(
             args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--seeds", "--burst", "--tokens", "--trace",
-            "--profile", "--json", "--html");
+            "--profile", "--log", "--json", "--html");
         IReadOnlyList<SimulatedModel> models = ModelsOf(args);
         double seconds = 60.0 * CommandLine.Int(args, "--minutes", 10, min: 1);
         ulong seed = (ulong)CommandLine.Int(args, "--seed", 1, min: 0);
@@ -42,6 +43,7 @@ internal static class SimulateVerb
         int[] rates = CommandLine.Ints(args, "--rates", [4, 8, 12, 16, 20], min: 1);
         string? trace = CommandLine.Text(args, "--trace");
         string? profile = CommandLine.Text(args, "--profile");
+        string? log = CommandLine.Text(args, "--log") is string folder ? Directory.CreateDirectory(folder).FullName : null;
         ArrivalTrace? arrivals = trace is null ? null : ArrivalTrace.Read(trace);
         int seeds = CommandLine.Int(args, "--seeds", 1, min: 1);
         double burst = CommandLine.Number(args, "--burst") ?? SimulatedWorkload.DefaultBurst;
@@ -58,6 +60,7 @@ internal static class SimulateVerb
                 Trace = arrivals,
                 Profile = profile is null ? null : LatencyProfileFile.Read(profile),
                 TokensPerStepMax = tokens,
+                LogFolder = log,
             };
             IReadOnlyList<ServingRun> runs = RunAll(setting, seeds, modes, rates, progress);
             SimulationReport.Print(output, model, runs);

@@ -23,6 +23,9 @@ internal sealed record SimulationSetting
 
     /// <summary>Most rows of a batch of co-serving.</summary>
     public int TokensPerStepMax { get; init; } = 2048;
+
+    /// <summary>Folder for the event logs, a file an engine; null to keep none.</summary>
+    public string? LogFolder { get; init; }
 }
 
 /// <summary>
@@ -43,7 +46,7 @@ internal static class ModeRunner
     public static IReadOnlyList<string> Modes { get; } =
     [
         "co-serving", Oracle, FixedBudget, "temporal-64", "temporal-128", "temporal-512", "temporal-dynamic", "spatial", "split-1/4",
-        "split-2/4", "split-3/4", "inference-only",
+        "split-2/4", "split-3/4", "inference-only", "finetune-only",
     ];
 
     /// <summary>Whether a mode has this name; temporal sharing takes any number of steps.</summary>
@@ -59,6 +62,7 @@ internal static class ModeRunner
         string load = FormattableString.Invariant($"{rate} req/s");
         double perPipeline = rate / PaperFigures.Pipelines;
         SimulatedLoad shared = Shared(setting, perPipeline);
+        int engines = 0;
         ServingRun run = mode switch
         {
             "co-serving" => Simulate(shared),
@@ -73,6 +77,7 @@ internal static class ModeRunner
                 Simulate(OnHalf(ServesAlone(shared), setting)), Simulate(OnHalf(TrainsAlone(shared), setting)), 1, 1),
             "split-1/4" or "split-2/4" or "split-3/4" => Split(setting, rate, mode[6] - '0'),
             "inference-only" => Simulate(ServesAlone(shared)),
+            "finetune-only" => Simulate(TrainsAlone(shared)),
             _ when ServingMode.Temporal(mode) is SharingPolicy policy => Simulate(WholeSamples(shared, policy)),
             _ => throw new ArgumentException($"'{mode}' is no mode; known are {string.Join(", ", Modes)}."),
         };
@@ -81,9 +86,14 @@ internal static class ModeRunner
 
         ServingRun Simulate(SimulatedLoad what)
         {
-            using var simulation = new ServingSimulation(what, setting.Seed);
+            using var simulation = new ServingSimulation(what with { LogFile = LogFile(++engines) }, setting.Seed);
             return simulation.Run(mode, load) with { RequestsPerSecond = rate };
         }
+
+        // A mode's name can have a slash.
+        string? LogFile(int engine) => setting.LogFolder is null ? null : Path.Combine(
+            setting.LogFolder,
+            FormattableString.Invariant($"{setting.Model.Name}-{mode}-{rate}-{setting.Seed}-{engine}.log").Replace('/', '.'));
 
         // Both with their own clock; a request waits for its own engine alone.
         ServingRun Both(ServingRun serving, ServingRun training, int serve, int train)

@@ -1,5 +1,3 @@
-using System.Runtime.InteropServices;
-using System.Security.Cryptography;
 using FlexLLM.Backends.Null;
 using FlexLLM.Benchmarks.Serving;
 using FlexLLM.Engine;
@@ -51,6 +49,9 @@ internal sealed record SimulatedLoad
     public double Jitter { get; init; } = 0.02;
 
     public double TtftTarget { get; init; } = 5.0;
+
+    /// <summary>Where its <see cref="EventLog"/> is kept; null for nowhere.</summary>
+    public string? LogFile { get; init; }
 }
 
 /// <summary>
@@ -82,7 +83,7 @@ internal sealed class ServingSimulation : IDisposable
     private readonly List<(TraceArrival Arrival, Task<InferenceSequence> Submitted)> _requests = [];
     private readonly List<InferenceSequence> _active = [];
     private readonly List<double> _errors = [];
-    private readonly IncrementalHash _log = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+    private readonly EventLog _log;
     private readonly ThroughputPoint[] _series;
     private long _generatedCounted;
     private long _trainedCounted;
@@ -92,6 +93,7 @@ internal sealed class ServingSimulation : IDisposable
     public ServingSimulation(SimulatedLoad load, ulong seed)
     {
         _load = load;
+        _log = new EventLog(load.LogFile);
         _callers = new LoopCaller(_inbox, _clock);
         _series = new ThroughputPoint[(int)Math.Ceiling(load.Seconds / BinSeconds)];
         StepTimes times = load.Times ?? new RooflineTimes(StepCosts.Of(load.Model), load.WholeLayers);
@@ -243,19 +245,7 @@ internal sealed class ServingSimulation : IDisposable
         double took = Now - begun;
         _errors.Add((took / Math.Max(believed.Expect(plan.Features).TotalSeconds, 1e-9)) - 1);
         Count(plan);
-        Log([
-            BitConverter.DoubleToInt64Bits(begun), BitConverter.DoubleToInt64Bits(took), plan.Features.InferenceRows,
-            plan.Features.InferenceContext, plan.Features.ForwardRows, plan.Features.BackwardRows, plan.Admissions.Length,
-            plan.Preemptions.Length,
-        ]);
-        foreach (InferenceSequence sequence in _active)
-        {
-            while (sequence.Stream.TryRead(out GeneratedToken? token))
-            {
-                Log([sequence.Id.Value, token.TokenId]);
-            }
-        }
-
+        Log(plan, TicksOf(begun), TicksOf(took));
         _inside -= _active.RemoveAll(s => s.Stream.Completion.IsCompleted);
     }
 
@@ -274,7 +264,30 @@ internal sealed class ServingSimulation : IDisposable
         }
     }
 
-    private void Log(ReadOnlySpan<long> values) => _log.AppendData(MemoryMarshal.AsBytes(values));
+    private void Log(StepPlan plan, long begun, long took)
+    {
+        foreach (SequenceId id in plan.Preemptions)
+        {
+            _log.Write("preempt"u8, id.Value);
+        }
+
+        foreach (SequenceId id in plan.Admissions)
+        {
+            _log.Write("admit"u8, id.Value);
+        }
+
+        StepFeatures f = plan.Features;
+        _log.Write("step"u8, begun, took, f.InferenceRows, f.InferenceContext, f.ForwardRows, f.BackwardRows);
+        foreach (InferenceSequence sequence in _active)
+        {
+            while (sequence.Stream.TryRead(out GeneratedToken? token))
+            {
+                _log.Write("token"u8, sequence.Id.Value, token.TokenId);
+            }
+        }
+    }
+
+    private static long TicksOf(double seconds) => (long)Math.Round(seconds * TimeSpan.TicksPerSecond);
 
     private ServingRun Outcome(string mode, string loadName) => new()
     {
@@ -298,7 +311,7 @@ internal sealed class ServingSimulation : IDisposable
         StepsOverBudget = _loop.Counters.StepsOverBudget,
         Preemptions = _loop.Counters.Preemptions,
         Series = _series,
-        EventHash = Convert.ToHexString(_log.GetCurrentHash())[..16],
+        EventHash = _log.Digest,
     };
 
     private RequestOutcome OutcomeOf(TraceArrival arrival, Task<InferenceSequence> submitted)

@@ -150,7 +150,7 @@ internal sealed class SlackReserveTests
     }
 
     // Less careful than an engine begins.
-    private static SlackReserve Calm() => Answers(SlackReserve.Initial, 50, Ms(-1));
+    private static SlackReserve Calm() => Answers(SlackReserve.Initial, 20, Ms(-1));
 
     private static SlackReserve Answers(SlackReserve reserve, int count, TimeSpan late) =>
         Enumerable.Range(0, count).Aggregate(reserve, (r, _) => r.Ended(late, Ms(1)));

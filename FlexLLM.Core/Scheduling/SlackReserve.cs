@@ -21,7 +21,7 @@ internal readonly record struct SlackReserve
     private const double LateShare = 0.01;
 
     // Where no answer was late yet, caution is more likely to be too high than too low.
-    private const double Untried = 5.0;
+    private const double Untried = 12.0;
 
     // What groups of steps took, in seconds: means that forget, over how many groups.
     private double Groups { get; init; }
