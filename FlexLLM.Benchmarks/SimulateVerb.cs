@@ -14,7 +14,8 @@ internal static class SimulateVerb
 {
     public static string Usage { get; } =
         "[--scenario paper | --model 8b|14b|32b] [--modes NAME,NAME] [--rates 4,8,12,16,20] [--minutes 10] [--seed 1] [--seeds 1] " +
-        "[--burst 0.1] [--tokens 2048] [--trace CSV] [--profile FILE] [--log FOLDER] [--json FILE] [--html FILE], " +
+        "[--burst 0.1] [--tokens 2048] [--trace CSV [--lengths drawn|trace]] [--profile FILE] [--log FOLDER] [--json FILE] " +
+        "[--html FILE], " +
         "or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
 
     public static int Run(string[] args) => Run(args, Console.Out, Console.Error);
@@ -24,7 +25,7 @@ internal static class SimulateVerb
         bool calibrates = CommandLine.TakeFlag(ref args, "--calibrate");
         CommandLine.Allow(
             args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--seeds", "--burst", "--tokens", "--trace",
-            "--profile", "--log", "--json", "--html");
+            "--lengths", "--profile", "--log", "--json", "--html");
         IReadOnlyList<SimulatedModel> models = ModelsOf(args);
         double seconds = 60.0 * CommandLine.Int(args, "--minutes", 10, min: 1);
         ulong seed = (ulong)CommandLine.Int(args, "--seed", 1, min: 0);
@@ -42,6 +43,13 @@ internal static class SimulateVerb
 
         int[] rates = CommandLine.Ints(args, "--rates", [4, 8, 12, 16, 20], min: 1);
         string? trace = CommandLine.Text(args, "--trace");
+        bool keepsLengths = CommandLine.Text(args, "--lengths") switch
+        {
+            null or "drawn" => false,
+            "trace" when trace is not null => true,
+            "trace" => throw new ArgumentException("--lengths trace needs --trace."),
+            string other => throw new ArgumentException($"--lengths: '{other}' is neither drawn nor trace."),
+        };
         string? profile = CommandLine.Text(args, "--profile");
         string? log = CommandLine.Text(args, "--log") is string folder ? Directory.CreateDirectory(folder).FullName : null;
         ArrivalTrace? arrivals = trace is null ? null : ArrivalTrace.Read(trace);
@@ -58,6 +66,7 @@ internal static class SimulateVerb
                 Seed = seed,
                 Burst = burst,
                 Trace = arrivals,
+                KeepsTraceLengths = keepsLengths,
                 Profile = profile is null ? null : LatencyProfileFile.Read(profile),
                 TokensPerStepMax = tokens,
                 LogFolder = log,
@@ -71,6 +80,7 @@ internal static class SimulateVerb
         [
             ("seconds", $"{seconds:F0}"), ("seeds", $"{seed} to {seed + (ulong)seeds - 1}"),
             ("arrivals", trace is null ? FormattableString.Invariant($"drawn, burst {burst}") : Path.GetFileName(trace)),
+            ("lengths", keepsLengths ? "of the trace" : "drawn with the means of ShareGPT's first turns"),
             ("step times", profile is null ? "calibrated machine" : Path.GetFileName(profile)),
             ("rows in a step of co-serving", $"{tokens}"),
         ]);

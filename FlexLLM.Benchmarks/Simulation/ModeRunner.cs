@@ -21,6 +21,9 @@ internal sealed record SimulationSetting
     /// <summary>Whose arrivals to scale; null draws them.</summary>
     public ArrivalTrace? Trace { get; init; }
 
+    /// <summary>See <see cref="SimulatedWorkload.KeepsTraceLengths"/>.</summary>
+    public bool KeepsTraceLengths { get; init; }
+
     /// <summary>Most rows of a batch of co-serving.</summary>
     public int TokensPerStepMax { get; init; } = 2048;
 
@@ -124,6 +127,7 @@ internal static class ModeRunner
             Seconds = setting.Seconds,
             Burst = setting.Burst,
             Trace = setting.Trace,
+            KeepsTraceLengths = setting.KeepsTraceLengths,
         };
         return new SimulatedLoad
         {

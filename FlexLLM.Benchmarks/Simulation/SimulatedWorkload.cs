@@ -44,15 +44,23 @@ internal sealed record SimulatedWorkload
     /// </summary>
     public double SampleMean { get; init; } = 3600;
 
-    /// <summary>Arrivals of another service, of which the times are taken and the lengths are not; null draws the times.</summary>
+    /// <summary>Arrivals of another service, of which the times are taken; null draws them.</summary>
     public ArrivalTrace? Trace { get; init; }
+
+    /// <summary>Whether its lengths are taken too, each cut to half of <see cref="TokensMax"/>; else they are drawn.</summary>
+    public bool KeepsTraceLengths { get; init; }
 
     /// <summary>Arrivals in the order of time, all within the workload's seconds.</summary>
     public TraceArrival[] Draw(ulong seed)
     {
-        double[] times = Trace is null
-            ? DrawTimes(seed)
-            : [.. Trace.Scaled(RequestsPerSecond, Seconds, seed).Arrivals.Select(a => a.Time)];
+        var lengths = new TraceLengths(1, MaxPrompt: TokensMax / 2, MaxAnswer: TokensMax / 2);
+        ArrivalTrace? trace = Trace?.Scaled(RequestsPerSecond, Seconds, seed, lengths: lengths);
+        if (trace is not null && KeepsTraceLengths)
+        {
+            return [.. trace.Arrivals];
+        }
+
+        double[] times = trace is null ? DrawTimes(seed) : [.. trace.Arrivals.Select(a => a.Time)];
         var random = new SeededRandom(seed + 3);
         int[] prompts = DrawLengths(times.Length, PromptMean, deviation: 1.2, TokensMax / 2, ref random);
         int[] answers = DrawLengths(times.Length, AnswerMean, deviation: 0.9, TokensMax / 2, ref random);

@@ -72,6 +72,8 @@ internal sealed class SimulateVerbTests
     [TestCase("--minutes", "-1", "--minutes")]
     [TestCase("--model", "9b", "9b")]
     [TestCase("--scenario", "mine", "--scenario: 'mine' is unknown")]
+    [TestCase("--lengths", "trace", "needs --trace")]
+    [TestCase("--lengths", "long", "--lengths: 'long'")]
     [TestCase("--speed", "9", "--speed")]
     public void Run_BadArgument_IsNamed(string name, string value, string fault) =>
         Assert.That(() => Run([name, value]), Throws.InstanceOf<ArgumentException>().With.Message.Contains(fault));
@@ -88,6 +90,23 @@ internal sealed class SimulateVerbTests
         Assert.That(
             () => Run([.. Small, "--profile", Path.Combine(_folder, "none.json")]),
             Throws.TypeOf<InvalidFileException>().With.Message.Contains("none.json"));
+    }
+
+    [Test]
+    public void Run_LengthsOfTheTrace_AreTheTraces()
+    {
+        string trace = Path.Combine(_folder, "trace.csv");
+        IEnumerable<string> rows = Enumerable.Range(0, 3_600).Select(i => $"2023-11-16 18:{i / 60:00}:{i % 60:00},7,3");
+        File.WriteAllLines(trace, ["TIMESTAMP,ContextTokens,GeneratedTokens", .. rows]);
+        string json = Path.Combine(_folder, "report.json");
+
+        Run([.. Small, "--modes", "inference-only", "--trace", trace, "--lengths", "trace", "--json", json]);
+
+        using JsonDocument report = JsonDocument.Parse(File.ReadAllText(json));
+        JsonElement run = report.RootElement.GetProperty("runs")[0];
+        Assert.That(
+            run.GetProperty("tokens_generated").GetInt32(), Is.EqualTo(4 * 3 * run.GetProperty("requests").GetInt32()).Within(48),
+            "of all four pipelines, but for those that were answered after the minute");
     }
 
     private static string Run(string[] args)

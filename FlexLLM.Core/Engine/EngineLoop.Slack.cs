@@ -31,14 +31,16 @@ internal sealed partial class EngineLoop
         }
     }
 
-    // Where nobody finetunes there is nothing to learn from answers in time.
+    // Where nobody finetunes there is nothing to learn from answers in time, nor from those that had twice the time they took: with
+    // targets so lax, as of batch requests, they would have been in time without a reserve, and outvote those that need it.
     private void ObserveEnd(InferenceSequence sequence)
     {
         if (sequence.LastTokenTime - sequence.FirstTokenTime is TimeSpan took && sequence.Generated > 1)
         {
-            TimeSpan late = took - (sequence.Slo.TimePerOutputToken * (sequence.Generated - 1));
+            TimeSpan target = sequence.Slo.TimePerOutputToken * (sequence.Generated - 1);
             TimeSpan finetuning = _finetuningTime - sequence.FinetuningBefore;
-            _reserve = Jobs.HasWork || finetuning > TimeSpan.Zero ? _reserve.Ended(late, finetuning) : _reserve;
+            bool tells = took > target / 2 && (Jobs.HasWork || finetuning > TimeSpan.Zero);
+            _reserve = tells ? _reserve.Ended(took - target, finetuning) : _reserve;
         }
     }
 }

@@ -162,17 +162,18 @@ internal sealed partial class EngineLoop : IDisposable
         TimeSpan elapsed = _clock.GetElapsedTime(begun);
         foreach (BackwardWindow window in plan.Backward)
         {
-            // A job can stop after any item: a step that took longer than planned leaves the rest to a later one, and so does an idle
-            // one as soon as somebody calls, though not before its first item: callers that never stop must not stop the job.
+            // A job can stop after any item: a step that takes longer than planned leaves to a later one what would end too late, and so
+            // does an idle one as soon as somebody calls, though not before its first item: callers that never stop must not stop the job.
+            StepFeatures after = done.WithBackward(window.RowStart, window.RowCount);
+            bool isLate = elapsed + (Latency.Expect(after) - Latency.Expect(done)) > plan.Budget;
             bool isCalled = Preempts && done.BackwardItems > 0 && _inbox.HasItems;
-            bool isLate = _sequences.Count > 0 ? elapsed > plan.Budget : isCalled;
-            if (isLate)
+            if (_sequences.Count > 0 ? isLate : isCalled)
             {
                 break;
             }
 
             Jobs.RunBackward(window, Now);
-            done = done.WithBackward(window.RowStart, window.RowCount);
+            done = after;
             elapsed = _clock.GetElapsedTime(begun);
         }
 
