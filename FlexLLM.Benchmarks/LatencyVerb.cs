@@ -47,10 +47,7 @@ internal static class LatencyVerb
         ModelChoice choice, CoServingOptions options, int steps, ulong seed)
     {
         using RandomWeights? random = choice.Weights(options.WeightType);
-        Task<CoServingEngine> loading = random is null
-            ? CoServingEngine.LoadAsync(choice.Source, options)
-            : CoServingEngine.LoadRandomAsync(random, options);
-        await using CoServingEngine engine = await loading.ConfigureAwait(false);
+        await using CoServingEngine engine = await choice.StartAsync(random, options).ConfigureAwait(false);
         return await engine.CallAsync(
             loop =>
             {

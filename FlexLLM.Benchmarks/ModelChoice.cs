@@ -44,4 +44,9 @@ internal sealed record ModelChoice(string Source, bool IsShape)
         Console.Error.WriteLine($"making random weights: {Source}");
         return new RandomWeights(Config(), type ?? DType.BF16, seed: 1);
     }
+    /// <summary>Starts an engine on it.</summary>
+    /// <param name="random">What <see cref="Weights"/> gave.</param>
+    /// <param name="options">Of the engine.</param>
+    public Task<CoServingEngine> StartAsync(RandomWeights? random, CoServingOptions options) =>
+        random is null ? CoServingEngine.LoadAsync(Source, options) : CoServingEngine.LoadRandomAsync(random, options);
 }

@@ -16,19 +16,7 @@ namespace FlexLLM.Benchmarks;
 public class SnapshotBenchmarks
 {
     private const int PromptTokens = 64;
-
-    private static readonly ModelConfig Config = new()
-    {
-        Architecture = ModelArchitecture.Llama,
-        HiddenSize = 32,
-        IntermediateSize = 32,
-        LayerCount = 1,
-        AttentionHeads = 1,
-        KeyValueHeads = 1,
-        HeadDim = 32,
-        VocabularySize = 64,
-        MaxPositions = 1024,
-    };
+    private const int AnswerTokens = 512;
 
     private readonly PlannerScratch _scratch = new();
     private Func<EngineSnapshot> _snapshot = null!;
@@ -45,16 +33,17 @@ public class SnapshotBenchmarks
     {
         var clock = new ManualClock();
         var backend = new NullBackend(new NullMachine { FlopsPerSecond = 1e15, BytesPerSecond = 1e15 }, clock, seed: 1);
-        LoadedModel model = LoadedModel.CreateEmpty(Config, backend, DType.BF16, Config.MaxPositions);
+        ModelConfig config = ServingSimulation.StandIn(layers: 1);
+        LoadedModel model = LoadedModel.CreateEmpty(config, backend, DType.BF16, config.MaxPositions);
         var options = new CoServingOptions { Clock = clock, TokensPerStepMax = 512, SequencesMax = Running, DeviceBytesMax = 1L << 40 };
         var inbox = new EngineInbox(options.InboxCapacity);
         var loop = new EngineLoop(
-            model, tokenizer: null, options, inbox, eosTokens: [], BlockTable.BlocksFor(Running * Config.MaxPositions));
+            model, tokenizer: null, options, inbox, eosTokens: [], BlockTable.BlocksFor(Running * 2 * (PromptTokens + AnswerTokens)));
         var callers = new LoopCaller(inbox, clock);
         for (int i = 0; i < Running; i++)
         {
-            int first = i % Config.VocabularySize;
-            callers.Submit([.. Enumerable.Repeat(first, PromptTokens)], answerTokens: 512, waited: TimeSpan.Zero);
+            int first = i % config.VocabularySize;
+            callers.Submit([.. Enumerable.Repeat(first, PromptTokens)], AnswerTokens, waited: TimeSpan.Zero);
             loop.RunStep();
         }
 

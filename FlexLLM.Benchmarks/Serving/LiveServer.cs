@@ -1,5 +1,3 @@
-using FlexLLM.Models;
-
 namespace FlexLLM.Benchmarks.Serving;
 
 /// <summary>Counters of all engines of a mode together, since they were loaded.</summary>
@@ -152,10 +150,7 @@ internal sealed class LiveServer : IAsyncDisposable
 
     private async Task<CoServingEngine> LoadAsync(ServeSettings settings, CoServingOptions options)
     {
-        Task<CoServingEngine> loading = settings.Random is RandomWeights random
-            ? CoServingEngine.LoadRandomAsync(random, options)
-            : CoServingEngine.LoadAsync(settings.Model.Source, options);
-        CoServingEngine engine = await loading.ConfigureAwait(false);
+        CoServingEngine engine = await settings.Model.StartAsync(settings.Random, options).ConfigureAwait(false);
         _engines.Add(engine);
         return engine;
     }

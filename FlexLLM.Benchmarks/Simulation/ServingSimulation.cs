@@ -100,7 +100,7 @@ internal sealed class ServingSimulation : IDisposable
         _exact = times.Calibrated;
         NullMachine jitter = new() { FlopsPerSecond = 1, BytesPerSecond = 1, Jitter = load.Jitter };
         _backend = new SimulatedBackend(times, jitter, _clock, seed);
-        ModelConfig config = StandIn(load.Model.Config);
+        ModelConfig config = StandIn(load.Model.Config.LayerCount);
         _model = LoadedModel.CreateEmpty(config, _backend, DType.BF16, config.MaxPositions);
         var options = new CoServingOptions
         {
@@ -146,6 +146,23 @@ internal sealed class ServingSimulation : IDisposable
     /// <summary>Measured over expected time of the steps so far, less 1.</summary>
     public IReadOnlyList<double> PredictionErrors => _errors;
 
+    /// <summary>
+    /// What stands for a model where nothing is computed: its layers, because backward items are layers; of all else the least that a
+    /// decoder can have.
+    /// </summary>
+    public static ModelConfig StandIn(int layers) => new()
+    {
+        Architecture = ModelArchitecture.Llama,
+        HiddenSize = 32,
+        IntermediateSize = 32,
+        LayerCount = layers,
+        AttentionHeads = 1,
+        KeyValueHeads = 1,
+        HeadDim = 32,
+        VocabularySize = 64,
+        MaxPositions = SimulatedWorkload.TokensMax,
+    };
+
     /// <summary>Runs to the end of the load and serves what is left.</summary>
     public ServingRun Run(string mode, string loadName)
     {
@@ -177,20 +194,6 @@ internal sealed class ServingSimulation : IDisposable
         _backend.Dispose();
         _log.Dispose();
     }
-
-    // Layers, because backward items are layers; of all else the least that a decoder can have.
-    private static ModelConfig StandIn(ModelConfig model) => new()
-    {
-        Architecture = ModelArchitecture.Llama,
-        HiddenSize = 32,
-        IntermediateSize = 32,
-        LayerCount = model.LayerCount,
-        AttentionHeads = 1,
-        KeyValueHeads = 1,
-        HeadDim = 32,
-        VocabularySize = 64,
-        MaxPositions = SimulatedWorkload.TokensMax,
-    };
 
     private void Step()
     {

@@ -264,7 +264,10 @@ internal sealed partial class MemoryBudgetTests
             Roomy with
             {
                 DeviceBytesMax = EngineBytes(Context / 16) + NeedsOf(40) + asleep,
+
+                // As above, a few tokens a step: what is paused is in the middle of its forward pass.
                 IdleStepMax = TimeSpan.FromMicroseconds(1),
+                ProfilingTimeMax = TimeSpan.Zero,
             },
             gate.Device());
         gate.Arm();

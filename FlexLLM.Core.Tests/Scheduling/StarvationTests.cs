@@ -88,31 +88,31 @@ internal sealed class StarvationTests
 
     // Whoever comes after the victim by as much waiting as the levels are worth comes after it in the order.
     private static int? StepsOf(int levels, StepLimits limits, ulong seed) =>
-        new FloodRun(limits, BlocksMany, seed) { HidesTenants = true, Flood = s => s with { Priority = levels } }
-            .StepsToAnswer(FloodRun.Prompt(40), (levels * StepsPerSecond) + StepsToDrain);
+        new FloodRun(limits, BlocksMany, seed, hidesTenants: true) { Flood = s => s with { Priority = levels } }
+            .StepsToAnswer(40, (levels * StepsPerSecond) + StepsToDrain);
 
     // Three of the four blocks of each are in the cache already.
     private static int? StepsBesidePrefix(StepLimits limits, ulong seed) =>
-        new FloodRun(limits, BlocksMany, seed) { HidesTenants = true, Flood = s => s with { TokensComputed = 48, BlocksHeld = 3 } }
-            .StepsToAnswer(FloodRun.Prompt(40), StepsPerSecond + StepsToDrain);
+        new FloodRun(limits, BlocksMany, seed, hidesTenants: true) { Flood = s => s with { TokensComputed = 48, BlocksHeld = 3 } }
+            .StepsToAnswer(40, StepsPerSecond + StepsToDrain);
 
     // It needs three quarters of a cache that the small ones fill.
     private static int? StepsOfLarge(StepLimits limits, ulong seed)
     {
         const int Blocks = 24;
         int bound = (int)(Limits.SkipAheadWaitMax.TotalSeconds * StepsPerSecond) + StepsToDrain;
-        return new FloodRun(limits with { GrowthHorizon = 0 }, Blocks, seed) { HidesTenants = true }
-            .StepsToAnswer(FloodRun.Prompt(18 * 16), bound);
+        return new FloodRun(limits with { GrowthHorizon = 0 }, Blocks, seed, hidesTenants: true)
+            .StepsToAnswer(18 * 16, bound);
     }
 
     // The second place that becomes free is its own: ties go to who came first, then the heavy tenant has had more.
     private static int? StepsBesideHeavyTenant(bool hidesTenants, ulong seed) =>
-        new FloodRun(Limits, BlocksMany, seed) { Flooding = 10 * FloodRun.Backlog, HidesTenants = hidesTenants }
-            .StepsToAnswer(FloodRun.Prompt(40), 3 * StepsOfOne);
+        new FloodRun(Limits, BlocksMany, seed, hidesTenants) { Flooding = 10 * FloodRun.Backlog }
+            .StepsToAnswer(40, 3 * StepsOfOne);
 
     private static FloodRun TwoTenants(bool hidesTenants, ulong seed)
     {
-        var run = new FloodRun(Limits, BlocksMany, seed) { Tenants = 2, HidesTenants = hidesTenants };
+        var run = new FloodRun(Limits, BlocksMany, seed, hidesTenants) { Tenants = 2 };
         run.Run(steps: 600);
         return run;
     }

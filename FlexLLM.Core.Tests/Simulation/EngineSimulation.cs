@@ -50,7 +50,6 @@ internal sealed class EngineSimulation : IDisposable
     private readonly List<SimulatedRequest> _requests = [];
     private readonly List<SimulatedRequest> _active = [];
     private readonly List<StepRecord> _steps = [];
-    private readonly Workload _workload;
     private readonly Scenario _scenario;
     private readonly List<Task<FinetuningJob>> _jobs = [];
     private SeededRandom _random;
@@ -58,7 +57,6 @@ internal sealed class EngineSimulation : IDisposable
 
     public EngineSimulation(Scenario scenario, ulong seed)
     {
-        _workload = scenario.Workload;
         _scenario = scenario;
         Callers = new LoopCaller(_inbox, _clock);
         _random = new SeededRandom(~seed);
@@ -165,7 +163,7 @@ internal sealed class EngineSimulation : IDisposable
     }
 
     /// <summary>One more job, from the next step on.</summary>
-    public void Join() => _jobs.Add(Callers.Call(StartJob(_jobs.Count, _scenario)));
+    public void Join() => _jobs.Add(Callers.Call(StartJob(_jobs.Count)));
 
     public EngineSimulation RunRequests() => Run(s => !s.HasRequests);
 
@@ -203,8 +201,8 @@ internal sealed class EngineSimulation : IDisposable
             id = _random.Next(Scenario.Model.VocabularySize);
         }
 
-        var text = new SeededRandom((ulong)_random.Next(_workload.Beginnings));
-        foreach (ref int id in prompt.AsSpan(0, Math.Min(prompt.Length, _workload.BeginningTokens)))
+        var text = new SeededRandom((ulong)_random.Next(_scenario.Workload.Beginnings));
+        foreach (ref int id in prompt.AsSpan(0, Math.Min(prompt.Length, _scenario.Workload.BeginningTokens)))
         {
             id = text.Next(Scenario.Model.VocabularySize);
         }
@@ -212,12 +210,12 @@ internal sealed class EngineSimulation : IDisposable
         return Send(prompt, arrival.AnswerTokens, arrival.Time, slo);
     }
 
-    private Func<EngineLoop, FinetuningJob> StartJob(int index, Scenario scenario)
+    private Func<EngineLoop, FinetuningJob> StartJob(int index)
     {
         var samples = new List<TrainingSample>();
-        for (int i = 0; i < scenario.Samples; i++)
+        for (int i = 0; i < _scenario.Samples; i++)
         {
-            int[] ids = new int[_random.Next(scenario.SampleTokens.Min, scenario.SampleTokens.End)];
+            int[] ids = new int[_random.Next(_scenario.SampleTokens.Min, _scenario.SampleTokens.End)];
             samples.Add(TrainingSample.FromTokens(ids, Enumerable.Repeat(true, ids.Length).ToArray()));
         }
 
@@ -226,10 +224,10 @@ internal sealed class EngineSimulation : IDisposable
             Adapter = $"job{index}",
             Dataset = TrainingDataset.FromExamples([]),
             Method = new LoraConfig { Rank = 16, TargetModules = ["q_proj", "v_proj", "down_proj"] },
-            Epochs = scenario.Epochs,
-            GradientAccumulation = scenario.GradientAccumulation,
-            Weight = scenario.JobWeights.ElementAtOrDefault(index) is > 0.0 and double weight ? weight : 1.0,
-            Priority = scenario.JobPriorities.ElementAtOrDefault(index),
+            Epochs = _scenario.Epochs,
+            GradientAccumulation = _scenario.GradientAccumulation,
+            Weight = index < _scenario.JobWeights.Length ? _scenario.JobWeights[index] : 1.0,
+            Priority = _scenario.JobPriorities.ElementAtOrDefault(index),
         };
         return loop => loop.Jobs.Start(_inbox, request, new BuiltSamples(samples, 0, 0, 0), loop.Now);
     }

@@ -24,7 +24,7 @@ internal sealed partial class EngineLoop
     // With the engine's own targets only a long prompt can be at fault; a warning for each such request would tell nobody anything new.
     private void CheckTargets(GenerationRequest request, int[] prompt, AdapterVersion? adapter)
     {
-        if (_measured is null || (request.Slo is null && _options.UnattainableSlo == UnattainableSlo.Warn))
+        if (request.Slo is null && _options.UnattainableSlo == UnattainableSlo.Warn)
         {
             return;
         }

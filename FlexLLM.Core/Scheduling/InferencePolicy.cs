@@ -324,8 +324,10 @@ internal static class InferencePolicy
                 TimeSpan most = target * Math.Max(1.0, limits.SlackTargetsMax);
                 TimeSpan allowed = slack < target ? target : slack > most ? most : slack;
                 tightest = tightest is null || allowed < tightest ? allowed : tightest;
-                TimeSpan? untilToken = s.InterTokenTarget >= decodeTime ? s.InterTokenSlack(now.Now) : null;
-                strictest = strictest is null || untilToken < strictest ? untilToken ?? strictest : strictest;
+                if (s.InterTokenTarget >= decodeTime && s.InterTokenSlack(now.Now) is TimeSpan untilToken)
+                {
+                    strictest = strictest <= untilToken ? strictest : untilToken;
+                }
             }
         }
 
