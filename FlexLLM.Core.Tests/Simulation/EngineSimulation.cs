@@ -162,6 +162,9 @@ internal sealed class EngineSimulation : IDisposable
         return _requests[^1];
     }
 
+    /// <summary>The machine stands still for so long.</summary>
+    public void Stall(TimeSpan time) => _clock.Advance(time);
+
     /// <summary>One more job, from the next step on.</summary>
     public void Join() => _jobs.Add(Callers.Call(StartJob(_jobs.Count)));
 

@@ -162,12 +162,12 @@ internal sealed partial class EngineLoop : IDisposable
         TimeSpan elapsed = _clock.GetElapsedTime(begun);
         foreach (BackwardWindow window in plan.Backward)
         {
-            // A job can stop after any item: a step that takes longer than planned leaves to a later one what would end too late, and so
-            // does an idle one as soon as somebody calls, though not before its first item: callers that never stop must not stop the job.
+            // A job can stop after any item: a step that takes longer than planned leaves to a later one what may end too late. An idle one
+            // does not before its first item, even where somebody calls: callers that never stop must not stop the job.
             StepFeatures after = done.WithBackward(window.RowStart, window.RowCount);
-            bool isLate = elapsed + (Latency.Expect(after) - Latency.Expect(done)) > plan.Budget;
-            bool isCalled = Preempts && done.BackwardItems > 0 && _inbox.HasItems;
-            if (_sequences.Count > 0 ? isLate : isCalled)
+            bool isLate = elapsed + (Latency.Predict(after) - Latency.Predict(done)) > plan.Budget;
+            bool isCalled = Preempts && _inbox.HasItems;
+            if (_sequences.Count > 0 ? isLate : done.BackwardItems > 0 && (isLate || isCalled))
             {
                 break;
             }
