@@ -1,10 +1,11 @@
 using System.Runtime.InteropServices;
+using System.Text;
 using FlexLLM.Backends.Torch;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests;
 
-/// <summary>Asking the driver for free memory, on a driver that is made here: order of calls, their numbers, and every failure.</summary>
+/// <summary>Asking the driver for free memory and a GPU's name, on a driver that is made here: order of calls, their numbers, and every failure.</summary>
 [TestFixture]
 [NonParallelizable]
 internal sealed unsafe class CudaDriverTests
@@ -62,10 +63,32 @@ internal sealed unsafe class CudaDriverTests
             Throws.TypeOf<FlexLlmException>().With.Message.Contains("is not there").And.Message.Contains("DeviceBytesMax"));
     }
 
+    [Test]
+    public void NameOf_OfADriver_IsItsAnswer()
+    {
+        Assert.That(CudaDriver.NameOf(Gpu, Find), Is.EqualTo("Test GPU 12"));
+        Assert.That(Calls, Is.EqualTo(new[] { "init 0", "get 2", "name 12" }));
+    }
+
+    // A name is worth no failure: profiles are then told apart by the GPU's number alone.
+    [TestCase("init")]
+    [TestCase("get")]
+    [TestCase("name")]
+    public void NameOf_CallThatFails_IsNull(string failing)
+    {
+        _failing = failing;
+        Assert.That(CudaDriver.NameOf(Gpu, Find), Is.Null);
+    }
+
+    [Test]
+    public void NameOf_DriverWithoutTheFunction_IsNull() =>
+        Assert.That(CudaDriver.NameOf(Gpu, name => name == "cuDeviceGetName" ? 0 : Find(name)), Is.Null);
+
     private static nint Find(string name) => name switch
     {
         "cuInit" => (nint)(delegate* unmanaged<uint, int>)&Initialize,
         "cuDeviceGet" => (nint)(delegate* unmanaged<int*, int, int>)&DeviceOf,
+        "cuDeviceGetName" => (nint)(delegate* unmanaged<byte*, int, int, int>)&NameOfDevice,
         "cuDevicePrimaryCtxRetain" => (nint)(delegate* unmanaged<nint*, int, int>)&Retain,
         "cuDevicePrimaryCtxRelease_v2" => (nint)(delegate* unmanaged<int, int>)&Release,
         "cuCtxPushCurrent_v2" => (nint)(delegate* unmanaged<nint, int>)&Push,
@@ -89,6 +112,14 @@ internal sealed unsafe class CudaDriverTests
     {
         *device = ordinal + 10;
         return Called($"get {ordinal}");
+    }
+
+    [UnmanagedCallersOnly]
+    private static int NameOfDevice(byte* name, int length, int device)
+    {
+        byte[] text = Encoding.UTF8.GetBytes($"Test GPU {device}\0");
+        text.CopyTo(new Span<byte>(name, length));
+        return Called($"name {device}");
     }
 
     [UnmanagedCallersOnly]

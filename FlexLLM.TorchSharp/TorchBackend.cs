@@ -121,7 +121,9 @@ public static class TorchBackend
 
     private sealed class TorchDevice(DeviceType type, int index) : ComputeDevice
     {
-        internal override IComputeBackend CreateBackend() => new TorchComputeBackend(
-            new torch.Device(type, index), bytesFree: type == DeviceType.CUDA ? () => CudaDriver.BytesFree(index) : null);
+        internal override IComputeBackend CreateBackend() => type == DeviceType.CUDA
+            ? new TorchComputeBackend(
+                new torch.Device(type, index), bytesFree: () => CudaDriver.BytesFree(index), gpu: CudaDriver.NameOf(index))
+            : new TorchComputeBackend(new torch.Device(type, index));
     }
 }

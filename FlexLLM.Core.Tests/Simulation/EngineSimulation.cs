@@ -14,7 +14,11 @@ using FlexLLM.Tests.Support;
 namespace FlexLLM.Tests.Simulation;
 
 /// <summary>A step as it was planned, and as it went.</summary>
-internal sealed record StepRecord(TimeSpan Begun, TimeSpan Took, StepPlan Plan);
+internal sealed record StepRecord(TimeSpan Begun, TimeSpan Took, StepPlan Plan, int Items)
+{
+    /// <summary>The backward items that were done.</summary>
+    public ReadOnlySpan<BackwardWindow> Backward => Plan.Backward.AsSpan(0, Items);
+}
 
 /// <summary>One simulated request and what became of it.</summary>
 internal sealed record SimulatedRequest(Arrival Arrival, Task<InferenceSequence> Submitted)
@@ -238,7 +242,7 @@ internal sealed class EngineSimulation : IDisposable
     private void Record(TimeSpan begun)
     {
         StepPlan plan = Loop.LastPlan!;
-        _steps.Add(new StepRecord(begun, Now - begun, plan));
+        _steps.Add(new StepRecord(begun, Now - begun, plan, Loop.LastItems));
         Check.That(_steps.Count < StepsMax, "the simulation does not end");
         Check.That(_steps.Count == Loop.Counters.Steps);
         _finetuningSteps += plan.HasFinetuning ? 1 : 0;

@@ -1,4 +1,5 @@
 using FlexLLM.Backends.Null;
+using FlexLLM.Engine;
 using FlexLLM.Primitives;
 using FlexLLM.Scheduling;
 using FsCheck.Fluent;
@@ -14,6 +15,11 @@ internal sealed class JobShareTests
 
     private static readonly Workload Medium = new() { Requests = 4_000, RequestsPerSecond = 9.0 };
     private static readonly Scenario TwoJobs = new() { Workload = Medium, Jobs = 2 };
+
+    private static readonly Scenario DearCalls = TwoJobs with
+    {
+        Machine = new NullMachine { FlopsPerSecond = 150e12 / 8, BytesPerSecond = 1.4e12 / 8, SecondsPerCall = 100e-6 },
+    };
 
     // Most that a job gets in a step: a window, then all layers of a sample. Who is behind goes first, so turns alone drift no further.
     private const double WorkMax = EngineSimulation.TokensPerStepMax + SampleTokensMax;
@@ -85,6 +91,26 @@ internal sealed class JobShareTests
         Assert.That(run.Ratio, Is.EqualTo(1.0).Within(10).Percent);
     }
 
+    [Test]
+    public void Cancel_OneOfThree_LeavesItsShareAndItsMemoryToTheOthers()
+    {
+        using var run = new SharedRun(TwoJobs with { Jobs = 3, JobWeights = [1.0, 2.0, 3.0] });
+        run.Run(steps: 400);
+        JobTable jobs = run.Simulation.Loop.Jobs;
+        long held = jobs.Bytes;
+        double before = run.Served.Sum();
+        Assert.That(jobs.Cancel(new JobId(3)), Is.True);
+
+        run.Forget();
+        run.Run(steps: 400);
+
+        Assert.That(run.Simulation.Jobs[2].Result.Completion.IsCanceled, Is.True);
+        Assert.That(jobs.Bytes, Is.EqualTo(held * 2 / 3).Within(10).Percent, "samples in flight are of different lengths");
+        Assert.That(run.Served[2], Is.Zero);
+        Assert.That(run.Ratio, Is.EqualTo(2.0).Within(10).Percent);
+        Assert.That(run.Served.Sum(), Is.EqualTo(before).Within(10).Percent, "the machine gives finetuning as much as before");
+    }
+
     // On an idle machine the light job has what the heavy one cannot use; nobody pays for that once requests come.
     [Test]
     public void LeftOvers_TakenOnAnIdleMachine_AreNotPaidBackForLong()
@@ -111,18 +137,26 @@ internal sealed class JobShareTests
     [TestCase(1.0, 1.0, 2.0, 4.0, 1.0)]
     public void Thrift_DearCalls_PushesNobodyOut(params double[] weights)
     {
-        using var run = new SharedRun(TwoJobs with
-        {
-            Machine = new NullMachine { FlopsPerSecond = 150e12 / 8, BytesPerSecond = 1.4e12 / 8, SecondsPerCall = 100e-6 },
-            Jobs = weights.Length,
-            JobWeights = weights,
-        });
+        using var run = new SharedRun(DearCalls with { Jobs = weights.Length, JobWeights = weights });
         run.Run(steps: 1_500);
 
         TestContext.Out.WriteLine($"gap {run.GapMax():F0}; {string.Join(' ', run.Served)}");
         Assert.That(run.Simulation.Steps.Count(s => !s.Plan.HasFinetuning), Is.GreaterThan(150), "else thrift has no part in it");
         Assert.That(run.GapMax(), Is.LessThanOrEqualTo(3 * WorkMax / weights.Min()));
         Assert.That(run.Ratio, Is.EqualTo(weights[1] / weights[0]).Within(5).Percent);
+    }
+
+    // With two samples in flight there is nearly always something that fits, so that one takes now and then what another waits with. What
+    // was left over is not paid back, but it is little.
+    [TestCase(1.0, 1.0)]
+    [TestCase(3.0, 1.0)]
+    public void Thrift_TwoSamplesInFlight_ShareTheTokens(double first, double second)
+    {
+        using var run = new SharedRun(DearCalls with { JobWeights = [first, second], GradientAccumulation = 8 });
+        run.Run(steps: 1_500);
+
+        Assert.That(run.Simulation.Steps.Count(s => !s.Plan.HasFinetuning), Is.GreaterThan(150), "else thrift has no part in it");
+        Assert.That(run.Ratio, Is.EqualTo(second / first).Within(5).Percent);
     }
 
     // The lead that the engine bounds is two steps' work, and one more step's lies between turns.
@@ -179,13 +213,13 @@ internal sealed class JobShareTests
             Simulation.Run(s => s.Steps.Count >= end);
             for (; _seen < Simulation.Steps.Count; _seen++)
             {
-                StepPlan plan = Simulation.Steps[_seen].Plan;
-                foreach (ForwardWindow window in plan.Forward)
+                StepRecord step = Simulation.Steps[_seen];
+                foreach (ForwardWindow window in step.Plan.Forward)
                 {
                     Served[window.Id.Value - 1] += window.Tokens;
                 }
 
-                foreach (BackwardWindow window in plan.Backward)
+                foreach (BackwardWindow window in step.Backward)
                 {
                     Served[window.Id.Value - 1] += (double)window.RowCount / Scenario.Model.LayerCount;
                 }

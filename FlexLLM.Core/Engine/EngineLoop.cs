@@ -108,8 +108,11 @@ internal sealed partial class EngineLoop : IDisposable
     /// <summary>Counters that statistics read.</summary>
     public EngineCounters Counters { get; } = new();
 
-    /// <summary>What the last step did; tests and simulations look at it.</summary>
+    /// <summary>What the last step was to do; tests and simulations look at it.</summary>
     public StepPlan? LastPlan { get; private set; }
+
+    /// <summary>How many of that plan's backward items were done: the first ones, unless the step was late or somebody called.</summary>
+    public int LastItems { get; private set; }
 
     /// <summary>Time since the loop was made.</summary>
     public TimeSpan Now => _clock.GetElapsedTime(_start);
@@ -177,6 +180,7 @@ internal sealed partial class EngineLoop : IDisposable
             elapsed = _clock.GetElapsedTime(begun);
         }
 
+        LastItems = done.BackwardItems;
         ObserveSlack(before, done, elapsed);
         Latency = Latency.Observe(done, elapsed);
         Counters.Steps++;

@@ -80,13 +80,19 @@ internal static class FinetunePolicy
     }
 
     // How much of the slack may be spent for the cache's sake. Blocks are held for as long as an answer takes; what finetuning adds to that
-    // comes back as a queue, which no later step could make good in time.
+    // comes back as a queue, which no later step could make good in time. Few requests, though, fill a cache because they are long or it is
+    // small: a job must not stand still for as long as they stay. Who waits for their blocks ends finetuning as any prompt does.
     private static double Headroom(EngineSnapshot now, StepLimits limits)
     {
         double free = (double)now.FreeBlocks / now.TotalBlocks;
-        return now.Sequences.IsEmpty || free >= limits.FreeBlocksShare ? 1.0
-            : free <= limits.FreeBlocksMin ? 0.0
+        if (now.Sequences.IsEmpty || free >= limits.FreeBlocksShare)
+        {
+            return 1.0;
+        }
+
+        double share = free <= limits.FreeBlocksMin ? 0.0
             : (free - limits.FreeBlocksMin) / (limits.FreeBlocksShare - limits.FreeBlocksMin);
+        return Math.Max(share, 1.0 / now.Sequences.Length);
     }
 
     /// <summary>

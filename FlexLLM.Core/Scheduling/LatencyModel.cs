@@ -2,14 +2,15 @@ namespace FlexLLM.Scheduling;
 
 /// <summary>
 /// Predicts how long a step takes: a sum over the terms of its size, times a correction that follows the machine, times a tail
-/// that about 99 % of the steps stay under. Immutable: an observation makes a new model.
+/// that more than 99 % of the steps stay under. Immutable: an observation makes a new model.
 /// </summary>
 /// <param name="Coefficients">The sum, in seconds.</param>
 /// <param name="Correction">Measured over that sum, a moving geometric mean.</param>
-/// <param name="Tail">About the 99th percentile of measured over expected; 1 or more.</param>
+/// <param name="Tail">A little more than the 99th percentile of measured over expected; 1 or more.</param>
 internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, double Correction, double Tail)
 {
-    private const double Quantile = 0.99;
+    // Half of the one in a hundred that is promised: steps follow each other in noise that comes and goes.
+    private const double Quantile = 0.995;
     private const double TailStep = 0.02;
     private const double CorrectionRate = 0.1;
     private const double LearningRate = 0.02;
@@ -45,7 +46,7 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
         Correction: 1.0,
         Tail: 1.5);
 
-    /// <summary>The time that about 99 % of such steps stay under. Grows with every feature.</summary>
+    /// <summary>The time that more than 99 % of such steps stay under. Grows with every feature.</summary>
     public TimeSpan Predict(in StepFeatures features) => ToTime(Coefficients.Dot(features) * Correction * Tail);
 
     /// <summary>
@@ -79,7 +80,7 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
         double drift = Drift + (DriftRate * (Math.Log(surprise) - Drift));
         bool drifts = Math.Abs(drift) > Math.Max(DriftMin, Math.Log(Tail) / 2.0);
 
-        // A random walk whose two steps balance when one ratio in a hundred is above.
+        // A random walk whose two steps balance when one ratio in two hundred is above.
         double tail = drifts ? Tail : Tail * Math.Exp(TailStep * (ratio > Tail ? Quantile : Quantile - 1.0));
         (LatencyCoefficients learnt, double blame) = Learn(features, sum, surprise, drifts ? DriftCorrectionRate : CorrectionRate);
         return new LatencyModel(

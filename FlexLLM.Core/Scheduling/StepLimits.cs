@@ -37,7 +37,7 @@ internal sealed record StepLimits
     /// Mean time per token that is planned for, in TPOT targets. The last step of an answer may take longer than predicted, with no
     /// later one to make up for it, and its caller's clock also sees the token delivered. More than 0.
     /// </summary>
-    public double TpotPlanned { get; init; } = 0.997;
+    public double TpotPlanned { get; init; } = 0.998;
 
     /// <summary>
     /// Least chunks of a prompt that may come, whose time beyond the TPOT target finetuning leaves to the requests that decode, whatever

@@ -3,12 +3,15 @@ using System.Runtime.InteropServices;
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// What TorchSharp's managed API does not tell about a GPU: how much of its memory is free. The driver's own library knows, and
-/// where CUDA runs it is there under one name, whatever package brought libtorch.
+/// What TorchSharp's managed API does not tell about a GPU: how much of its memory is free, and which one it is. The driver's own
+/// library knows, and where CUDA runs it is there under one name, whatever package brought libtorch.
 /// </summary>
 internal static unsafe class CudaDriver
 {
     private const int Success = 0;
+    private const int NameBytesMax = 256; // Its end, a zero, included.
+
+    private static string Library => OperatingSystem.IsWindows() ? "nvcuda.dll" : "libcuda.so.1";
 
     /// <summary>
     /// Bytes that are free on a GPU now, those of other processes not counted. Numbers are the driver's, which hides the same GPUs
@@ -17,10 +20,25 @@ internal static unsafe class CudaDriver
     /// <exception cref="FlexLlmException">It cannot be told; the message names the option to set instead.</exception>
     public static long BytesFree(int gpu)
     {
-        string library = OperatingSystem.IsWindows() ? "nvcuda.dll" : "libcuda.so.1";
-        return NativeLibrary.TryLoad(library, out nint handle)
-            ? BytesFree(gpu, name => NativeLibrary.TryGetExport(handle, name, out nint address) ? address : 0)
-            : throw Unknown(gpu, $"the NVIDIA driver's {library} is not there");
+        return Functions() is Func<string, nint> find
+            ? BytesFree(gpu, find)
+            : throw Unknown(gpu, $"the NVIDIA driver's {Library} is not there");
+    }
+
+    /// <summary>The model of a GPU, such as "NVIDIA H100 80GB HBM3"; null where the driver does not tell.</summary>
+    public static string? NameOf(int gpu) => Functions() is Func<string, nint> find ? NameOf(gpu, find) : null;
+
+    /// <inheritdoc cref="BytesFree(int, Func{string, nint})"/>
+    public static string? NameOf(int gpu, Func<string, nint> find)
+    {
+        var initialize = (delegate* unmanaged<uint, int>)find("cuInit");
+        var deviceOf = (delegate* unmanaged<int*, int, int>)find("cuDeviceGet");
+        var nameOf = (delegate* unmanaged<byte*, int, int, int>)find("cuDeviceGetName");
+        int device;
+        byte* name = stackalloc byte[NameBytesMax];
+        bool isKnown = initialize != null && deviceOf != null && nameOf != null && initialize(0) == Success &&
+            deviceOf(&device, gpu) == Success && nameOf(name, NameBytesMax, device) == Success;
+        return isKnown ? Marshal.PtrToStringUTF8((nint)name) : null;
     }
 
     /// <param name="gpu">Number of the GPU.</param>
@@ -66,6 +84,10 @@ internal static unsafe class CudaDriver
             }
         }
     }
+
+    private static Func<string, nint>? Functions() => NativeLibrary.TryLoad(Library, out nint handle)
+        ? name => NativeLibrary.TryGetExport(handle, name, out nint address) ? address : 0
+        : null;
 
     private static FlexLlmException Unknown(int gpu, string cause) => new(
         $"How much memory is free on cuda:{gpu} cannot be told: {cause}. Set CoServingOptions.DeviceBytesMax.");

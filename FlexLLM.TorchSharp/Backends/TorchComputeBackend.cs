@@ -15,11 +15,12 @@ namespace FlexLLM.Backends.Torch;
 /// <param name="elementsMax">See <see cref="TorchContext.ElementsMax"/>.</param>
 /// <param name="indicesKept">Most index tensors that are kept for the next layer: see <see cref="KeptIndices"/>.</param>
 /// <param name="bytesFree">Tells the bytes that are free on the device; null where its memory is the host's.</param>
+/// <param name="gpu">Which model of GPU it is; null on the host, or where nobody knows.</param>
 internal sealed class TorchComputeBackend(
     torch.Device device, long elementsMax = TorchContext.ElementsMaxDefault, int indicesKept = KeptIndices.CountDefault,
-    Func<long>? bytesFree = null) : IComputeBackend
+    Func<long>? bytesFree = null, string? gpu = null) : IComputeBackend
 {
-    private readonly TorchContext _context = new(device, elementsMax, indicesKept);
+    private readonly TorchContext _context = new(device, elementsMax, indicesKept, gpu);
 
     // Asked once, before anything is allocated: what the engine itself holds later is not missing.
     private readonly Lazy<long>? _bytesFree = bytesFree is null ? null : new(bytesFree);

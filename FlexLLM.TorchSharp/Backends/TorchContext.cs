@@ -23,13 +23,15 @@ internal sealed class TorchContext : IDisposable
     /// <param name="device">Where tensors live.</param>
     /// <param name="elementsMax">See <see cref="ElementsMax"/>.</param>
     /// <param name="indicesKept">See <see cref="KeptIndices"/>.</param>
-    public TorchContext(torch.Device device, long elementsMax, int indicesKept = KeptIndices.CountDefault)
+    /// <param name="gpu">Which model of GPU the device is; null on the host, or where nobody knows.</param>
+    public TorchContext(
+        torch.Device device, long elementsMax, int indicesKept = KeptIndices.CountDefault, string? gpu = null)
     {
         Check.That(elementsMax > 0);
         (Device, ElementsMax) = (device, elementsMax);
         _kept = new KeptIndices(indicesKept);
         OnHost = device.type == DeviceType.CPU;
-        Name = OnHost ? "torch (cpu)" : $"torch (cuda:{device.index})";
+        Name = OnHost ? "torch (cpu)" : gpu is null ? $"torch (cuda:{device.index})" : $"torch (cuda:{device.index}, {gpu})";
         Zero = 0.0;
         One = 1.0;
         MinusOne = -1.0;
@@ -47,6 +49,7 @@ internal sealed class TorchContext : IDisposable
     /// <summary>Device memory is host memory.</summary>
     public bool OnHost { get; }
 
+    /// <summary>Names the model of GPU too: times that were measured on one are not another's.</summary>
     public string Name { get; }
 
     public MemoryCounter Memory { get; } = new();
