@@ -14,6 +14,14 @@ public sealed record TorchOptions
     /// </summary>
     /// <value>False.</value>
     public bool AllowTf32 { get; init; }
+
+    /// <summary>
+    /// Whether keys and values are kept in BF16: rounded to 8 bits of mantissa, to nearest even, they take half the bytes, so that twice
+    /// the tokens fit into the same memory. Holds for requests and for the samples of finetuning jobs alike; scores, softmax, sums and
+    /// all gradients stay F32.
+    /// </summary>
+    /// <value>False: F32.</value>
+    public bool Bf16KvCache { get; init; }
 }
 
 /// <summary>Devices that compute on libtorch: the CPU, and NVIDIA GPUs through CUDA.</summary>
@@ -38,8 +46,9 @@ public static class TorchBackend
         (DeviceType type, int index) = Parse(device);
         try
         {
-            TorchDevice opened = Open(type, index);
-            Apply(options ?? new TorchOptions());
+            options ??= new TorchOptions();
+            TorchDevice opened = Open(type, index, options.Bf16KvCache ? DType.BF16 : DType.F32);
+            Apply(options);
             return opened;
         }
         catch (Exception e) when (FaultOf(device, e) is FlexLlmException fault)
@@ -98,12 +107,12 @@ public static class TorchBackend
                 $"Unknown device '{device}'. Use \"cpu\", \"cuda\", or \"cuda:N\" for GPU number N.", nameof(device));
     }
 
-    private static TorchDevice Open(DeviceType type, int index)
+    private static TorchDevice Open(DeviceType type, int index, DType kvType)
     {
         torch.InitializeDeviceType(DeviceType.CPU);
         if (type == DeviceType.CPU)
         {
-            return new TorchDevice(type, index);
+            return new TorchDevice(type, index, kvType);
         }
 
         if (!torch.cuda.is_available())
@@ -115,13 +124,14 @@ public static class TorchBackend
 
         int count = torch.cuda.device_count();
         return index < count
-            ? new TorchDevice(type, index)
+            ? new TorchDevice(type, index, kvType)
             : throw new FlexLlmException($"There is no GPU number {index}: this machine has {count}, numbered from 0.");
     }
 
-    private sealed class TorchDevice(DeviceType type, int index) : ComputeDevice
+    private sealed class TorchDevice(DeviceType type, int index, DType kvType) : ComputeDevice
     {
         internal override IComputeBackend CreateBackend() => new TorchComputeBackend(
-            new torch.Device(type, index), bytesFree: type == DeviceType.CUDA ? () => CudaDriver.BytesFree(index) : null);
+            new torch.Device(type, index), kvType: kvType,
+            bytesFree: type == DeviceType.CUDA ? () => CudaDriver.BytesFree(index) : null);
     }
 }

@@ -23,13 +23,19 @@ internal sealed class TorchContext : IDisposable
     /// <param name="device">Where tensors live.</param>
     /// <param name="elementsMax">See <see cref="ElementsMax"/>.</param>
     /// <param name="indicesKept">See <see cref="KeptIndices"/>.</param>
-    public TorchContext(torch.Device device, long elementsMax, int indicesKept = KeptIndices.CountDefault)
+    /// <param name="kvType">See <see cref="KvType"/>.</param>
+    public TorchContext(
+        torch.Device device, long elementsMax, int indicesKept = KeptIndices.CountDefault, DType kvType = DType.F32)
     {
         Check.That(elementsMax > 0);
-        (Device, ElementsMax) = (device, elementsMax);
+        Check.That(kvType is DType.F32 or DType.BF16);
+        (Device, ElementsMax, KvType) = (device, elementsMax, kvType);
         _kept = new KeptIndices(indicesKept);
         OnHost = device.type == DeviceType.CPU;
-        Name = OnHost ? "torch (cpu)" : $"torch (cuda:{device.index})";
+
+        // What changes the time of a step is part of it: profiles of other devices are not read.
+        string name = OnHost ? "cpu" : $"cuda:{device.index}";
+        Name = kvType == DType.F32 ? $"torch ({name})" : $"torch ({name}, {kvType} KV cache)";
         Zero = 0.0;
         One = 1.0;
         MinusOne = -1.0;
@@ -43,6 +49,9 @@ internal sealed class TorchContext : IDisposable
     /// are made in pieces, of one row at least.
     /// </summary>
     public long ElementsMax { get; }
+
+    /// <summary>What KV caches hold, F32 or BF16; products with it are F32 either way.</summary>
+    public DType KvType { get; }
 
     /// <summary>Device memory is host memory.</summary>
     public bool OnHost { get; }
