@@ -2,20 +2,21 @@ using System.Globalization;
 
 namespace FlexLLM.Benchmarks;
 
-/// <summary>What --backend and --device ask for; nothing is opened yet.</summary>
+/// <summary>What --backend, --device and --kv ask for; nothing is opened yet.</summary>
 /// <param name="IsTorch">libtorch instead of the managed backend.</param>
 /// <param name="Name">"cpu", "cuda" or "cuda:N".</param>
-internal sealed record DeviceChoice(bool IsTorch, string Name)
+/// <param name="Bf16Kv">Keys and values in BF16 instead of F32.</param>
+internal sealed record DeviceChoice(bool IsTorch, string Name, bool Bf16Kv = false)
 {
     private const string Numbered = "cuda:";
 
-    public const string Usage = "[--backend cpu|torch] [--device cpu|cuda|cuda:N]";
+    public const string Usage = "[--backend cpu|torch] [--device cpu|cuda|cuda:N] [--kv f32|bf16]";
 
     /// <summary>The managed backend.</summary>
     public static readonly DeviceChoice Cpu = new(false, "cpu");
 
     /// <summary>Names of the options.</summary>
-    public static readonly string[] Options = ["--backend", "--device"];
+    public static readonly string[] Options = ["--backend", "--device", "--kv"];
 
     /// <summary>Whether the device has memory of its own and much of everything.</summary>
     public bool IsCuda => Name != "cpu";
@@ -38,8 +39,14 @@ internal sealed record DeviceChoice(bool IsTorch, string Name)
             throw new ArgumentException($"--device: '{device}' is none of cpu, cuda and cuda:N.");
         }
 
+        bool bf16Kv = CommandLine.Text(args, "--kv") switch
+        {
+            null or "f32" => false,
+            "bf16" => isTorch ? true : throw new ArgumentException("--kv bf16 needs --backend torch: the managed backend keeps F32."),
+            string other => throw new ArgumentException($"--kv: '{other}' is neither f32 nor bf16."),
+        };
         return isTorch || device == "cpu"
-            ? new DeviceChoice(isTorch, device)
+            ? new DeviceChoice(isTorch, device, bf16Kv)
             : throw new ArgumentException($"--device {device} needs --backend torch: the managed backend computes on the CPU alone.");
     }
 

@@ -34,6 +34,8 @@ internal sealed class BenchDeviceTests
 
         using IComputeBackend backend = BenchDevice.Create(Torch, threads: 1).CreateBackend();
         Assert.That(backend.Name, Is.EqualTo("torch (cpu)"));
+        using IComputeBackend narrow = BenchDevice.Create(Torch with { Bf16Kv = true }, threads: 1).CreateBackend();
+        Assert.That(narrow.Name, Is.EqualTo("torch (cpu, BF16 KV cache)"));
     }
 
     [Test]

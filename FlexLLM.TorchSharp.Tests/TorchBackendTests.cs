@@ -1,3 +1,4 @@
+using FlexLLM.Backends;
 using NUnit.Framework;
 using TorchSharp;
 
@@ -75,6 +76,19 @@ internal sealed class TorchBackendTests
         Assert.That((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32), Is.EqualTo((true, true)));
         TorchBackend.Create("cpu");
         Assert.That((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32), Is.EqualTo((false, false)));
+    }
+
+    [Test]
+    public void Create_WithABf16Cache_SaysSoInItsName()
+    {
+        if (TorchFixtureAttribute.Reason is string reason)
+        {
+            Assert.Ignore(reason);
+        }
+
+        using IComputeBackend plain = TorchBackend.Create("cpu", new TorchOptions()).CreateBackend();
+        using IComputeBackend narrow = TorchBackend.Create("cpu", new TorchOptions { Bf16KvCache = true }).CreateBackend();
+        Assert.That((plain.Name, narrow.Name), Is.EqualTo(("torch (cpu)", "torch (cpu, BF16 KV cache)")));
     }
 
     [TestCase("cuda")]

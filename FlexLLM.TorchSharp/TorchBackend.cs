@@ -14,6 +14,15 @@ public sealed record TorchOptions
     /// </summary>
     /// <value>False.</value>
     public bool AllowTf32 { get; init; }
+
+    /// <summary>
+    /// Whether keys and values are kept in BF16: rounded to 8 bits of mantissa, to nearest even, they take half the bytes, so that twice
+    /// the tokens fit into the same memory. Holds for requests and for the samples of finetuning jobs alike; scores, softmax, sums and
+    /// all gradients stay F32. The last bits of libtorch's sums depend on the shape of a batch, and a key near a tie then rounds the other
+    /// way: answers change with what runs beside a request more often than in F32.
+    /// </summary>
+    /// <value>False: F32.</value>
+    public bool Bf16KvCache { get; init; }
 }
 
 /// <summary>Devices that compute on libtorch: the CPU, and NVIDIA GPUs through CUDA.</summary>
@@ -38,8 +47,9 @@ public static class TorchBackend
         (DeviceType type, int index) = Parse(device);
         try
         {
-            TorchDevice opened = Open(type, index);
-            Apply(options ?? new TorchOptions());
+            options ??= new TorchOptions();
+            TorchDevice opened = Open(type, index, options.Bf16KvCache ? DType.BF16 : DType.F32);
+            Apply(options);
             return opened;
         }
         catch (Exception e) when (FaultOf(device, e) is FlexLlmException fault)
@@ -98,12 +108,12 @@ public static class TorchBackend
                 $"Unknown device '{device}'. Use \"cpu\", \"cuda\", or \"cuda:N\" for GPU number N.", nameof(device));
     }
 
-    private static TorchDevice Open(DeviceType type, int index)
+    private static TorchDevice Open(DeviceType type, int index, DType kvType)
     {
         torch.InitializeDeviceType(DeviceType.CPU);
         if (type == DeviceType.CPU)
         {
-            return new TorchDevice(type, index);
+            return new TorchDevice(type, index, kvType);
         }
 
         if (!torch.cuda.is_available())
@@ -115,15 +125,15 @@ public static class TorchBackend
 
         int count = torch.cuda.device_count();
         return index < count
-            ? new TorchDevice(type, index)
+            ? new TorchDevice(type, index, kvType)
             : throw new FlexLlmException($"There is no GPU number {index}: this machine has {count}, numbered from 0.");
     }
 
-    private sealed class TorchDevice(DeviceType type, int index) : ComputeDevice
+    private sealed class TorchDevice(DeviceType type, int index, DType kvType) : ComputeDevice
     {
         internal override IComputeBackend CreateBackend() => type == DeviceType.CUDA
             ? new TorchComputeBackend(
-                new torch.Device(type, index), bytesFree: () => CudaDriver.BytesFree(index), gpu: CudaDriver.NameOf(index))
-            : new TorchComputeBackend(new torch.Device(type, index));
+                new torch.Device(type, index), kvType: kvType, bytesFree: () => CudaDriver.BytesFree(index), gpu: CudaDriver.NameOf(index))
+            : new TorchComputeBackend(new torch.Device(type, index), kvType: kvType);
     }
 }

@@ -37,8 +37,9 @@ internal static class AttentionChecks
             foreach (Sequence sequence in sequences)
             {
                 sequence.AppendPrefix(layer);
-                k.SetRows(sequence.Segment.RowStart, sequence.K[layer].Slice(sequence.Part.Start, sequence.Part.Count));
-                v.SetRows(sequence.Segment.RowStart, sequence.V[layer].Slice(sequence.Part.Start, sequence.Part.Count));
+                (Matrix ownK, Matrix ownV) = sequence.Given[layer];
+                k.SetRows(sequence.Segment.RowStart, ownK.Slice(sequence.Part.Start, sequence.Part.Count));
+                v.SetRows(sequence.Segment.RowStart, ownV.Slice(sequence.Part.Start, sequence.Part.Count));
             }
 
             backend.AppendKv(bench.Source(k), bench.Source(v), layer, segments);
@@ -78,8 +79,8 @@ internal static class AttentionChecks
         (Operand dK, Operand dV) = (bench.Accumulator(oldDK), bench.Accumulator(oldDV));
 
         const int layer = 1;
-        cache.Append(sequence.K[0], sequence.V[0], 0, sequence.Segment.BlockTable);
-        cache.Append(sequence.K[layer], sequence.V[layer], layer, sequence.Segment.BlockTable);
+        cache.Append(sequence.Given[0].K, sequence.Given[0].V, 0, sequence.Segment.BlockTable);
+        cache.Append(sequence.Given[layer].K, sequence.Given[layer].V, layer, sequence.Segment.BlockTable);
         backend.Attention(deviceQ, bench.Output(count, shape.QueryColumns), layer, [sequence.Segment]);
         AttentionSegment window = sequence.Segment with { RowStart = 1000 };
         backend.AttentionBackward(deviceQ, bench.Source(dO), layer, window, dQ, dK.Tensor, dV.Tensor);
@@ -91,6 +92,22 @@ internal static class AttentionChecks
         Expect.Close("dQ", dQ.Read(), newDQ, absDQ, roundings);
         VerifyAccumulator("dK", dK.Read(), oldDK, newDK, absDK, roundings);
         VerifyAccumulator("dV", dV.Read(), oldDV, newDV, absDV, roundings);
+        bench.Verify();
+    }
+
+    /// <summary>A row that sees its own position alone returns its value, with the bits that the cache's type has, ties included.</summary>
+    public static void Stored(IComputeBackend backend, DType kvType)
+    {
+        HeadShape shape = new(KvHeads: 2, Group: 1, HeadDim: 6);
+        using var bench = new Workbench(backend);
+        var cache = new PagedCache(bench, shape, blocks: 2);
+        Matrix v = bench.Random(1, shape.KvColumns, 3);
+        (v[0, 0], v[0, 1], v[0, 2]) = (1 + (1.0 / 256), 1 + (3.0 / 256), 6e-6f);
+        (v[0, 3], v[0, 4]) = (-1 - (1.0 / 256), 1 + (1.0 / 256) + (1.0 / (1 << 20)));
+        AttentionSegment segment = cache.Append(bench.Random(1, shape.KvColumns), v, 0);
+        Operand o = bench.Output(1, shape.QueryColumns);
+        backend.Attention(bench.Source(bench.Random(1, shape.QueryColumns)), o, 0, [segment]);
+        Expect.SameBits("value", o.Read(), v.Rounded(kvType));
         bench.Verify();
     }
 
@@ -136,7 +153,10 @@ internal static class AttentionChecks
 
     private static Matrix Nan(int rows, int columns) => Matrix.Filled(rows, columns, double.NaN);
 
-    /// <summary>The host's side of one part: its keys and values for every layer from position 0, and its query rows.</summary>
+    /// <summary>
+    /// The host's side of one part: its keys and values for every layer from position 0, as given to the backend and as its cache should
+    /// hold them, and its query rows.
+    /// </summary>
     private sealed class Sequence
     {
         private readonly Workbench _bench;
@@ -146,8 +166,14 @@ internal static class AttentionChecks
         {
             (_bench, Part, Shape) = (bench, part, cache.Shape);
             int end = part.Start + part.Count;
-            K = [.. Enumerable.Range(0, PagedCache.Layers).Select(_ => bench.Random(end, Shape.KvColumns, scale))];
-            V = [.. Enumerable.Range(0, PagedCache.Layers).Select(_ => bench.Random(end, Shape.KvColumns))];
+            Given = new (Matrix K, Matrix V)[PagedCache.Layers];
+            for (int layer = 0; layer < Given.Length; layer++)
+            {
+                Given[layer] = (bench.Random(end, Shape.KvColumns, scale), bench.Random(end, Shape.KvColumns));
+            }
+
+            K = [.. Given.Select(given => given.K.Rounded(cache.Device.Type))];
+            V = [.. Given.Select(given => given.V.Rounded(cache.Device.Type))];
             Q = bench.Random(part.Count, Shape.QueryColumns, scale);
             LogSumExp = keepLogSumExp ? bench.Accumulator(Nan(Math.Max(end + 2, positions), Shape.QueryHeads)) : null;
             int[] table = cache.TakeTable(Math.Max(end, positions));
@@ -157,6 +183,8 @@ internal static class AttentionChecks
         public Part Part { get; }
 
         public HeadShape Shape { get; }
+
+        public (Matrix K, Matrix V)[] Given { get; }
 
         public Matrix[] K { get; }
 
@@ -170,7 +198,7 @@ internal static class AttentionChecks
 
         public void AppendPrefix(int layer)
         {
-            (Matrix k, Matrix v) = (K[layer].Slice(0, Part.Start), V[layer].Slice(0, Part.Start));
+            (Matrix k, Matrix v) = (Given[layer].K.Slice(0, Part.Start), Given[layer].V.Slice(0, Part.Start));
             AttentionSegment prefix = Segment with { RowStart = 0, RowCount = Part.Start, PositionStart = 0 };
             _bench.Backend.AppendKv(_bench.Source(k), _bench.Source(v), layer, [prefix]);
         }

@@ -23,6 +23,9 @@ internal abstract partial class BackendContract
 
     protected IComputeBackend Backend { get; private set; } = null!;
 
+    /// <summary>What the backend's KV caches hold. Attention is compared with that of keys and values rounded to it.</summary>
+    protected virtual DType KvType => DType.F32;
+
     [OneTimeSetUp]
     public void Open() => Backend = CreateBackend();
 
@@ -49,7 +52,7 @@ internal abstract partial class BackendContract
     public void ResizeKvCache_WithinAnExtent_IsABrokenInvariant() => MemoryChecks.ResizeWithinAnExtent(Backend);
 
     [Test]
-    public void Resources_Created_DescribeThemselves() => MemoryChecks.Description(Backend);
+    public void Resources_Created_DescribeThemselves() => MemoryChecks.Description(Backend, KvType);
 
     [Test]
     public void Upload_Slice_WritesNothingElse([ValueSource(nameof(RowCounts))] int rows) =>
@@ -220,6 +223,9 @@ internal abstract partial class BackendContract
     [TestCase(97, 33)]
     public void Attention_LongSegment_MatchesReference(int start, int count) =>
         AttentionChecks.Forward(Backend, new HeadShape(2, 2, 6), keepLogSumExp: true, 1, new Part(start, count));
+
+    [Test]
+    public void AppendKv_AnyValue_IsRoundedToNearestEven() => AttentionChecks.Stored(Backend, KvType);
 
     [Test]
     public void Attention_LargeScores_StaysFinite() =>

@@ -41,6 +41,7 @@ internal sealed partial class BackendContractControlTests
         ["rope one position early"] = backend => DenseChecks.Rope(backend, 5, 3, 6, inverse: false),
         ["rope never inverse"] = backend => DenseChecks.Rope(backend, 5, 3, 6, inverse: true),
         ["values stored as keys"] = Attention,
+        ["values rounded to BF16"] = backend => AttentionChecks.Stored(backend, DType.F32),
         ["one layer for all"] = Attention,
         ["append one position late"] = Attention,
         ["attention sees the next position"] = Attention,

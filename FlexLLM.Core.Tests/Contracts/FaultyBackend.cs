@@ -181,11 +181,22 @@ internal sealed partial class FaultyBackend(IComputeBackend inner, string fault)
     public override void Rope(TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse) => Inner.Rope(
         x, Shifted(positions, "rope one position early", -1), table, inverse && fault != "rope never inverse");
 
-    public override void AppendKv(TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments) =>
+    public override void AppendKv(TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments)
+    {
+        using DeviceTensor rounded = Inner.Allocate(v.Rows, v.Columns);
+        if (fault == "values rounded to BF16")
+        {
+            float[] values = new float[v.Rows * v.Columns];
+            Inner.Download(v, values);
+            Inner.Upload(Matrix.FromFloats(v.Rows, v.Columns, values).Rounded(DType.BF16).ToFloats(), rounded);
+            v = rounded;
+        }
+
         Inner.AppendKv(
             fault == "values stored as keys" ? v : k, v, fault == "one layer for all" ? 0 : layer,
             Changed(segments, "append one position late", segment =>
                 segment.PositionStart == 0 ? segment : segment with { PositionStart = segment.PositionStart + 1 }));
+    }
 
     public override void Attention(TensorSlice q, TensorSlice o, int layer, ReadOnlySpan<AttentionSegment> segments)
     {

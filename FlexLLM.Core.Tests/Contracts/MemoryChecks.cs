@@ -94,9 +94,9 @@ internal static class MemoryChecks
             Assert.That(backend.AllocatedBytes, Is.EqualTo(others + cache.Bytes));
             foreach (int layer in new[] { 0, 1 })
             {
-                Attend(kept, layer, Random(kept, 20 + layer));
+                Attend(kept, layer, Random(kept, 20 + layer).Rounded(cache.Type));
                 Append(size, layer, seed: 30);
-                Attend(size, layer, Random(size, 30));
+                Attend(size, layer, Random(size, 30).Rounded(cache.Type));
                 Append(kept, layer, seed: 20 + layer);
             }
         }
@@ -141,7 +141,7 @@ internal static class MemoryChecks
         Assert.That(cache.Bytes, Is.Zero);
     }
 
-    public static void Description(IComputeBackend backend)
+    public static void Description(IComputeBackend backend, DType kvType)
     {
         using var bench = new Workbench(backend);
         (DeviceWeight weight, _) = bench.RandomWeight(9, 5, DType.BF16);
@@ -152,6 +152,7 @@ internal static class MemoryChecks
         Assert.That((factor.Inner, factor.Wide), Is.EqualTo((3, 5)));
         Assert.That((factor.Values.Rows, factor.Values.Columns), Is.EqualTo((3, 5)));
         Assert.That((cache.Layers, cache.Blocks, cache.KvHeads, cache.HeadDim), Is.EqualTo((2, 3, 4, 6)));
+        Assert.That(cache.Type, Is.EqualTo(kvType));
         float[] values = [.. Enumerable.Repeat(1f, 3 * 5)];
         backend.Download(factor.Values, values);
         Assert.That(values, Is.All.Zero);

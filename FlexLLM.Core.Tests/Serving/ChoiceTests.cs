@@ -20,7 +20,15 @@ internal sealed class ChoiceTests
         Assert.That(device.IsCuda, Is.EqualTo(name != "cpu"));
     }
 
+    [TestCase("--backend torch", false)]
+    [TestCase("--backend torch --kv f32", false)]
+    [TestCase("--kv bf16 --backend torch", true)]
+    public void Parse_Kv_IsWhatWasAskedFor(string line, bool bf16) =>
+        Assert.That(DeviceChoice.Parse(Split(line)), Is.EqualTo(new DeviceChoice(true, "cpu", bf16)));
+
     [TestCase("--backend cuda", "'cuda' is neither cpu")]
+    [TestCase("--backend torch --kv f16", "'f16' is neither f32 nor bf16")]
+    [TestCase("--kv bf16", "needs --backend torch")]
     [TestCase("--backend torch --device gpu", "'gpu' is none of")]
     [TestCase("--backend torch --device cuda:", "'cuda:' is none of")]
     [TestCase("--backend torch --device cuda:-1", "'cuda:-1' is none of")]

@@ -105,6 +105,9 @@ internal abstract class DeviceKvCache(int layers, int blocks, int kvHeads, int h
 
     public int HeadDim { get; } = headDim;
 
+    /// <summary>What keys and values are rounded to when they are appended, to nearest even; whoever reads them sees that.</summary>
+    public virtual DType Type => DType.F32;
+
     public abstract long Bytes { get; }
 
     public abstract void Dispose();

@@ -223,7 +223,10 @@ internal interface IComputeBackend : IDisposable
     /// </summary>
     void Rope(TensorSlice x, ReadOnlySpan<int> positions, DeviceTensor table, bool inverse);
 
-    /// <summary>Stores key and value rows of each segment at its positions. k, v [rows, kvHeads * headDim].</summary>
+    /// <summary>
+    /// Stores key and value rows of each segment at its positions, rounded to <see cref="DeviceKvCache.Type"/>: attention and its
+    /// gradient are those of what is stored. k, v [rows, kvHeads * headDim].
+    /// </summary>
     void AppendKv(TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments);
 
     /// <summary>

@@ -4,7 +4,10 @@ using Tensor = TorchSharp.torch.Tensor;
 
 namespace FlexLLM.Backends.Torch;
 
-/// <summary>Gradient of attention for one window, by the formulas of <see cref="IComputeBackend.AttentionBackward"/>.</summary>
+/// <summary>
+/// Gradient of attention for one window, by the formulas of <see cref="IComputeBackend.AttentionBackward"/>, at the keys and values that
+/// the cache holds: where those were rounded, as the forward pass saw them.
+/// </summary>
 internal static class AttentionGradient
 {
     /// <summary>
@@ -14,10 +17,11 @@ internal static class AttentionGradient
     {
         long positions = limits.Positions;
         long rows = AttentionOps.RowsMax(context, limits);
-        long prefix = positions * (sizeof(long) + (4L * sizeof(float) * limits.KvHeads * limits.HeadDim));
+        long keys = sizeof(float) * positions * limits.KvHeads * limits.HeadDim;
         long numbers = 2 * sizeof(float) * rows * limits.QueryHeads;
-        return prefix + numbers + AttentionOps.MaskBytes(rows) + (3 * sizeof(float) * rows * limits.QueryHeads * positions)
+        long products = (2 * keys) + numbers + AttentionOps.MaskBytes(rows) + (3 * sizeof(float) * rows * limits.QueryHeads * positions)
             + (4 * sizeof(float) * rows * limits.QueryHeads * limits.HeadDim);
+        return (sizeof(long) * positions) + (2 * keys) + Math.Max(AttentionOps.StoredBytes(context, limits, positions), products);
     }
 
     public static void Run(

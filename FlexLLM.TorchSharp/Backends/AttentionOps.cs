@@ -5,8 +5,8 @@ using Tensor = TorchSharp.torch.Tensor;
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// Writing the KV cache, and causal attention over it: keys and values of a sequence are gathered by its block table, and each KV
-/// head is one product with all rows of its query heads.
+/// Writing the KV cache, and causal attention over it: keys and values of a sequence are gathered by its block table, as F32 whatever
+/// the cache holds, and each KV head is one product with all rows of its query heads.
 /// </summary>
 internal static class AttentionOps
 {
@@ -14,28 +14,38 @@ internal static class AttentionOps
     private const long ElementsPerPosition = 256;
 
     /// <summary>
-    /// Temporaries of a call in bytes: of the segment or the run of decode rows that needs most, or of the copies of keys that an append
-    /// may make.
+    /// Temporaries of a call in bytes: of the segment or the run of decode rows that needs most, or of an append.
     /// </summary>
     public static long ScratchBytes(TorchContext context, in ScratchLimits limits)
     {
         long positions = limits.Positions;
-        long keyColumns = (long)limits.KvHeads * limits.HeadDim;
         long queryColumns = (long)limits.QueryHeads * limits.HeadDim;
-        long gathered = (2 * sizeof(float) * keyColumns) + sizeof(long);
 
         // Scores, their softmax, and what logsumexp makes of them; queries turned and scaled, the result.
         long rows = RowsMax(context, limits);
         long scores = sizeof(float) * (limits.Trains ? 3 : 2) * rows * limits.QueryHeads * positions;
-        long window = (gathered * positions) + scores + (3 * sizeof(float) * rows * queryColumns) + MaskBytes(rows);
-
-        // Of all decode rows: indices of slots and of what is hidden, which is a byte at last.
-        long together = Math.Min(Math.Max(positions, context.ElementsMax / ElementsPerPosition), limits.Segments * positions);
-        long decode = (together * (gathered + sizeof(long) + 1 + (2 * sizeof(float) * limits.QueryHeads)))
-            + (3 * sizeof(float) * limits.Segments * queryColumns);
-        long append = limits.Rows * (sizeof(long) + (sizeof(float) * keyColumns));
-        return Math.Max(append, Math.Max(window, decode));
+        long products = scores + (3 * sizeof(float) * rows * queryColumns) + MaskBytes(rows);
+        long window = (GatheredBytes(limits) * positions) + Math.Max(StoredBytes(context, limits, positions), products);
+        return Math.Max(AppendBytes(limits), Math.Max(window, DecodeBytes(context, limits)));
     }
+
+    /// <summary>Of all decode rows: beside what is gathered, indices of what is hidden, which is a byte at last, and scores.</summary>
+    public static long DecodeBytes(TorchContext context, in ScratchLimits limits)
+    {
+        long positions = limits.Positions;
+        long together = Math.Min(Math.Max(positions, context.ElementsMax / ElementsPerPosition), limits.Segments * positions);
+        long products = (together * (sizeof(long) + 1 + (2 * sizeof(float) * limits.QueryHeads)))
+            + (3L * sizeof(float) * limits.Segments * limits.QueryHeads * limits.HeadDim);
+        return (GatheredBytes(limits) * together) + Math.Max(StoredBytes(context, limits, together), products);
+    }
+
+    /// <summary>Indices, and keys that libtorch may copy, or that are rounded and may be copied so: as many bytes.</summary>
+    public static long AppendBytes(in ScratchLimits limits) =>
+        limits.Rows * (sizeof(long) + ((long)sizeof(float) * limits.KvHeads * limits.HeadDim));
+
+    /// <summary>Values as they are stored, while they become F32; gone before there are scores.</summary>
+    public static long StoredBytes(TorchContext context, in ScratchLimits limits, long positions) =>
+        context.KvType == DType.F32 ? 0 : positions * limits.KvHeads * limits.HeadDim * DTypes.BytesOf(context.KvType);
 
     /// <summary>Rows of a segment that are computed at a time.</summary>
     public static long RowsMax(TorchContext context, in ScratchLimits limits) =>
@@ -94,8 +104,7 @@ internal static class AttentionOps
         TorchKvCache cache = (TorchKvCache)segment.Cache;
         Span<long> slots = context.IndexBuffer(end);
         cache.Place(segment, 0, slots);
-        Tensor indices = context.Indices(slots);
-        return (cache.Keys(layer).index_select(1, indices), cache.Values(layer).index_select(1, indices));
+        return cache.Read(layer, context.Indices(slots));
     }
 
     /// <summary>
@@ -112,11 +121,15 @@ internal static class AttentionOps
         }
     }
 
+    // A position's keys and values as F32, and its index.
+    private static long GatheredBytes(in ScratchLimits limits) =>
+        (2L * sizeof(float) * limits.KvHeads * limits.HeadDim) + sizeof(long);
+
     private static void Append(
         TorchContext context, TensorSlice k, TensorSlice v, TorchKvCache cache, int layer,
         ReadOnlySpan<AttentionSegment> segments)
     {
-        (Tensor keys, Tensor values) = (cache.Keys(layer), cache.Values(layer));
+        Check.That((uint)layer < (uint)cache.Layers);
         Span<long> slots = context.IndexBuffer(k.Rows);
         int row = 0;
         foreach (ref readonly AttentionSegment segment in segments)
@@ -131,9 +144,9 @@ internal static class AttentionOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        Tensor indices = context.Indices(slots);
-        keys.index_copy_(1, indices, TorchContext.Of(k).view(k.Rows, cache.KvHeads, cache.HeadDim).transpose(0, 1));
-        values.index_copy_(1, indices, TorchContext.Of(v).view(k.Rows, cache.KvHeads, cache.HeadDim).transpose(0, 1));
+        Tensor keys = TorchContext.Of(k).view(k.Rows, cache.KvHeads, cache.HeadDim).transpose(0, 1);
+        Tensor values = TorchContext.Of(v).view(k.Rows, cache.KvHeads, cache.HeadDim).transpose(0, 1);
+        cache.Write(layer, context.Indices(slots), keys, values);
     }
 
     private static void Forward(
@@ -209,10 +222,10 @@ internal static class AttentionOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        Tensor indices = context.Indices(slots);
+        (Tensor keys, Tensor values) = cache.Read(layer, context.Indices(slots));
         long batch = (long)heads.KvHeads * count;
-        Tensor keys = cache.Keys(layer).index_select(1, indices).view(batch, end, heads.HeadDim);
-        Tensor values = cache.Values(layer).index_select(1, indices).view(batch, end, heads.HeadDim);
+        keys = keys.view(batch, end, heads.HeadDim);
+        values = values.view(batch, end, heads.HeadDim);
         Tensor queries = heads.Split(TorchContext.Of(q), count).mul(context.Constant(heads.Scale));
         Tensor scores = queries.view(batch, heads.Group, heads.HeadDim).bmm(keys.transpose(1, 2));
         if (isRagged)

@@ -4,7 +4,7 @@ using TorchSharp;
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// The waist on libtorch, through TorchSharp's managed API and without autograd: F32 activations and KV cache, weights F32 or BF16,
+/// The waist on libtorch, through TorchSharp's managed API and without autograd: F32 activations, weights and KV cache F32 or BF16,
 /// every gradient by its formula. It promises values, not bits: libtorch chooses the order of its sums by shape and machine.
 /// </summary>
 /// <remarks>
@@ -14,13 +14,14 @@ namespace FlexLLM.Backends.Torch;
 /// <param name="device">Where tensors live.</param>
 /// <param name="elementsMax">See <see cref="TorchContext.ElementsMax"/>.</param>
 /// <param name="indicesKept">Most index tensors that are kept for the next layer: see <see cref="KeptIndices"/>.</param>
+/// <param name="kvType">See <see cref="TorchContext.KvType"/>.</param>
 /// <param name="bytesFree">Tells the bytes that are free on the device; null where its memory is the host's.</param>
 /// <param name="gpu">Which model of GPU it is; null on the host, or where nobody knows.</param>
 internal sealed class TorchComputeBackend(
     torch.Device device, long elementsMax = TorchContext.ElementsMaxDefault, int indicesKept = KeptIndices.CountDefault,
-    Func<long>? bytesFree = null, string? gpu = null) : IComputeBackend
+    DType kvType = DType.F32, Func<long>? bytesFree = null, string? gpu = null) : IComputeBackend
 {
-    private readonly TorchContext _context = new(device, elementsMax, indicesKept, gpu);
+    private readonly TorchContext _context = new(device, elementsMax, indicesKept, kvType, gpu);
 
     // Asked once, before anything is allocated: what the engine itself holds later is not missing.
     private readonly Lazy<long>? _bytesFree = bytesFree is null ? null : new(bytesFree);
@@ -44,7 +45,7 @@ internal sealed class TorchComputeBackend(
     public long FactorBytes(int inner, int wide) => TorchTensor.BytesOf(inner, wide);
 
     public long KvCacheBytes(int layers, int blocks, int kvHeads, int headDim) =>
-        TorchKvCache.BytesOf(layers, blocks, kvHeads, headDim);
+        TorchKvCache.BytesOf(layers, blocks, kvHeads, headDim, _context.KvType);
 
     public long ScratchBytes(in ScratchLimits limits) => TorchScratch.BytesOf(_context, limits);
 

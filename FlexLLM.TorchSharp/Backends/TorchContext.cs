@@ -23,15 +23,20 @@ internal sealed class TorchContext : IDisposable
     /// <param name="device">Where tensors live.</param>
     /// <param name="elementsMax">See <see cref="ElementsMax"/>.</param>
     /// <param name="indicesKept">See <see cref="KeptIndices"/>.</param>
+    /// <param name="kvType">See <see cref="KvType"/>.</param>
     /// <param name="gpu">Which model of GPU the device is; null on the host, or where nobody knows.</param>
     public TorchContext(
-        torch.Device device, long elementsMax, int indicesKept = KeptIndices.CountDefault, string? gpu = null)
+        torch.Device device, long elementsMax, int indicesKept = KeptIndices.CountDefault, DType kvType = DType.F32, string? gpu = null)
     {
         Check.That(elementsMax > 0);
-        (Device, ElementsMax) = (device, elementsMax);
+        Check.That(kvType is DType.F32 or DType.BF16);
+        (Device, ElementsMax, KvType) = (device, elementsMax, kvType);
         _kept = new KeptIndices(indicesKept);
         OnHost = device.type == DeviceType.CPU;
-        Name = OnHost ? "torch (cpu)" : gpu is null ? $"torch (cuda:{device.index})" : $"torch (cuda:{device.index}, {gpu})";
+
+        // What changes the time of a step is part of it: profiles of other devices are not read.
+        string name = OnHost ? "cpu" : gpu is null ? $"cuda:{device.index}" : $"cuda:{device.index}, {gpu}";
+        Name = kvType == DType.F32 ? $"torch ({name})" : $"torch ({name}, {kvType} KV cache)";
         Zero = 0.0;
         One = 1.0;
         MinusOne = -1.0;
@@ -45,6 +50,9 @@ internal sealed class TorchContext : IDisposable
     /// are made in pieces, of one row at least.
     /// </summary>
     public long ElementsMax { get; }
+
+    /// <summary>What KV caches hold, F32 or BF16; products with it are F32 either way.</summary>
+    public DType KvType { get; }
 
     /// <summary>Device memory is host memory.</summary>
     public bool OnHost { get; }

@@ -86,9 +86,8 @@ internal sealed class OwnedMemory : IDisposable
     public static OwnedMemory Matrix(TorchContext context, long rows, long columns, DType type) => new(
         context, () => torch.empty(rows, columns, TypeOf(type), context.Device), rows * columns * DTypes.BytesOf(type));
 
-    public static OwnedMemory Cube(TorchContext context, long first, long second, long third) => new(
-        context, () => torch.empty(first, second, third, torch.ScalarType.Float32, context.Device),
-        first * second * third * sizeof(float));
+    public static OwnedMemory Cube(TorchContext context, long first, long second, long third, DType type) => new(
+        context, () => torch.empty(first, second, third, TypeOf(type), context.Device), first * second * third * DTypes.BytesOf(type));
 
     public void Dispose()
     {
@@ -161,8 +160,8 @@ internal sealed class TorchFactor : DeviceFactor
 }
 
 /// <summary>
-/// Keys and values of a layer, each [KV heads, blocks * 16, head dimension]: what attention gathers lies head by head, as its
-/// products want it, without another copy.
+/// Keys and values of a layer, each [KV heads, blocks * 16, head dimension], F32 or BF16: what attention gathers lies head by head, as
+/// its products want it, without another copy where it is F32.
 /// </summary>
 internal sealed class TorchKvCache : DeviceKvCache
 {
@@ -180,8 +179,8 @@ internal sealed class TorchKvCache : DeviceKvCache
         {
             for (int layer = 0; layer < layers; layer++)
             {
-                _keys[layer] = OwnedMemory.Cube(context, kvHeads, (long)blocks * TokensPerBlock, headDim);
-                _values[layer] = OwnedMemory.Cube(context, kvHeads, (long)blocks * TokensPerBlock, headDim);
+                _keys[layer] = Create(blocks);
+                _values[layer] = Create(blocks);
             }
         }
         catch
@@ -193,14 +192,24 @@ internal sealed class TorchKvCache : DeviceKvCache
         Blocks = blocks;
     }
 
+    public override DType Type => _context.KvType;
+
     public override long Bytes => _keys.Concat(_values).Sum(memory => memory?.Bytes ?? 0);
 
-    public static long BytesOf(int layers, int blocks, int kvHeads, int headDim) =>
-        2L * layers * blocks * TokensPerBlock * kvHeads * headDim * sizeof(float);
+    public static long BytesOf(int layers, int blocks, int kvHeads, int headDim, DType type) =>
+        2L * layers * blocks * TokensPerBlock * kvHeads * headDim * DTypes.BytesOf(type);
 
-    public Tensor Keys(int layer) => Of(_keys, layer);
+    /// <summary>
+    /// Keys and values at these slots, each F32 [KV heads, slots, head dimension]. Of BF16 no more than one is there in both types.
+    /// </summary>
+    public (Tensor Keys, Tensor Values) Read(int layer, Tensor slots) => (Read(_keys, layer, slots), Read(_values, layer, slots));
 
-    public Tensor Values(int layer) => Of(_values, layer);
+    /// <summary>Writes keys and values, each F32 [KV heads, slots, head dimension]; what becomes BF16 is rounded to nearest even.</summary>
+    public void Write(int layer, Tensor slots, Tensor keys, Tensor values)
+    {
+        Write(_keys, layer, slots, keys);
+        Write(_values, layer, slots, values);
+    }
 
     /// <summary>
     /// Moves one tensor after the other, so that no more than one of them exists twice. Where memory runs out on the way the cache
@@ -247,6 +256,35 @@ internal sealed class TorchKvCache : DeviceKvCache
         Blocks = 0;
     }
 
+    private Tensor Read(OwnedMemory[] memory, int layer, Tensor slots)
+    {
+        Tensor stored = Of(memory, layer).index_select(1, slots);
+        if (Type == DType.F32)
+        {
+            return stored;
+        }
+
+        using (stored)
+        {
+            return stored.to_type(torch.ScalarType.Float32);
+        }
+    }
+
+    private void Write(OwnedMemory[] memory, int layer, Tensor slots, Tensor rows)
+    {
+        Tensor stored = Of(memory, layer);
+        if (Type == DType.F32)
+        {
+            stored.index_copy_(1, slots, rows);
+            return;
+        }
+
+        using Tensor rounded = rows.to_type(torch.ScalarType.BFloat16);
+        stored.index_copy_(1, slots, rounded);
+    }
+
+    private OwnedMemory Create(int blocks) => OwnedMemory.Cube(_context, KvHeads, (long)blocks * TokensPerBlock, HeadDim, Type);
+
     private Tensor Of(OwnedMemory[] memory, int layer)
     {
         Check.That((uint)layer < (uint)Layers);
@@ -255,7 +293,7 @@ internal sealed class TorchKvCache : DeviceKvCache
 
     private void Move(ref OwnedMemory memory, int blocks, long kept)
     {
-        OwnedMemory moved = OwnedMemory.Cube(_context, KvHeads, (long)blocks * TokensPerBlock, HeadDim);
+        OwnedMemory moved = Create(blocks);
         if (kept > 0)
         {
             using DisposeScope scope = torch.NewDisposeScope();
