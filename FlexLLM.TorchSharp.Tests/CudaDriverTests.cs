@@ -5,7 +5,9 @@ using NUnit.Framework;
 
 namespace FlexLLM.Tests;
 
-/// <summary>Asking the driver for free memory and a GPU's name, on a driver that is made here: order of calls, their numbers, and every failure.</summary>
+/// <summary>
+/// Asking the driver for free memory and a GPU's name, on a driver that is made here: order of calls, their numbers, and every failure.
+/// </summary>
 [TestFixture]
 [NonParallelizable]
 internal sealed unsafe class CudaDriverTests

@@ -25,7 +25,7 @@ internal static class CalibrationReport
         Print(output, "closed form", Calibration.ProfileRows(profiled));
     }
 
-    /// <summary>The authors' policy on the simulated engine, one pipeline.</summary>
+    /// <summary>The authors' policy on the simulated engine, one pipeline, at the loads that they served.</summary>
     public static IReadOnlyList<CalibrationRow> SimulatedRows(SimulatedModel model, double seconds, ulong seed, params double[] rates)
     {
         PaperFigures paper = PaperFigures.Of(model.Name);
@@ -38,17 +38,17 @@ internal static class CalibrationReport
                 continue;
             }
 
-            ServingRun run = ModeRunner.Run(setting, ModeRunner.FixedBudget, rate * PaperFigures.Pipelines);
+            ServingRun run = ModeRunner.Run(
+                setting, ModeRunner.FixedBudget, Calibration.ServedRate(paper, i) * PaperFigures.Pipelines);
             double tpot = run.Requests.Average(r => r.Tpot) ?? double.NaN;
+            string load = Calibration.Load(paper, i);
             if (!double.IsNaN(paper.TpotMs[i]))
             {
-                rows.Add(new CalibrationRow($"fixed budget, {rate} req/s: TPOT ms", paper.TpotMs[i], tpot * 1e3));
+                rows.Add(new CalibrationRow($"{load}: TPOT ms", paper.TpotMs[i], tpot * 1e3));
             }
 
-            rows.Add(new CalibrationRow(
-                $"fixed budget, {rate} req/s: finetuning tok/s", paper.Trained[i], run.TrainedPerSecond / PaperFigures.Pipelines));
-            rows.Add(new CalibrationRow(
-                $"fixed budget, {rate} req/s: generated tok/s", paper.Generated[i], run.GeneratedPerSecond / PaperFigures.Pipelines));
+            rows.Add(new CalibrationRow($"{load}: finetuning tok/s", paper.Trained[i], run.TrainedPerSecond / PaperFigures.Pipelines));
+            rows.Add(new CalibrationRow($"{load}: generated tok/s", paper.Generated[i], run.GeneratedPerSecond / PaperFigures.Pipelines));
         }
 
         return rows;
