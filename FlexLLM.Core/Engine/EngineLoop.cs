@@ -165,8 +165,8 @@ internal sealed partial class EngineLoop : IDisposable
         TimeSpan elapsed = _clock.GetElapsedTime(begun);
         foreach (BackwardWindow window in plan.Backward)
         {
-            // A job can stop after any item: a step that takes longer than planned leaves to a later one what may end too late. An idle one
-            // does not before its first item, even where somebody calls: callers that never stop must not stop the job.
+            // A job can stop after any item: a step that takes longer than planned leaves to a later one what may end too late. So does an
+            // idle one, also when somebody calls, but never before its first item: callers that never stop must not stop the job.
             StepFeatures after = done.WithBackward(window.RowStart, window.RowCount);
             bool isLate = elapsed + (Latency.Predict(after) - Latency.Predict(done)) > plan.Budget;
             bool isCalled = Preempts && _inbox.HasItems;
