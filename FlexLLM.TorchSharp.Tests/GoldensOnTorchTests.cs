@@ -133,18 +133,9 @@ internal sealed partial class GoldensOnTorchTests
     {
         public override void AppendKv(TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments)
         {
-            using DeviceTensor keys = Rounded(k);
-            using DeviceTensor values = Rounded(v);
+            using DeviceTensor keys = Rounded(k, DType.BF16);
+            using DeviceTensor values = Rounded(v, DType.BF16);
             Inner.AppendKv(keys, values, layer, segments);
-        }
-
-        private DeviceTensor Rounded(TensorSlice rows)
-        {
-            float[] floats = new float[rows.Rows * rows.Columns];
-            Inner.Download(rows, floats);
-            DeviceTensor rounded = Inner.Allocate(rows.Rows, rows.Columns);
-            Inner.Upload(Matrix.FromFloats(rows.Rows, rows.Columns, floats).Rounded(DType.BF16).ToFloats(), rounded);
-            return rounded;
         }
     }
 }

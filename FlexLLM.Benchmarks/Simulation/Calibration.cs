@@ -126,16 +126,22 @@ internal static class Calibration
         for (int i = 0; i < PaperFigures.PipelineRates.Count; i++)
         {
             (double tpot, double trained) = FixedBudget(model, ServedRate(paper, i));
-            if (!double.IsNaN(paper.TpotMs[i]))
-            {
-                rows.Add(new CalibrationRow($"{Load(paper, i)}: TPOT ms", paper.TpotMs[i], tpot * 1e3));
-            }
-
-            rows.Add(new CalibrationRow($"{Load(paper, i)}: finetuning tok/s", paper.Trained[i], trained));
+            rows.AddRange(RowsOf(paper, i, tpot, trained));
         }
 
         rows.Add(new CalibrationRow("a sample an iteration: ms", paper.WholeSample.Ms, WholeSample(model) * 1e3));
         return rows;
+    }
+
+    /// <summary>The authors' figures at one of their rates, as far as they are known, beside ours.</summary>
+    public static IEnumerable<CalibrationRow> RowsOf(PaperFigures paper, int index, double tpotSeconds, double trained)
+    {
+        if (!double.IsNaN(paper.TpotMs[index]))
+        {
+            yield return new CalibrationRow($"{Load(paper, index)}: TPOT ms", paper.TpotMs[index], tpotSeconds * 1e3);
+        }
+
+        yield return new CalibrationRow($"{Load(paper, index)}: finetuning tok/s", paper.Trained[index], trained);
     }
 
     /// <summary>The same of inference alone, by the other system on the same device.</summary>

@@ -41,14 +41,9 @@ internal static class CalibrationReport
             ServingRun run = ModeRunner.Run(
                 setting, ModeRunner.FixedBudget, Calibration.ServedRate(paper, i) * PaperFigures.Pipelines);
             double tpot = run.Requests.Average(r => r.Tpot) ?? double.NaN;
-            string load = Calibration.Load(paper, i);
-            if (!double.IsNaN(paper.TpotMs[i]))
-            {
-                rows.Add(new CalibrationRow($"{load}: TPOT ms", paper.TpotMs[i], tpot * 1e3));
-            }
-
-            rows.Add(new CalibrationRow($"{load}: finetuning tok/s", paper.Trained[i], run.TrainedPerSecond / PaperFigures.Pipelines));
-            rows.Add(new CalibrationRow($"{load}: generated tok/s", paper.Generated[i], run.GeneratedPerSecond / PaperFigures.Pipelines));
+            rows.AddRange(Calibration.RowsOf(paper, i, tpot, run.TrainedPerSecond / PaperFigures.Pipelines));
+            rows.Add(new CalibrationRow(
+                $"{Calibration.Load(paper, i)}: generated tok/s", paper.Generated[i], run.GeneratedPerSecond / PaperFigures.Pipelines));
         }
 
         return rows;

@@ -154,4 +154,14 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
         inner.AdamWStep(parameter, gradient, moment1, moment2, options);
 
     public void Dispose() => inner.Dispose();
+
+    /// <summary>A tensor of these rows, each number the nearest of the type.</summary>
+    protected DeviceTensor Rounded(TensorSlice rows, DType type)
+    {
+        float[] values = new float[rows.Rows * rows.Columns];
+        Inner.Download(rows, values);
+        DeviceTensor rounded = Inner.Allocate(rows.Rows, rows.Columns);
+        Inner.Upload(Matrix.FromFloats(rows.Rows, rows.Columns, values).Rounded(type).ToFloats(), rounded);
+        return rounded;
+    }
 }

@@ -183,15 +183,8 @@ internal sealed partial class FaultyBackend(IComputeBackend inner, string fault)
 
     public override void AppendKv(TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments)
     {
-        using DeviceTensor rounded = Inner.Allocate(v.Rows, v.Columns);
-        if (fault == "values rounded to BF16")
-        {
-            float[] values = new float[v.Rows * v.Columns];
-            Inner.Download(v, values);
-            Inner.Upload(Matrix.FromFloats(v.Rows, v.Columns, values).Rounded(DType.BF16).ToFloats(), rounded);
-            v = rounded;
-        }
-
+        using DeviceTensor? rounded = fault == "values rounded to BF16" ? Rounded(v, DType.BF16) : null;
+        v = rounded is null ? v : rounded;
         Inner.AppendKv(
             fault == "values stored as keys" ? v : k, v, fault == "one layer for all" ? 0 : layer,
             Changed(segments, "append one position late", segment =>

@@ -147,7 +147,7 @@ internal sealed partial class EngineLoop : IDisposable
 
         EngineSnapshot before = TakeSnapshot();
         StepPlan plan = HybridTokenScheduler.Plan(before, Limits, Latency, _scratch);
-        LastPlan = plan;
+        (LastPlan, LastItems) = (plan, 0);
         Check.That(!plan.IsEmpty, "a step with work plans some of it");
         long begun = _clock.GetTimestamp();
         Apply(plan);
