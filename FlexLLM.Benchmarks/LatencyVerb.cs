@@ -8,7 +8,7 @@ namespace FlexLLM.Benchmarks;
 
 /// <summary>
 /// `latency`: profiles a model on this machine as an engine does when it loads, prints the coefficients, and compares
-/// predictions with random mixed steps that the profile never saw.
+/// predictions with random mixed steps that the profile never saw. Its JSON is a profile that `simulate --profile` takes.
 /// </summary>
 internal static class LatencyVerb
 {
@@ -77,13 +77,12 @@ internal static class LatencyVerb
     }
 
     private static void Save(
-        string file, string name, LatencyModel model, LatencyErrorReport profiled, LatencyErrorReport learning) =>
+        string file, string model, LatencyModel profile, LatencyErrorReport profiled, LatencyErrorReport learning) =>
         AtomicFile.WriteJson(file, json =>
         {
             json.WriteStartObject();
-            json.WriteString("model", name);
-            json.WriteNumber("tail", model.Tail);
-            LatencyProfileFile.WriteSeconds(json, model.Coefficients);
+            json.WriteString("model", model);
+            LatencyProfileFile.WriteModel(json, profile);
             foreach ((string kind, LatencyErrorReport r) in new[] { ("as_profiled", profiled), ("learning", learning) })
             {
                 json.WriteStartObject(kind);

@@ -156,14 +156,17 @@ internal sealed class TrainVerb : IDisposable
             SampleResident();
         }
 
+        _bench.Model.Backend.Synchronize();
         long forwardEnd = Stopwatch.GetTimestamp();
         while (!_run.RunBackward(_backward, Math.Min(_window, _run.Cursor.RowsLeft)))
         {
             SampleResident();
         }
 
+        _bench.Model.Backend.Synchronize();
         long backwardEnd = Stopwatch.GetTimestamp();
         _run.Step();
+        _bench.Model.Backend.Synchronize();
         return new StepTime(
             Stopwatch.GetElapsedTime(start, forwardEnd).TotalSeconds,
             Stopwatch.GetElapsedTime(forwardEnd, backwardEnd).TotalSeconds,

@@ -55,6 +55,8 @@ public static partial class torch
 
         public Tensor index_copy_(long dim, Tensor index, Tensor source) => throw Contract.NoCode();
 
+        public Tensor argmax(long dim, bool keepdim = false) => throw Contract.NoCode();
+
         public Tensor gather(long dim, Tensor index) => throw Contract.NoCode();
 
         public Tensor scatter_add_(long dim, Tensor index, Tensor src) => throw Contract.NoCode();

@@ -51,6 +51,8 @@ public static partial class torch
         public static bool is_available() => throw Contract.NoCode();
 
         public static int device_count() => throw Contract.NoCode();
+
+        public static void synchronize(Device? device = null) => throw Contract.NoCode();
     }
 
     public static partial class backends

@@ -16,6 +16,7 @@ internal sealed class EventLog : IDisposable
         # times in ticks of 100 ns since the start
         # step BEGUN TOOK INFERENCE_ROWS INFERENCE_CONTEXT FORWARD_ROWS BACKWARD_ROWS (those of each layer)
         # admit REQUEST, preempt REQUEST: in the step that follows
+        # given-up BEGUN TOOK: a step of finetuning alone that a request ended
         # token REQUEST ID: generated in the step before
 
         """u8;

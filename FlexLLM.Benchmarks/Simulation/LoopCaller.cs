@@ -12,9 +12,9 @@ namespace FlexLLM.Benchmarks.Simulation;
 internal sealed class LoopCaller(EngineInbox inbox, ManualClock clock)
 {
     /// <summary>Has the loop do something before its next step.</summary>
-    public Task<T> Call<T>(Func<EngineLoop, T> action)
+    public Task<T> Call<T>(Func<EngineLoop, T> action, bool isRequest = false)
     {
-        var submission = new Submission<T>(action);
+        var submission = new Submission<T>(action, isRequest);
         Check.That(inbox.SubmitAsync(submission, CancellationToken.None).AsTask().IsCompletedSuccessfully, "the inbox is full");
         return submission.Result;
     }
@@ -38,11 +38,13 @@ internal sealed class LoopCaller(EngineInbox inbox, ManualClock clock)
         var prepared = new PreparedRequest(
             prompt, request.Sampling.Resolve(new SamplingDefaults(), 0), StopSequences.None, clock.GetTimestamp() - waited.Ticks,
             () => { });
-        return Call(loop =>
-        {
-            InferenceSequence sequence = loop.Submit(request, prepared);
-            onTaken?.Invoke(sequence);
-            return sequence;
-        });
+        return Call(
+            loop =>
+            {
+                InferenceSequence sequence = loop.Submit(request, prepared);
+                onTaken?.Invoke(sequence);
+                return sequence;
+            },
+            isRequest: true);
     }
 }

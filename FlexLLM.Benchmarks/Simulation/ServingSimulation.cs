@@ -99,8 +99,8 @@ internal sealed class ServingSimulation : IDisposable
         StepTimes times = load.Times ?? new RooflineTimes(StepCosts.Of(load.Model), load.WholeLayers);
         _exact = times.Calibrated;
         NullMachine jitter = new() { FlopsPerSecond = 1, BytesPerSecond = 1, Jitter = load.Jitter };
-        _backend = new SimulatedBackend(times, jitter, _clock, seed);
         ModelConfig config = StandIn(load.Model.Config.LayerCount);
+        _backend = new SimulatedBackend(times, config.LayerCount, jitter, _clock, seed);
         _model = LoadedModel.CreateEmpty(config, _backend, DType.BF16, config.MaxPositions);
         var options = new CoServingOptions
         {
@@ -138,6 +138,7 @@ internal sealed class ServingSimulation : IDisposable
 
         _backend.Plan = () => _loop.LastPlan;
         _start = _loop.Now;
+        _backend.Waits = SubmitArrived;
     }
 
     /// <summary>Time in seconds since the start.</summary>
@@ -168,11 +169,7 @@ internal sealed class ServingSimulation : IDisposable
     {
         while (Now < _load.Seconds + DrainSecondsMax)
         {
-            while (_inside < PlacesMax && _next < _load.Arrivals.Count && _load.Arrivals[_next].Time <= Now)
-            {
-                Submit(_load.Arrivals[_next++]);
-            }
-
+            SubmitArrived();
             bool isOver = Now >= _load.Seconds && _next == _load.Arrivals.Count && _inside == 0;
             if (isOver)
             {
@@ -215,6 +212,14 @@ internal sealed class ServingSimulation : IDisposable
         }
     }
 
+    private void SubmitArrived()
+    {
+        while (_inside < PlacesMax && _next < _load.Arrivals.Count && _load.Arrivals[_next].Time <= Now)
+        {
+            Submit(_load.Arrivals[_next++]);
+        }
+    }
+
     private void Submit(TraceArrival arrival)
     {
         TimeSpan waited = TimeSpan.FromSeconds(Math.Max(0, Now - arrival.Time));
@@ -240,12 +245,13 @@ internal sealed class ServingSimulation : IDisposable
 
     private void Record(double begun, LatencyModel believed)
     {
-        if (_loop.LastPlan is not StepPlan plan || plan.IsEmpty)
+        double took = Now - begun;
+        if (_loop.LastPlan is not StepPlan plan)
         {
+            _log.Write("given-up"u8, TicksOf(begun), TicksOf(took));
             return;
         }
 
-        double took = Now - begun;
         _errors.Add((took / Math.Max(believed.Expect(plan.Features).TotalSeconds, 1e-9)) - 1);
         Count(plan);
         Log(plan, TicksOf(begun), TicksOf(took));

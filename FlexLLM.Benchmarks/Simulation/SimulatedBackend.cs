@@ -5,11 +5,16 @@ using FlexLLM.Scheduling;
 namespace FlexLLM.Benchmarks.Simulation;
 
 /// <summary>
-/// The Null backend with the price of a step's parts on the two calls that each of them makes once: Gather begins every batch, the
-/// LoRA bypass at down_proj is in every backward item. All other calls check their shapes and are free, so that a small
-/// stand-in for the model serves, and the step takes the real one's time.
+/// The Null backend with the price of a step's parts on two calls: a batch appends keys and values once a layer, the LoRA bypass at
+/// down_proj is in every backward item. All other calls check their shapes and are free, so that a small stand-in for the model
+/// serves, and the step takes the real one's time.
 /// </summary>
-internal sealed class SimulatedBackend(StepTimes times, NullMachine machine, ManualClock clock, ulong seed)
+/// <param name="times">What the parts take.</param>
+/// <param name="layers">Layers of the stand-in.</param>
+/// <param name="machine">How much steps differ by chance.</param>
+/// <param name="clock">The clock that it moves.</param>
+/// <param name="seed">Seed of the chance.</param>
+internal sealed class SimulatedBackend(StepTimes times, int layers, NullMachine machine, ManualClock clock, ulong seed)
     : NullBackend(machine, clock, seed)
 {
     private StepPlan? _plan;
@@ -18,9 +23,14 @@ internal sealed class SimulatedBackend(StepTimes times, NullMachine machine, Man
     /// <summary>The plan that the engine carries out; null before its first step.</summary>
     public Func<StepPlan?> Plan { get; set; } = () => null;
 
+    /// <summary>What happens outside while the engine waits for the device.</summary>
+    public Action Waits { get; set; } = () => { };
+
+    public override void Synchronize() => Waits();
+
     protected override double SecondsOf(string operation, double flops, double bytes)
     {
-        if (operation is not (nameof(Gather) or nameof(LoraBypassBackward)) || Plan() is not StepPlan plan)
+        if (operation is not (nameof(AppendKv) or nameof(LoraBypassBackward)) || Plan() is not StepPlan plan)
         {
             return 0;
         }
@@ -30,9 +40,9 @@ internal sealed class SimulatedBackend(StepTimes times, NullMachine machine, Man
             (_plan, _items) = (plan, 0);
         }
 
-        if (operation == nameof(Gather))
+        if (operation == nameof(AppendKv))
         {
-            return times.Batch(plan);
+            return times.Batch(plan) / layers;
         }
 
         Check.That(_items < plan.Backward.Length, "one bypass an item");

@@ -251,6 +251,10 @@ internal abstract partial class BackendContract
         LossChecks.Logits(Backend, chosen, 37, 83, type);
 
     [Test]
+    public void ArgMax_TiesAndRowsWithoutALargest_MatchesReference([Values(0, 1, 9, 40)] int rows, [Values(1, 37, 1000)] int columns) =>
+        LossChecks.ArgMax(Backend, rows, columns);
+
+    [Test]
     public void FusedLinearCrossEntropy_MatchesReference(
         [ValueSource(nameof(RowCounts))] int rows, [Values(0, 1, 2, 3)] int targetEvery,
         [Values(DType.F32, DType.BF16)] DType type) =>

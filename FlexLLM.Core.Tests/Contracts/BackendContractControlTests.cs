@@ -57,6 +57,8 @@ internal sealed partial class BackendContractControlTests
         ["gate gradients swapped"] = backend => DenseChecks.SiluGateBackward(backend, 5, 37),
         ["a plus a"] = backend => DenseChecks.Add(backend, 5, 37),
         ["logits of the row before"] = backend => LossChecks.Logits(backend, 3, 37, 29, DType.F32),
+        ["the last column chosen"] = backend => LossChecks.ArgMax(backend, 9, 37),
+        ["a row of NaN has a largest"] = backend => LossChecks.ArgMax(backend, 9, 37),
         ["rows without a target count"] = CrossEntropy,
         ["loss gradient not scaled"] = CrossEntropy,
         ["target before"] = CrossEntropy,

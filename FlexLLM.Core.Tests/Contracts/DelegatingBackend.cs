@@ -12,6 +12,8 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     public virtual long? MemoryBytes => inner.MemoryBytes;
 
+    public virtual void Synchronize() => inner.Synchronize();
+
     protected IComputeBackend Inner => inner;
 
     public virtual bool IsOutOfMemory(Exception fault) => inner.IsOutOfMemory(fault);
@@ -138,6 +140,8 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     public virtual void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits) =>
         inner.Logits(x, rows, head, logits);
+
+    public virtual void ArgMax(TensorSlice x, Span<int> columns) => inner.ArgMax(x, columns);
 
     public virtual void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,

@@ -270,6 +270,16 @@ internal sealed partial class FaultyBackend(IComputeBackend inner, string fault)
     public override void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits) =>
         Inner.Logits(x, Shifted(rows, "logits of the row before", -1), head, logits);
 
+    public override void ArgMax(TensorSlice x, Span<int> columns)
+    {
+        Inner.ArgMax(x, columns);
+        foreach (ref int column in columns)
+        {
+            column = fault == "the last column chosen" && column == 0 ? x.Columns - 1 : column;
+            column = fault == "a row of NaN has a largest" && column < 0 ? 0 : column;
+        }
+    }
+
     public override void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,
         Span<float> losses)

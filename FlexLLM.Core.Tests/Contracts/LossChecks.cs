@@ -1,4 +1,5 @@
 using FlexLLM.Backends;
+using NUnit.Framework;
 
 namespace FlexLLM.Tests.Contracts;
 
@@ -21,6 +22,36 @@ internal static class LossChecks
         backend.Logits(bench.Source(x), rows, weight, logits);
         Matrix magnitude = Reference.Logits(x.Abs(), rows, head.Abs());
         Expect.Close("logits", logits.Read(), Reference.Logits(x, rows, head), magnitude, Expect.Roundings(hidden));
+        bench.Verify();
+    }
+
+    /// <summary>Every third row has its largest value at several places, the first column among them; some rows have none.</summary>
+    public static void ArgMax(IComputeBackend backend, int rows, int columns)
+    {
+        using var bench = new Workbench(backend);
+        Matrix x = bench.Random(rows, columns);
+        double[] odd = [double.NaN, double.PositiveInfinity, double.NegativeInfinity];
+        for (int row = 0; row < rows; row++)
+        {
+            if (row % 3 == 0)
+            {
+                x[row, 0] = x[row, columns / 2] = x[row, columns - 1] = 9;
+            }
+
+            if (row % 4 == 1)
+            {
+                x[row, bench.Chance.Next(columns)] = odd[row / 4 % 3];
+            }
+        }
+
+        if (rows > 8)
+        {
+            x.SetRows(8, Matrix.Filled(1, columns, double.NegativeInfinity));
+        }
+
+        int[] actual = [.. Enumerable.Repeat(-7, rows)];
+        backend.ArgMax(bench.Source(x), actual);
+        Assert.That(actual, Is.EqualTo(Reference.ArgMax(x)));
         bench.Verify();
     }
 

@@ -148,6 +148,20 @@ internal static partial class Reference
         return (dGate, dUp);
     }
 
+    /// <summary>First column of each row's largest value; -1 where one is NaN or the largest is infinite.</summary>
+    public static int[] ArgMax(Matrix x)
+    {
+        int[] columns = new int[x.Rows];
+        for (int row = 0; row < x.Rows; row++)
+        {
+            double[] values = [.. Enumerable.Range(0, x.Columns).Select(column => x[row, column])];
+            bool hasNone = values.Any(double.IsNaN) || !double.IsFinite(values.Max());
+            columns[row] = hasNone ? -1 : Array.IndexOf(values, values.Max());
+        }
+
+        return columns;
+    }
+
     public static Matrix Logits(Matrix x, int[] rows, Matrix head) => Linear(Gather(x, rows), head);
 
     // losses[i] = -log softmax(x_i head^T)[targets[i]]; rows without a target lose nothing.

@@ -13,6 +13,10 @@ internal sealed partial class ReferenceBackend : IComputeBackend
 
     public long AllocatedBytes { get; private set; }
 
+    public void Synchronize()
+    {
+    }
+
     public long TensorBytes(int rows, int columns) => sizeof(float) * (long)rows * columns;
 
     public long WeightBytes(int outFeatures, int inFeatures, DType type) => sizeof(double) * (long)outFeatures * inFeatures;
@@ -229,6 +233,13 @@ internal sealed partial class ReferenceBackend : IComputeBackend
     {
         Check.That(x.Columns == head.InFeatures);
         Store(Reference.Linear(Rows(Read(x), rows), Values(head)), logits);
+    }
+
+    public void ArgMax(TensorSlice x, Span<int> columns)
+    {
+        Matrix values = Read(x);
+        Check.That(columns.Length == values.Rows);
+        Reference.ArgMax(values).CopyTo(columns);
     }
 
     public void FusedLinearCrossEntropy(

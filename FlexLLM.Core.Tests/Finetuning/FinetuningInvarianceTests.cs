@@ -64,6 +64,30 @@ internal sealed class FinetuningInvarianceTests(ModelArchitecture architecture)
         Assert.That(await BytesAsync(engine), Jobs.SameAs(_expected));
     }
 
+    // Requests come from the loop's own thread, in the middle of windows, which are then begun again. Where time stands still, every
+    // moment is an early one.
+    [Test]
+    public async Task Train_InWindowsThatAreGivenUp_SameBits()
+    {
+        const int Requests = 10;
+        CoServingEngine? asked = null;
+        var answers = new List<Task<string>>();
+        var device = new ProbedDevice(operation =>
+        {
+            if (operation == "Linear" && asked is not null && answers.Count < Requests && answers.All(a => a.IsCompleted))
+            {
+                answers.Add(asked.AskAsync(Answers.Mixed(1, maxTokens: 3)[0]));
+            }
+        });
+        await using CoServingEngine engine = await _model.StartAsync(
+            new CoServingOptions { Clock = new StillClock(), ProfilingTimeMax = TimeSpan.Zero }, device);
+        asked = engine;
+        await engine.TrainAsync(Jobs.Request("j"));
+        await Task.WhenAll(answers).Soon();
+        Assert.That(await engine.CallAsync(loop => loop.Counters.StepsGivenUp, default).Soon(), Is.Positive);
+        Assert.That(await BytesAsync(engine), Jobs.SameAs(_expected));
+    }
+
     [Test]
     public async Task Train_PausedAtAnyMoment_SameBits(
         [Values("FusedLinearCrossEntropy", "AttentionBackward", "AdamWStep")] string operation)
@@ -128,4 +152,9 @@ internal sealed class FinetuningInvarianceTests(ModelArchitecture architecture)
     }
 
     private Task<byte[]> BytesAsync(CoServingEngine engine) => Jobs.WeightsAsync(engine, "j", _model["saved"]);
+
+    private sealed class StillClock : TimeProvider
+    {
+        public override long GetTimestamp() => 0;
+    }
 }

@@ -241,7 +241,11 @@ internal sealed class EngineSimulation : IDisposable
 
     private void Record(TimeSpan begun)
     {
-        StepPlan plan = Loop.LastPlan!;
+        if (Loop.LastPlan is not StepPlan plan)
+        {
+            return; // Given up.
+        }
+
         _steps.Add(new StepRecord(begun, Now - begun, plan, Loop.LastItems));
         Check.That(_steps.Count < StepsMax, "the simulation does not end");
         Check.That(_steps.Count == Loop.Counters.Steps);

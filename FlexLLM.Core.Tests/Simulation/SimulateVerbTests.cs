@@ -59,7 +59,7 @@ internal sealed class SimulateVerbTests
         }
 
         string[] lines = [.. File.ReadLines(Path.Combine(_folder, files[0])).Where(l => !l.StartsWith('#'))];
-        Assert.That(lines.Select(l => l.Split(' ')[0]).Distinct(), Is.EquivalentTo(new[] { "step", "admit", "token" }));
+        Assert.That(lines.Select(l => l.Split(' ')[0]).Distinct(), Is.EquivalentTo(new[] { "step", "given-up", "admit", "token" }));
         long[][] steps = [.. lines.Where(l => l.StartsWith("step", StringComparison.Ordinal))
             .Select(l => l.Split(' ').Skip(1).Select(long.Parse).ToArray())];
         Assert.That(steps.Zip(steps.Skip(1)).All(s => s.Second[0] >= s.First[0] + s.First[1] - 1), Is.True, "one after another");

@@ -7,6 +7,12 @@ namespace FlexLLM.Tests.Support;
 /// <summary>Names every operation that an engine uses to a probe before it passes it on.</summary>
 internal sealed class ProbedBackend(IComputeBackend inner, Action<string> probe) : DelegatingBackend(inner)
 {
+    public override void Synchronize()
+    {
+        probe(nameof(Synchronize));
+        Inner.Synchronize();
+    }
+
     public override DeviceTensor Allocate(int rows, int columns)
     {
         probe(nameof(Allocate));
@@ -153,6 +159,12 @@ internal sealed class ProbedBackend(IComputeBackend inner, Action<string> probe)
     {
         probe(nameof(Logits));
         Inner.Logits(x, rows, head, logits);
+    }
+
+    public override void ArgMax(TensorSlice x, Span<int> columns)
+    {
+        probe(nameof(ArgMax));
+        Inner.ArgMax(x, columns);
     }
 
     public override void FusedLinearCrossEntropy(

@@ -32,6 +32,12 @@ internal interface IComputeBackend : IDisposable
     long? MemoryBytes => null;
 
     /// <summary>
+    /// Waits until all that was asked for is done. A device may return from calls before; only those that give the host something to
+    /// read wait by themselves. Whoever reads a clock after a call calls this first.
+    /// </summary>
+    void Synchronize();
+
+    /// <summary>
     /// Whether an operation threw this because memory for its temporaries ran out: its results are then undefined, all else is as it
     /// was, and a smaller call may go well.
     /// </summary>
@@ -261,6 +267,12 @@ internal interface IComputeBackend : IDisposable
     /// logits row i = x row rows[i] times head^T. x [*, hidden], head [vocab, hidden], logits [rows.Length, vocab].
     /// </summary>
     void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits);
+
+    /// <summary>
+    /// The column of each row's largest value, the lowest where several are; -1 where a value is NaN or the largest is infinite. Waits for
+    /// the device. x [columns.Length, n].
+    /// </summary>
+    void ArgMax(TensorSlice x, Span<int> columns);
 
     /// <summary>
     /// Cross-entropy of softmax(x head^T) against targets, forward and backward at once, in chunks of rows, so that rows x vocab

@@ -133,7 +133,8 @@ public sealed class CoServingEngine : IAsyncDisposable
         InferenceSequence? sequence = null;
         try
         {
-            sequence = await CallAsync(loop => loop.Submit(request, prepared), cancellationToken).ConfigureAwait(false);
+            sequence = await _inbox.CallAsync(loop => loop.Submit(request, prepared), cancellationToken, isRequest: true)
+                .ConfigureAwait(false);
             await foreach (GeneratedToken token in sequence.Stream.ReadAllAsync(cancellationToken).ConfigureAwait(false))
             {
                 yield return token;

@@ -33,6 +33,9 @@ internal sealed class EngineCounters
     /// <summary>Those of them that took longer than their budget.</summary>
     public long StepsOverBudget { get; set; }
 
+    /// <summary>Steps of finetuning alone that a request ended before they had done anything.</summary>
+    public long StepsGivenUp { get; set; }
+
     public long Requests { get; set; }
 
     public long Preemptions { get; set; }

@@ -6,6 +6,9 @@ namespace FlexLLM.Engine;
 /// <summary>Something that another thread wants of the loop thread.</summary>
 internal abstract class Submission
 {
+    /// <summary>Whether somebody waits for an answer to a prompt, for whom work is given up.</summary>
+    public virtual bool IsRequest => false;
+
     /// <summary>Runs on the loop thread between two steps. Errors of the caller go back to the caller.</summary>
     public abstract void Execute(EngineLoop loop);
 
@@ -14,9 +17,11 @@ internal abstract class Submission
 }
 
 /// <summary>A submission whose caller awaits a result.</summary>
-internal sealed class Submission<T>(Func<EngineLoop, T> action) : Submission
+internal sealed class Submission<T>(Func<EngineLoop, T> action, bool isRequest = false) : Submission
 {
     private readonly TaskCompletionSource<T> _result = new(TaskCreationOptions.RunContinuationsAsynchronously);
+
+    public override bool IsRequest => isRequest;
 
     public Task<T> Result => _result.Task;
 
@@ -55,6 +60,8 @@ internal sealed class EngineInbox(int capacity)
     private readonly Channel<bool> _wake = Channel.CreateBounded<bool>(
         new BoundedChannelOptions(1) { SingleReader = true, FullMode = BoundedChannelFullMode.DropWrite });
 
+    private int _requests;
+
     /// <summary>Queues a submission. Throws the cause once the inbox is closed.</summary>
     public async ValueTask SubmitAsync(Submission item, CancellationToken cancellationToken)
     {
@@ -67,20 +74,29 @@ internal sealed class EngineInbox(int capacity)
             throw e.InnerException;
         }
 
+        Interlocked.Add(ref _requests, item.IsRequest ? 1 : 0);
         Wake();
     }
 
     /// <summary>Runs an action on the loop thread between two steps.</summary>
-    public async Task<T> CallAsync<T>(Func<EngineLoop, T> action, CancellationToken cancellationToken)
+    public async Task<T> CallAsync<T>(Func<EngineLoop, T> action, CancellationToken cancellationToken, bool isRequest = false)
     {
-        var submission = new Submission<T>(action);
+        var submission = new Submission<T>(action, isRequest);
         await SubmitAsync(submission, cancellationToken).ConfigureAwait(false);
         return await submission.Result.ConfigureAwait(false);
     }
 
     public bool HasItems => _channel.Reader.TryPeek(out _);
 
-    public bool TryTake([NotNullWhen(true)] out Submission? item) => _channel.Reader.TryRead(out item);
+    /// <summary>Whether a request is among them. It may be seen a moment late.</summary>
+    public bool HasRequests => Volatile.Read(ref _requests) > 0;
+
+    public bool TryTake([NotNullWhen(true)] out Submission? item)
+    {
+        bool isTaken = _channel.Reader.TryRead(out item);
+        Interlocked.Add(ref _requests, isTaken && item!.IsRequest ? -1 : 0);
+        return isTaken;
+    }
 
     /// <summary>Lets a waiting loop look around: a message came, a request was cancelled, the engine stops.</summary>
     public void Wake() => _wake.Writer.TryWrite(true);

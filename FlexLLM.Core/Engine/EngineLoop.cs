@@ -1,5 +1,4 @@
 using System.Collections.Immutable;
-using System.Runtime.InteropServices;
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
 using FlexLLM.Execution;
@@ -32,6 +31,7 @@ internal sealed partial class EngineLoop : IDisposable
     private readonly TokenBatch _batch;
     private readonly Sampler _sampler;
     private readonly float[] _logits;
+    private readonly int[] _best;
     private readonly HashSet<int> _eos;
     private readonly ResourceSet _owned = new();
 
@@ -42,6 +42,7 @@ internal sealed partial class EngineLoop : IDisposable
     private readonly PlannerScratch _scratch = new();
     private long _nextId = 1;
     private int _stepsSinceFinetuning;
+    private bool _owesWindow; // One was given up, and none was done since.
 
     public EngineLoop(
         LoadedModel model, Tokenizer? tokenizer, CoServingOptions options, EngineInbox inbox, IEnumerable<int> eosTokens, int kvBlocks)
@@ -59,6 +60,7 @@ internal sealed partial class EngineLoop : IDisposable
             SequencesMax = options.SequencesMax,
             BackwardRowsMax = options.TokensPerStepMax,
             IdleStepMax = options.IdleStepLimit,
+            GivesUpWindows = options.Sharing.Mode == SharingMode.CoServing,
         };
         Limits.Validate();
         ModelConfig config = model.Config;
@@ -80,6 +82,7 @@ internal sealed partial class EngineLoop : IDisposable
         _batch = new TokenBatch(options.TokensPerStepMax);
         _sampler = new Sampler(config.VocabularySize);
         _logits = new float[config.VocabularySize];
+        _best = new int[options.SequencesMax];
         _eos = [.. eosTokens];
         _tenants = new TenantTable(options.TenantWeights);
         _logger = new GuardedLogger(options.Logger);
@@ -108,7 +111,7 @@ internal sealed partial class EngineLoop : IDisposable
     /// <summary>Counters that statistics read.</summary>
     public EngineCounters Counters { get; } = new();
 
-    /// <summary>What the last step was to do; tests and simulations look at it.</summary>
+    /// <summary>What the last step was to do, null where it was given up; tests and simulations look at it.</summary>
     public StepPlan? LastPlan { get; private set; }
 
     /// <summary>How many of that plan's backward items were done: the first ones, unless the step was late or somebody called.</summary>
@@ -146,14 +149,23 @@ internal sealed partial class EngineLoop : IDisposable
         }
 
         EngineSnapshot before = TakeSnapshot();
-        StepPlan plan = HybridTokenScheduler.Plan(before, Limits, Latency, _scratch);
+
+        // Callers that never stop must not stop the job: no two windows running are given up.
+        StepLimits limits = _owesWindow ? Limits with { GivesUpWindows = false } : Limits;
+        StepPlan plan = HybridTokenScheduler.Plan(before, limits, Latency, _scratch);
         (LastPlan, LastItems) = (plan, 0);
         Check.That(!plan.IsEmpty, "a step with work plans some of it");
         long begun = _clock.GetTimestamp();
         Apply(plan);
         try
         {
-            RunBatch(plan);
+            if (!TryRunBatch(plan, begun, mayGiveUp: before.Sequences.IsEmpty && limits.GivesUpWindows))
+            {
+                (LastPlan, _owesWindow) = (null, true);
+                Counters.StepsGivenUp++;
+                Counters.TimeInSteps += TimeSince(begun);
+                return true;
+            }
         }
         catch (Exception e) when (_model.Backend.IsOutOfMemory(e))
         {
@@ -162,7 +174,7 @@ internal sealed partial class EngineLoop : IDisposable
         }
 
         StepFeatures done = plan.Features.WithoutBackward();
-        TimeSpan elapsed = _clock.GetElapsedTime(begun);
+        TimeSpan elapsed = TimeSince(begun);
         foreach (BackwardWindow window in plan.Backward)
         {
             // A job can stop after any item: a step that takes longer than planned leaves to a later one what may end too late. So does an
@@ -177,10 +189,11 @@ internal sealed partial class EngineLoop : IDisposable
 
             Jobs.RunBackward(window, Now);
             done = after;
-            elapsed = _clock.GetElapsedTime(begun);
+            elapsed = TimeSince(begun);
         }
 
         LastItems = done.BackwardItems;
+        _owesWindow &= plan.Forward.IsEmpty;
         ObserveSlack(before, done, elapsed);
         Latency = Latency.Observe(done, elapsed);
         Counters.Steps++;
@@ -302,6 +315,13 @@ internal sealed partial class EngineLoop : IDisposable
         _owned.Dispose();
     }
 
+    // What the device has still to do belongs to the step.
+    private TimeSpan TimeSince(long begun)
+    {
+        _model.Backend.Synchronize();
+        return _clock.GetElapsedTime(begun);
+    }
+
     // The baselines do not: they are compared with as they are described.
     private bool Preempts => Limits.Sharing.Mode == SharingMode.CoServing;
 
@@ -341,117 +361,5 @@ internal sealed partial class EngineLoop : IDisposable
 
         sequence.Preempt(_pool);
         Counters.Preemptions++;
-    }
-
-    private void RunBatch(StepPlan plan)
-    {
-        _batch.Clear();
-        foreach (InferenceWork work in plan.Inference)
-        {
-            InferenceSequence sequence = _sequences[work.Id.Value];
-            int end = work.ContextLength + work.Tokens;
-            Check.That(sequence.Computed == work.ContextLength && end <= sequence.Tokens.Count);
-            Check.That(sequence.Blocks.EnsureCapacity(end, _blocks), "the plan admits only what the pool holds");
-            _batch.AddInference(
-                CollectionsMarshal.AsSpan(sequence.Tokens).Slice(work.ContextLength, work.Tokens), work.ContextLength, _pool.Cache,
-                sequence.Blocks.Blocks, sequence.Adapter?.Weights, sampled: end == sequence.Tokens.Count ? 1 : 0);
-        }
-
-        foreach (ForwardWindow window in plan.Forward)
-        {
-            Jobs.AddWindow(window, _batch);
-        }
-
-        if (_batch.Rows == 0)
-        {
-            return;
-        }
-
-        TensorSlice logits = _forward.Run(_batch);
-        int sampled = 0;
-        foreach (InferenceWork work in plan.Inference)
-        {
-            InferenceSequence sequence = _sequences[work.Id.Value];
-            sequence.Advance(work.Tokens, _pool);
-            if (sequence.Computed == sequence.Tokens.Count)
-            {
-                _model.Backend.Download(logits.Slice(sampled++, 1), _logits);
-                Commit(sequence, _sampler.Sample(_logits, sequence.Sampling, sequence.History));
-            }
-        }
-
-        foreach (ForwardWindow window in plan.Forward)
-        {
-            Jobs.CompleteWindow(window);
-        }
-    }
-
-    // Appends the token, delivers what became text, and ends the sequence where it must end.
-    private void Commit(InferenceSequence sequence, SampledToken token)
-    {
-        TimeSpan now = Now;
-        if (token.Fault != SamplingFault.None)
-        {
-            string detail = token.Fault == SamplingFault.NotFinite
-                ? "The model's logits are not finite."
-                : "The request's logit bias forbids every token.";
-            Finish(sequence, GeneratedToken.Failed(detail));
-            return;
-        }
-
-        TenantTable.Generated(sequence.Tenant);
-        sequence.Tokens.Add(token.TokenId);
-        sequence.History.AddGenerated(token.TokenId);
-        Counters.Observe(sequence, now);
-        MarkFirst(sequence, now);
-        sequence.LastTokenTime = now;
-
-        bool eos = !sequence.IgnoreEos && _eos.Contains(token.TokenId);
-
-        // The end of the sequence has no text, nor has a row of the head that pads the vocabulary.
-        bool hasText = !eos && _tokenizer is not null && _tokenizer.Contains(token.TokenId);
-        string text = hasText ? sequence.Stops.Append(sequence.Decoder!.Append(token.TokenId)) : string.Empty;
-        bool full = sequence.Tokens.Count >= sequence.TokensMax;
-        FinishReason? reason = eos || sequence.Stops.Stopped ? FinishReason.Stop : full ? FinishReason.Length : null;
-        if (reason is not null && !sequence.Stops.Stopped)
-        {
-            text += sequence.Stops.Append(sequence.Decoder?.Flush() ?? string.Empty);
-            text += sequence.Stops.Stopped ? string.Empty : sequence.Stops.Flush();
-        }
-
-        var item = new GeneratedToken
-        {
-            TokenId = token.TokenId,
-            Text = text,
-            LogProb = token.LogProb,
-            TopLogProbs = token.Alternatives ?? [],
-            FinishReason = reason,
-        };
-        if (reason is null)
-        {
-            sequence.Deliver(item);
-        }
-        else
-        {
-            Finish(sequence, item);
-        }
-    }
-
-    private void Finish(InferenceSequence sequence, GeneratedToken last)
-    {
-        Remove(sequence);
-        ObserveEnd(sequence);
-        sequence.Deliver(last);
-        sequence.CloseStream();
-        Counters.Finish(sequence, last.FinishReason!.Value, Now);
-    }
-
-    private void Remove(InferenceSequence sequence)
-    {
-        _sequences.Remove(sequence.Id.Value);
-        _tenants.Leave(sequence.Tenant, sequence.Phase == SequencePhase.Waiting);
-        sequence.Blocks.Release(_blocks);
-        sequence.Adapter?.Release();
-        sequence.End();
     }
 }

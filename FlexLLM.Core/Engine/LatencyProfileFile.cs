@@ -73,13 +73,17 @@ internal sealed class LatencyProfileFile(string folder, string key, ILogger logg
     /// <exception cref="InvalidFileException">The file is missing or is no profile.</exception>
     public static LatencyModel Read(string path) => Parse(new JsonFields(JsonFile.Load(path), path));
 
-    /// <summary>Writes the property "seconds": an object with a number for each term.</summary>
-    public static void WriteSeconds(Utf8JsonWriter json, in LatencyCoefficients coefficients)
+    /// <summary>Writes the properties that <see cref="Read"/> reads; an object may have others beside them.</summary>
+    public static void WriteModel(Utf8JsonWriter json, in LatencyModel model)
     {
+        json.WriteString("format", Format);
+        json.WriteNumber("version", Version);
+        json.WriteNumber("correction", model.Correction);
+        json.WriteNumber("tail", model.Tail);
         json.WriteStartObject("seconds");
         foreach (LatencyTerm term in Enum.GetValues<LatencyTerm>())
         {
-            json.WriteNumber(term.ToString(), coefficients[term]);
+            json.WriteNumber(term.ToString(), model.Coefficients[term]);
         }
 
         json.WriteEndObject();
@@ -118,12 +122,8 @@ internal sealed class LatencyProfileFile(string folder, string key, ILogger logg
     private void Write(Utf8JsonWriter json, LatencyModel model)
     {
         json.WriteStartObject();
-        json.WriteString("format", Format);
-        json.WriteNumber("version", Version);
         json.WriteString("key", key);
-        json.WriteNumber("correction", model.Correction);
-        json.WriteNumber("tail", model.Tail);
-        WriteSeconds(json, model.Coefficients);
+        WriteModel(json, model);
         json.WriteEndObject();
     }
 

@@ -106,6 +106,7 @@ internal sealed class StepTimer(ProfiledEngine engine)
                 }
             }
 
+            engine.Model.Backend.Synchronize();
             return (features, engine.Clock.GetElapsedTime(begun));
         }
         finally

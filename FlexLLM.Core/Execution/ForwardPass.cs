@@ -53,12 +53,27 @@ internal sealed class ForwardPass : IDisposable
     /// <summary>
     /// Runs all rows. Row i of the result holds the logits of the batch's i-th sampled row; valid until the next run.
     /// </summary>
-    public TensorSlice Run(TokenBatch batch)
+    public TensorSlice Run(TokenBatch batch) => Run(batch, isGivenUp: null)!.Value;
+
+    /// <summary>
+    /// Runs all rows, or stops before the attention of a layer when told to: null. What was written by then (keys and values, saved
+    /// rows) is written again when the same windows run again.
+    /// </summary>
+    public TensorSlice? Run(TokenBatch batch, Func<bool>? isGivenUp)
     {
         Check.That(batch.Rows > 0 && batch.Rows <= _workspace.RowsMax);
         IReadOnlyList<Instruction> body = _model.Program.Body;
         for (int i = 0; i < body.Count; i++)
         {
+            if (isGivenUp is not null && body[i].Op == OpKind.Attention)
+            {
+                _model.Backend.Synchronize();
+                if (isGivenUp())
+                {
+                    return null;
+                }
+            }
+
             Execute(body[i], batch);
             foreach (WindowRows window in batch.Windows)
             {

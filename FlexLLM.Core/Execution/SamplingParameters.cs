@@ -43,6 +43,9 @@ internal sealed record SamplingParameters
     /// <summary>Below this a division would only magnify rounding: the most probable token is taken.</summary>
     public bool IsGreedy => Temperature < 1e-5f;
 
+    /// <summary>Whether the token is that of the largest logit, and nothing else of them is wanted.</summary>
+    public bool IsArgMax => IsGreedy && LogitBias.Length == 0 && !CountsTokens && LogProbs is null;
+
     /// <summary>Whether the choice depends on which tokens came before, so that they must be counted.</summary>
     public bool CountsTokens => RepetitionPenalty != 1f || PresencePenalty != 0f || FrequencyPenalty != 0f;
 }

@@ -34,7 +34,12 @@ internal static class FinetunePolicy
     /// </summary>
     public static FinetuneBudget BudgetOf(EngineSnapshot now, in InferencePlan inference, StepLimits limits, in LatencyModel latency)
     {
-        TimeSpan own = now.Sequences.IsEmpty ? TimeSpan.Zero : latency.Predict(inference.Features);
+        if (now.Sequences.IsEmpty)
+        {
+            return new FinetuneBudget(limits.IdleFinetuningMax, Grows: false);
+        }
+
+        TimeSpan own = latency.Predict(inference.Features);
         var budget = new FinetuneBudget(own + limits.IdleStepMax, Grows: false);
         TimeSpan chunk = latency.Predict(inference.Features.WithInference(0, limits.PrefillChunkMin, sampled: 0));
         bool isStrict = false;
@@ -85,7 +90,7 @@ internal static class FinetunePolicy
     private static double Headroom(EngineSnapshot now, StepLimits limits)
     {
         double free = (double)now.FreeBlocks / now.TotalBlocks;
-        if (now.Sequences.IsEmpty || free >= limits.FreeBlocksShare)
+        if (free >= limits.FreeBlocksShare)
         {
             return 1.0;
         }

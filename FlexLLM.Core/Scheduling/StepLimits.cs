@@ -27,8 +27,17 @@ internal sealed record StepLimits
     /// </summary>
     public TimeSpan BackwardItemTimeMax { get; init; } = TimeSpan.FromMilliseconds(20);
 
-    /// <summary>Longest finetuning in a step that no deadline bounds: what a new arrival may have to wait.</summary>
+    /// <summary>What a new arrival may have to wait for finetuning that no deadline bounds: the longest such part of a step.</summary>
     public TimeSpan IdleStepMax { get; init; } = TimeSpan.FromMilliseconds(100);
+
+    /// <summary>
+    /// Whether an idle step is given up for a request that comes while less of its forward windows is done than is left. It may then take
+    /// twice <see cref="IdleStepMax"/>: nobody waits for more than half of it.
+    /// </summary>
+    public bool GivesUpWindows { get; init; }
+
+    /// <summary>Longest finetuning in a step while no request is there.</summary>
+    public TimeSpan IdleFinetuningMax => GivesUpWindows ? IdleStepMax * 2.0 : IdleStepMax;
 
     /// <summary>Most slack that one step may spend, in TPOT targets of the tightest request.</summary>
     public double SlackTargetsMax { get; init; } = 4.0;

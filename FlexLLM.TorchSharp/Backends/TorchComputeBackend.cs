@@ -33,6 +33,14 @@ internal sealed class TorchComputeBackend(
 
     public long? MemoryBytes => _bytesFree?.Value;
 
+    public void Synchronize()
+    {
+        if (!_context.OnHost)
+        {
+            torch.cuda.synchronize(_context.Device);
+        }
+    }
+
     /// <inheritdoc cref="TorchContext.IndexUploads"/>
     public long IndexUploads => _context.IndexUploads;
 
@@ -171,6 +179,8 @@ internal sealed class TorchComputeBackend(
 
     public void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits) =>
         LossOps.Logits(_context, x, rows, head, logits);
+
+    public void ArgMax(TensorSlice x, Span<int> columns) => LossOps.ArgMax(_context, x, columns);
 
     public void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses) =>

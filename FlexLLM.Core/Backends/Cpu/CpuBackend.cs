@@ -15,6 +15,10 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
 
     public long AllocatedBytes => _cpu.Memory.Bytes;
 
+    public void Synchronize()
+    {
+    }
+
     public long TensorBytes(int rows, int columns) => CpuTensor.BytesOf(rows, columns);
 
     public long WeightBytes(int outFeatures, int inFeatures, DType type) => CpuWeight.BytesOf(outFeatures, inFeatures, type);
@@ -161,6 +165,8 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
 
     public void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits) =>
         CrossEntropyOp.Logits(_cpu, x, rows, head, logits);
+
+    public void ArgMax(TensorSlice x, Span<int> columns) => CrossEntropyOp.ArgMax(x, columns);
 
     public void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses) =>

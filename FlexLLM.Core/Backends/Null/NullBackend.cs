@@ -30,6 +30,10 @@ internal partial class NullBackend(NullMachine machine, ManualClock clock, ulong
     /// <summary>Calls charged so far.</summary>
     public long Calls { get; private set; }
 
+    public virtual void Synchronize()
+    {
+    }
+
     public long TensorBytes(int rows, int columns) => NullTensor.BytesOf(rows, columns);
 
     public long WeightBytes(int outFeatures, int inFeatures, DType type) => NullWeight.BytesOf(outFeatures, inFeatures, type);
@@ -290,6 +294,17 @@ internal partial class NullBackend(NullMachine machine, ManualClock clock, ulong
         Check.That(BytesOf(x) >= 0);
         double read = 4.0 * rows.Length * x.Columns;
         Charge(rows.Length, 2 * Elements(logits) * head.InFeatures, read + BytesOf(head) + BytesOf(logits));
+    }
+
+    // The place of the single one in each row that a download would have.
+    public void ArgMax(TensorSlice x, Span<int> columns)
+    {
+        Check.That(columns.Length == x.Rows && x.Columns > 0);
+        for (int i = 0; i < columns.Length; i++)
+        {
+            Charge(1, 0, BytesOf(x.Slice(i, 1)));
+            columns[i] = _downloads.Next(x.Columns);
+        }
     }
 
     public void FusedLinearCrossEntropy(

@@ -1,0 +1,154 @@
+using System.Runtime.InteropServices;
+using FlexLLM.Backends;
+using FlexLLM.Execution;
+using FlexLLM.Primitives;
+using FlexLLM.Scheduling;
+
+namespace FlexLLM.Engine;
+
+/// <summary>One batch of a step: its rows, what becomes of the logits, and requests that end with it.</summary>
+internal sealed partial class EngineLoop
+{
+    // False where it was given up for a request.
+    private bool TryRunBatch(StepPlan plan, long begun, bool mayGiveUp)
+    {
+        _batch.Clear();
+        foreach (InferenceWork work in plan.Inference)
+        {
+            InferenceSequence sequence = _sequences[work.Id.Value];
+            int end = work.ContextLength + work.Tokens;
+            Check.That(sequence.Computed == work.ContextLength && end <= sequence.Tokens.Count);
+            Check.That(sequence.Blocks.EnsureCapacity(end, _blocks), "the plan admits only what the pool holds");
+            _batch.AddInference(
+                CollectionsMarshal.AsSpan(sequence.Tokens).Slice(work.ContextLength, work.Tokens), work.ContextLength, _pool.Cache,
+                sequence.Blocks.Blocks, sequence.Adapter?.Weights, sampled: end == sequence.Tokens.Count ? 1 : 0);
+        }
+
+        foreach (ForwardWindow window in plan.Forward)
+        {
+            Jobs.AddWindow(window, _batch);
+        }
+
+        if (_batch.Rows == 0)
+        {
+            return true;
+        }
+
+        Func<bool>? isGivenUp = null;
+        if (mayGiveUp)
+        {
+            TimeSpan half = Latency.Expect(plan.Features.WithoutBackward()) / 2.0;
+            isGivenUp = () => _inbox.HasRequests && _clock.GetElapsedTime(begun) < half;
+        }
+
+        if (_forward.Run(_batch, isGivenUp) is not TensorSlice logits)
+        {
+            return false;
+        }
+
+        Span<int> best = _best.AsSpan(0, logits.Rows);
+        if (plan.Inference.Any(work => _sequences[work.Id.Value].Sampling.IsArgMax))
+        {
+            _model.Backend.ArgMax(logits, best);
+        }
+
+        int sampled = 0;
+        foreach (InferenceWork work in plan.Inference)
+        {
+            InferenceSequence sequence = _sequences[work.Id.Value];
+            sequence.Advance(work.Tokens, _pool);
+            if (sequence.Computed == sequence.Tokens.Count)
+            {
+                Commit(sequence, Choose(sequence, best[sampled], logits.Slice(sampled++, 1)));
+            }
+        }
+
+        foreach (ForwardWindow window in plan.Forward)
+        {
+            Jobs.CompleteWindow(window);
+        }
+
+        return true;
+    }
+
+    // Only where more than the largest is wanted, or there is none, do logits leave the device.
+    private SampledToken Choose(InferenceSequence sequence, int best, TensorSlice logits)
+    {
+        if (sequence.Sampling.IsArgMax && best >= 0)
+        {
+            return new SampledToken(best, SamplingFault.None);
+        }
+
+        _model.Backend.Download(logits, _logits);
+        return _sampler.Sample(_logits, sequence.Sampling, sequence.History);
+    }
+
+    // Appends the token, delivers what became text, and ends the sequence where it must end.
+    private void Commit(InferenceSequence sequence, SampledToken token)
+    {
+        TimeSpan now = Now;
+        if (token.Fault != SamplingFault.None)
+        {
+            string detail = token.Fault == SamplingFault.NotFinite
+                ? "The model's logits are not finite."
+                : "The request's logit bias forbids every token.";
+            Finish(sequence, GeneratedToken.Failed(detail));
+            return;
+        }
+
+        TenantTable.Generated(sequence.Tenant);
+        sequence.Tokens.Add(token.TokenId);
+        sequence.History.AddGenerated(token.TokenId);
+        Counters.Observe(sequence, now);
+        MarkFirst(sequence, now);
+        sequence.LastTokenTime = now;
+
+        bool eos = !sequence.IgnoreEos && _eos.Contains(token.TokenId);
+
+        // The end of the sequence has no text, nor has a row of the head that pads the vocabulary.
+        bool hasText = !eos && _tokenizer is not null && _tokenizer.Contains(token.TokenId);
+        string text = hasText ? sequence.Stops.Append(sequence.Decoder!.Append(token.TokenId)) : string.Empty;
+        bool full = sequence.Tokens.Count >= sequence.TokensMax;
+        FinishReason? reason = eos || sequence.Stops.Stopped ? FinishReason.Stop : full ? FinishReason.Length : null;
+        if (reason is not null && !sequence.Stops.Stopped)
+        {
+            text += sequence.Stops.Append(sequence.Decoder?.Flush() ?? string.Empty);
+            text += sequence.Stops.Stopped ? string.Empty : sequence.Stops.Flush();
+        }
+
+        var item = new GeneratedToken
+        {
+            TokenId = token.TokenId,
+            Text = text,
+            LogProb = token.LogProb,
+            TopLogProbs = token.Alternatives ?? [],
+            FinishReason = reason,
+        };
+        if (reason is null)
+        {
+            sequence.Deliver(item);
+        }
+        else
+        {
+            Finish(sequence, item);
+        }
+    }
+
+    private void Finish(InferenceSequence sequence, GeneratedToken last)
+    {
+        Remove(sequence);
+        ObserveEnd(sequence);
+        sequence.Deliver(last);
+        sequence.CloseStream();
+        Counters.Finish(sequence, last.FinishReason!.Value, Now);
+    }
+
+    private void Remove(InferenceSequence sequence)
+    {
+        _sequences.Remove(sequence.Id.Value);
+        _tenants.Leave(sequence.Tenant, sequence.Phase == SequencePhase.Waiting);
+        sequence.Blocks.Release(_blocks);
+        sequence.Adapter?.Release();
+        sequence.End();
+    }
+}
