@@ -11,13 +11,19 @@ namespace FlexLLM.Benchmarks.Simulation;
 /// </summary>
 /// <param name="times">What the parts take.</param>
 /// <param name="layers">Layers of the stand-in.</param>
-/// <param name="machine">How much steps differ by chance.</param>
+/// <param name="jitter">Deviation of the logarithm of a part's time; short parts that follow each other share their chance.</param>
 /// <param name="clock">The clock that it moves.</param>
 /// <param name="seed">Seed of the chance.</param>
-internal sealed class SimulatedBackend(StepTimes times, int layers, NullMachine machine, ManualClock clock, ulong seed)
-    : NullBackend(machine, clock, seed)
+internal sealed class SimulatedBackend(StepTimes times, int layers, double jitter, ManualClock clock, ulong seed)
+    : NullBackend(new NullMachine { FlopsPerSecond = 1, BytesPerSecond = 1 }, clock, seed)
 {
+    private const double JitterSeconds = 10e-3;
+
+    private SeededRandom _chance = new(~seed);
+    private double _slowness = 1.0;
+    private double _slownessSecondsLeft;
     private StepPlan? _plan;
+    private double _layerSeconds;
     private int _items;
 
     /// <summary>The plan that the engine carries out; null before its first step.</summary>
@@ -38,14 +44,27 @@ internal sealed class SimulatedBackend(StepTimes times, int layers, NullMachine 
         if (!ReferenceEquals(plan, _plan))
         {
             (_plan, _items) = (plan, 0);
+            _layerSeconds = plan.Features.BatchRows > 0 ? ByChance(times.Batch(plan)) / layers : 0;
         }
 
         if (operation == nameof(AppendKv))
         {
-            return times.Batch(plan) / layers;
+            return _layerSeconds;
         }
 
         Check.That(_items < plan.Backward.Length, "one bypass an item");
-        return times.Item(plan, _items++);
+        return ByChance(times.Item(plan, _items++));
+    }
+
+    private double ByChance(double seconds)
+    {
+        if (_slownessSecondsLeft <= 0)
+        {
+            _slowness = Math.Exp(jitter * _chance.NextGaussian());
+            _slownessSecondsLeft = JitterSeconds;
+        }
+
+        _slownessSecondsLeft -= seconds * _slowness;
+        return seconds * _slowness;
     }
 }
