@@ -12,6 +12,8 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     public virtual long? MemoryBytes => inner.MemoryBytes;
 
+    public virtual string? PeerKind => inner.PeerKind;
+
     public virtual void Synchronize() => inner.Synchronize();
 
     protected IComputeBackend Inner => inner;
@@ -53,6 +55,9 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
     public virtual void Download(TensorSlice source, Span<float> destination) => inner.Download(source, destination);
 
     public virtual void Copy(TensorSlice source, TensorSlice destination) => inner.Copy(source, destination);
+
+    public virtual void ReadPeer(TensorSlice source, Rectangle from, TensorSlice destination, Rectangle to, bool accumulate) =>
+        inner.ReadPeer(source, from, destination, to, accumulate);
 
     public virtual void Zero(TensorSlice destination) => inner.Zero(destination);
 

@@ -20,4 +20,11 @@ internal static class TestDevice
     public static ComputeDevice Of(int threads = 1) => ComputeDevice.Cpu(threads);
 
     public static IComputeBackend CreateBackend(int threads = 1) => Of(threads).CreateBackend();
+
+    /// <summary>The device of one rank of a group.</summary>
+    public static IComputeBackend CreateRank(int rank)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(rank);
+        return CreateBackend();
+    }
 }

@@ -43,6 +43,12 @@ internal interface IComputeBackend : IDisposable
     /// </summary>
     bool IsOutOfMemory(Exception fault) => fault is OutOfMemoryException;
 
+    /// <summary>
+    /// Backends of one kind read each other's tensors where they lie (<see cref="ReadPeer"/>); null where values of another backend come
+    /// through the host alone.
+    /// </summary>
+    string? PeerKind => null;
+
     /// <summary>What a tensor of that shape holds, in bytes. Like all told sizes it is exact and allocates nothing.</summary>
     long TensorBytes(int rows, int columns);
 
@@ -104,6 +110,18 @@ internal interface IComputeBackend : IDisposable
 
     /// <summary>destination = source (equal shapes), bit by bit: <see cref="Pack"/> makes patterns that look like NaN.</summary>
     void Copy(TensorSlice source, TensorSlice destination);
+
+    /// <summary>
+    /// destination (+)= source, element by element: a rectangle of this backend's tensor and one of the same shape in a tensor of another
+    /// backend of this <see cref="PeerKind"/>, or of this one. Sums are F32, copies keep all bits; the rectangles must not overlap.
+    /// </summary>
+    /// <remarks>
+    /// The two backends have a thread each, and the threads meet before the call and after it. What the source's backend was called for
+    /// before they met is read, however late its device computes it; what it is called for after they met again comes after the reading.
+    /// In between the other thread may not write there, but may read and may call its backend for anything else.
+    /// </remarks>
+    void ReadPeer(TensorSlice source, Rectangle from, TensorSlice destination, Rectangle to, bool accumulate) =>
+        throw new NotSupportedException($"Values of other backends come to {Name} through the host.");
 
     /// <summary>destination = 0.</summary>
     void Zero(TensorSlice destination);

@@ -44,6 +44,9 @@ internal sealed class TorchComputeBackend(
     /// <inheritdoc cref="TorchContext.IndexUploads"/>
     public long IndexUploads => _context.IndexUploads;
 
+    // Between the memories of host and GPU a copy waits on the host, as one by way of the host does.
+    public string? PeerKind => _context.OnHost ? "torch cpu" : "torch cuda";
+
     public bool IsOutOfMemory(Exception fault) => MemoryFault.Is(fault);
 
     public long TensorBytes(int rows, int columns) => TorchTensor.BytesOf(rows, columns);
@@ -94,6 +97,9 @@ internal sealed class TorchComputeBackend(
     public void Download(TensorSlice source, Span<float> destination) => _context.Download(source, destination);
 
     public void Copy(TensorSlice source, TensorSlice destination) => ElementwiseOps.Copy(source, destination);
+
+    public void ReadPeer(TensorSlice source, Rectangle from, TensorSlice destination, Rectangle to, bool accumulate) =>
+        PeerOps.Read(_context, source, from, destination, to, accumulate);
 
     public void Zero(TensorSlice destination) => ElementwiseOps.Zero(destination);
 

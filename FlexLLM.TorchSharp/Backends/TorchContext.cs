@@ -76,6 +76,10 @@ internal sealed class TorchContext : IDisposable
     /// <summary>The elements of a slice as a tensor [rows, columns] on the same memory; of the scope that is open.</summary>
     public static Tensor Of(TensorSlice slice) => ((TorchTensor)slice.Tensor).Part(slice.Start, slice.Rows);
 
+    /// <summary>A rectangle inside a slice as a tensor [rows, columns] on the same memory; of the scope that is open.</summary>
+    public static Tensor Of(TensorSlice slice, Rectangle place) => ((TorchTensor)slice.Tensor).Part(
+        place with { Start = ((long)slice.Start * slice.Columns) + place.Start });
+
     /// <summary>destination (+)= values, of one shape.</summary>
     public static void Store(Tensor values, Tensor destination, bool accumulate)
     {

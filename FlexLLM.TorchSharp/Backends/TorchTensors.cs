@@ -34,10 +34,13 @@ internal sealed class TorchTensor : DeviceTensor
     public static long BytesOf(int rows, int columns) => (long)rows * columns * sizeof(float);
 
     /// <summary>Rows [start, start + count) as a tensor [count, Columns] of the scope that is open.</summary>
-    public Tensor Part(int start, int count)
+    public Tensor Part(int start, int count) => Part(new Rectangle((long)start * Columns, count, Columns, Columns));
+
+    /// <summary>A rectangle as a tensor of the scope that is open.</summary>
+    public Tensor Part(Rectangle place)
     {
         Check.That(_owner._memory is not null);
-        return _owner._memory.Tensor.as_strided([count, Columns], [Columns, 1], _offset + ((long)start * Columns));
+        return _owner._memory.Tensor.as_strided([place.Rows, place.Columns], [place.Stride, 1], _offset + place.Start);
     }
 
     public override void Dispose()

@@ -1,15 +1,18 @@
 using FlexLLM.Backends;
 using FlexLLM.Backends.Group;
 using FlexLLM.Primitives;
+using FlexLLM.Tests.Contracts;
+using FlexLLM.Tests.Support;
 using FsCheck;
 using FsCheck.Fluent;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Backends.Group;
 
-/// <summary>Each collective against its plain definition, bit for bit.</summary>
-[TestFixture]
-internal sealed class CollectiveTests
+/// <summary>Each collective against its plain definition, bit for bit, from memory to memory and through the host.</summary>
+[DeviceFixture(true)]
+[DeviceFixture(false)]
+internal sealed class CollectiveTests(bool isDirect)
 {
     private static readonly int[] RowCounts = [0, 1, 2, 3, 7, 33];
 
@@ -64,11 +67,11 @@ internal sealed class CollectiveTests
     }
 
     [Test]
-    public void Calls_BackToBack_DoNotDisturbEachOther()
+    public void Calls_BackToBack_DoNotDisturbEachOther([Values] bool oneIsSlow)
     {
         const int Calls = 500;
         const int Rows = 6;
-        _rig = new GroupRig(3);
+        _rig = new GroupRig(3, isDirect, (rank, inner) => oneIsSlow && rank == 1 ? new Hesitant(inner) : inner);
         int wrong = 0;
         _rig.Run(communicator =>
         {
@@ -121,7 +124,7 @@ internal sealed class CollectiveTests
 
     private bool Agree((int Ranks, int Rows, int Width, int Seed) input, bool isControl)
     {
-        using GroupRig rig = _rig = new GroupRig(input.Ranks);
+        using GroupRig rig = _rig = new GroupRig(input.Ranks, isDirect);
         var random = new SeededRandom((ulong)input.Seed);
         Piece[] partials = [.. Enumerable.Range(0, input.Ranks)
             .Select(_ => Piece.Random(input.Rows, input.Width * input.Ranks, ref random))];
@@ -138,7 +141,7 @@ internal sealed class CollectiveTests
 
     private Piece[] Partials(int ranks, int rows, int columns)
     {
-        _rig = new GroupRig(ranks);
+        _rig = new GroupRig(ranks, isDirect);
         var random = new SeededRandom((ulong)((rows * 10) + ranks));
         return [.. Enumerable.Range(0, ranks).Select(_ => Piece.Random(rows, columns, ref random))];
     }
@@ -168,4 +171,30 @@ internal sealed class CollectiveTests
 
     private delegate void CollectiveCall(
         Communicator communicator, TensorSlice source, TensorSlice destination);
+
+    /// <summary>Lets the others run ahead, if they can, before it reads or takes anything.</summary>
+    private sealed class Hesitant(IComputeBackend inner) : DelegatingBackend(inner)
+    {
+        private int _calls;
+
+        public override void ReadPeer(TensorSlice source, Rectangle from, TensorSlice destination, Rectangle to, bool accumulate)
+        {
+            Hesitate();
+            Inner.ReadPeer(source, from, destination, to, accumulate);
+        }
+
+        public override void Upload(ReadOnlySpan<float> source, TensorSlice destination)
+        {
+            Hesitate();
+            Inner.Upload(source, destination);
+        }
+
+        private void Hesitate()
+        {
+            if (_calls++ % 16 == 0)
+            {
+                SpinWait.SpinUntil(() => false, 1);
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 using FlexLLM.Backends;
-using FlexLLM.Backends.Cpu;
 using FlexLLM.Backends.Group;
 using FlexLLM.Primitives;
+using FlexLLM.Tests.Contracts;
 using FlexLLM.Tests.Support;
 using NUnit.Framework;
 
@@ -40,19 +40,24 @@ internal sealed record Piece(int Rows, int Columns, float[] Values)
     public int[] Bits => Array.ConvertAll(Values, BitConverter.SingleToInt32Bits);
 }
 
-/// <summary>A group of CPU backends with one thread each; what hangs is a failure.</summary>
+/// <summary>A group on the ranks of the <see cref="TestDevice"/>; what hangs is a failure.</summary>
 internal sealed class GroupRig : IDisposable
 {
     private readonly IComputeBackend[] _backends;
 
-    public GroupRig(int ranks, Func<int, IComputeBackend, IComputeBackend>? wrap = null)
+    /// <param name="ranks">How many.</param>
+    /// <param name="isDirect">Whether they read each other's memory, or values go through the host.</param>
+    /// <param name="wrap">Puts something around a rank's backend.</param>
+    public GroupRig(int ranks, bool isDirect = true, Func<int, IComputeBackend, IComputeBackend>? wrap = null)
     {
         _backends = [.. Enumerable.Range(0, ranks).Select(rank =>
         {
-            IComputeBackend backend = new CpuBackend(threads: 1);
+            IComputeBackend backend = TestDevice.CreateRank(rank);
+            backend = isDirect ? backend : new OwnMemoryOnly(backend);
             return wrap is null ? backend : wrap(rank, backend);
         })];
         Group = new InProcessGroup(_backends);
+        Assert.That(Group.IsDirect, Is.EqualTo(isDirect));
     }
 
     public InProcessGroup Group { get; }
@@ -126,6 +131,12 @@ internal sealed class GroupRig : IDisposable
         (int rows, int columns) = (tensor.Rows - 2, tensor.Columns);
         Assert.That(values[..columns].Concat(values[^columns..]), Is.All.NaN, "guard rows");
         return new Piece(rows, columns, values[columns..^columns]);
+    }
+
+    /// <summary>Reads nobody else's memory.</summary>
+    public sealed class OwnMemoryOnly(IComputeBackend inner) : DelegatingBackend(inner)
+    {
+        public override string? PeerKind => null;
     }
 
     private static TensorSlice Inside(DeviceTensor tensor) => tensor.Slice(1, tensor.Rows - 2);

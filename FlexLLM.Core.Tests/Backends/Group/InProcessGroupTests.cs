@@ -8,13 +8,14 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Backends.Group;
 
 /// <summary>What happens when ranks fail, disagree, stop early, are cancelled or disposed: everyone hears of it, nobody hangs.</summary>
-[TestFixture]
-internal sealed class InProcessGroupTests
+[DeviceFixture(true)]
+[DeviceFixture(false)]
+internal sealed class InProcessGroupTests(bool isDirect)
 {
     [Test]
     public void Run_RankThrows_TheOthersNameItAndItsExceptionIsThrown([Values(2, 3, 4)] int ranks, [Values] bool last)
     {
-        using GroupRig rig = new(ranks);
+        using GroupRig rig = new(ranks, isDirect);
         int thrower = last ? ranks - 1 : 0;
         Exception?[] seen = Watch(rig, (communicator, x) =>
         {
@@ -45,7 +46,7 @@ internal sealed class InProcessGroupTests
     [Test]
     public void Run_BackendThrowsInsideACollective_FailsOnAllRanks()
     {
-        using GroupRig rig = new(3, (rank, inner) => rank == 1 ? new NoDownload(inner) : inner);
+        using GroupRig rig = new(3, isDirect, (rank, inner) => rank == 1 ? new Unreadable(inner) : inner);
 
         Exception?[] seen = Watch(rig, (communicator, x) => communicator.AllReduce(x), out Exception? thrown);
 
@@ -57,7 +58,7 @@ internal sealed class InProcessGroupTests
     [Test]
     public void Run_DifferentOperation_FailsOnAllRanks()
     {
-        using GroupRig rig = new(3);
+        using GroupRig rig = new(3, isDirect);
         Exception?[] seen = Watch(rig, (communicator, x) =>
         {
             if (communicator.Rank == 2)
@@ -78,7 +79,7 @@ internal sealed class InProcessGroupTests
     [Test]
     public void Run_DifferentShape_FailsOnAllRanks()
     {
-        using GroupRig rig = new(2);
+        using GroupRig rig = new(2, isDirect);
         Exception?[] seen = Watch(rig, (communicator, x) => communicator.AllReduce(x.Slice(0, 3 + communicator.Rank)), out _);
 
         Assert.That(seen, Is.All.TypeOf<FlexLlmException>());
@@ -88,7 +89,7 @@ internal sealed class InProcessGroupTests
     [Test]
     public void Run_PartOfTheWrongShape_BreaksAnInvariantOnThatRankAndFailsTheOthers()
     {
-        using GroupRig rig = new(2);
+        using GroupRig rig = new(2, isDirect);
         Exception?[] seen = Watch(
             rig, (communicator, x) => communicator.AllGatherRows(x.Slice(0, communicator.Rank == 1 ? 2 : 3), x), out Exception? thrown);
 
@@ -99,7 +100,7 @@ internal sealed class InProcessGroupTests
     [Test]
     public void Run_RankReturnsEarly_TheOthersAreTold([Values] bool whileTheyWait)
     {
-        using GroupRig rig = new(3);
+        using GroupRig rig = new(3, isDirect);
         Exception?[] seen = Watch(rig, (communicator, x) =>
         {
             if (communicator.Rank == 1)
@@ -119,7 +120,7 @@ internal sealed class InProcessGroupTests
     [Test]
     public void Run_Cancelled_WakesTheWaitingRanks()
     {
-        using GroupRig rig = new(2);
+        using GroupRig rig = new(2, isDirect);
         using CancellationTokenSource source = new();
         Exception? thrown = null;
         try
@@ -153,7 +154,7 @@ internal sealed class InProcessGroupTests
     [Test]
     public async Task Dispose_WhileARankWaits_EndsTheRun()
     {
-        using GroupRig rig = new(2);
+        using GroupRig rig = new(2, isDirect);
         TaskCompletionSource waits = new(TaskCreationOptions.RunContinuationsAsynchronously);
         using ManualResetEventSlim disposed = new(false);
         Task run = Task.Run(() => rig.Group.Run(communicator =>
@@ -181,7 +182,7 @@ internal sealed class InProcessGroupTests
     [Test]
     public void Run_ManyTimes_KeepsTheThreadOfEachRank()
     {
-        using GroupRig rig = new(4);
+        using GroupRig rig = new(4, isDirect);
         int[] threads = new int[4];
         for (int i = 0; i < 300; i++)
         {
@@ -196,10 +197,11 @@ internal sealed class InProcessGroupTests
         Assert.That(threads, Is.Unique);
     }
 
+    [ManagedOnly("what passes between ranks is no object")]
     [Test]
     public void Collective_SteadyState_AllocatesNothing()
     {
-        using GroupRig rig = new(2);
+        using GroupRig rig = new(2, isDirect);
         long[] allocated = new long[2];
         rig.Run(communicator =>
         {
@@ -249,8 +251,11 @@ internal sealed class InProcessGroupTests
         return seen;
     }
 
-    private sealed class NoDownload(IComputeBackend inner) : DelegatingBackend(inner)
+    private sealed class Unreadable(IComputeBackend inner) : DelegatingBackend(inner)
     {
         public override void Download(TensorSlice source, Span<float> destination) => throw new IOException("planted");
+
+        public override void ReadPeer(TensorSlice source, Rectangle from, TensorSlice destination, Rectangle to, bool accumulate) =>
+            throw new IOException("planted");
     }
 }

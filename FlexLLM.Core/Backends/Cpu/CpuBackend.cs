@@ -15,6 +15,8 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
 
     public long AllocatedBytes => _cpu.Memory.Bytes;
 
+    public string? PeerKind => "cpu";
+
     public void Synchronize()
     {
     }
@@ -77,6 +79,9 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
         long bytes = (long)source.Rows * source.Columns * sizeof(float);
         Buffer.MemoryCopy(CpuTensor.Of(source), CpuTensor.Of(destination), bytes, bytes);
     }
+
+    public void ReadPeer(TensorSlice source, Rectangle from, TensorSlice destination, Rectangle to, bool accumulate) =>
+        Rectangle.Move(CpuTensor.SpanOf(source), from, CpuTensor.SpanOf(destination), to, accumulate);
 
     public void Zero(TensorSlice destination)
     {

@@ -54,6 +54,9 @@ internal sealed unsafe class CpuTensor : DeviceTensor
     public static float* Of(TensorSlice slice) =>
         ((CpuTensor)slice.Tensor).Data + ((long)slice.Start * slice.Columns);
 
+    /// <summary>Elements of a slice, row by row.</summary>
+    public static Span<float> SpanOf(TensorSlice slice) => new(Of(slice), checked(slice.Rows * slice.Columns));
+
     public override void Dispose()
     {
         if (!_isView)

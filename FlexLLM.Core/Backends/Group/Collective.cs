@@ -18,6 +18,14 @@ internal enum CollectiveKind
 internal readonly record struct Block(Shard Rows, Shard Columns)
 {
     public Block Intersect(Block other) => new(Rows.Intersect(other.Rows), Columns.Intersect(other.Columns));
+
+    /// <summary>Where a part of this block lies in memory that holds the block.</summary>
+    public Rectangle Locate(Block part)
+    {
+        int stride = Columns.Count;
+        long start = ((long)(part.Rows.Start - Rows.Start) * stride) + part.Columns.Start - Columns.Start;
+        return new Rectangle(start, part.Rows.Count, part.Columns.Count, stride);
+    }
 }
 
 /// <summary>

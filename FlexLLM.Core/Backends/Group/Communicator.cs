@@ -6,8 +6,8 @@ namespace FlexLLM.Backends.Group;
 /// One rank's view of a group of devices that work on the same batch: the collectives that a parallel plan is lowered to. All
 /// ranks make the same calls in the same order, each on tensors of its own backend and from one thread at a time. Rank r of p
 /// has rows [rows r / p, rows (r + 1) / p) of a value cut by rows, which may be none, and an even slice of one cut by columns
-/// (<see cref="Shard"/>). A destination must not overlap its source. A call returns when the rank's own destination is
-/// written; a call that fails on one rank fails on all.
+/// (<see cref="Shard"/>). A destination must not overlap its source. When a call returns, the rank's backend may be called to read its
+/// destination and to write its source again; a call that fails on one rank fails on all.
 /// </summary>
 /// <remarks>
 /// A sum takes the ranks in ascending order for every element, if the implementation promises bits: repeated runs agree, all

@@ -1,30 +1,31 @@
-using System.Numerics.Tensors;
-using FlexLLM.Primitives;
-
 namespace FlexLLM.Backends.Group;
 
 /// <summary>
-/// A group whose ranks are threads of this process, each with a backend of its own kind; values travel through host memory, so
-/// any backend will do. Sums take the ranks in ascending order for every element. A rank that throws fails the group for good:
-/// the others get a <see cref="FlexLlmException"/> that names it instead of waiting.
+/// A group whose ranks are threads of this process, each with a backend of its own. Backends of one
+/// <see cref="IComputeBackend.PeerKind"/> read each other's memory; values of others travel through the host, so any backend will do.
+/// Sums take the ranks in ascending order for every element, with the same bits either way. A rank that throws fails the group for
+/// good: the others get a <see cref="FlexLlmException"/> that names it instead of waiting.
 /// </summary>
 internal sealed class InProcessGroup : IDisposable
 {
     private readonly RankBarrier _barrier;
     private readonly RankThreads _threads;
     private readonly Member[] _members;
-    private readonly float[][] _sums = [[], []];
 
     /// <summary>A group with a rank for each backend. The caller keeps the backends and disposes them after the group.</summary>
     public InProcessGroup(IReadOnlyList<IComputeBackend> backends)
     {
         ArgumentOutOfRangeException.ThrowIfZero(backends.Count);
         _barrier = new RankBarrier(backends.Count);
-        _members = [.. backends.Select((backend, rank) => new Member(this, backend, rank, backends.Count))];
+        RankPort[] ports = RankPort.Of(backends);
+        _members = [.. backends.Select((backend, rank) => new Member(this, backend, ports[rank], rank, backends.Count))];
         _threads = new RankThreads(backends.Count);
     }
 
     public int Ranks => _members.Length;
+
+    /// <summary>The ranks read each other's memory, without the host between them.</summary>
+    public bool IsDirect => _members[0].IsDirect;
 
     public Communicator this[int rank] => _members[rank];
 
@@ -58,6 +59,11 @@ internal sealed class InProcessGroup : IDisposable
     {
         _barrier.Fail("The group has been disposed.", null);
         _threads.Dispose();
+        _barrier.WaitForReaders();
+        foreach (Member member in _members)
+        {
+            member.Close();
+        }
     }
 
     private void Ended(int rank, Exception? failure)
@@ -72,20 +78,24 @@ internal sealed class InProcessGroup : IDisposable
         }
     }
 
-    private IEnumerable<string> Calls(int slot) => _members.Select(member => $"rank {member.Rank} {member.Call(slot)}");
+    private IEnumerable<string> Calls() => _members.Select(member => $"rank {member.Rank} {member.Call}");
 
     /// <summary>
-    /// Posts what a rank brings, meets the others, and reads theirs. Buffers alternate between two slots: whoever posts a call has
-    /// met the others in the call before, and they came there after reading the one before that.
+    /// Every call meets twice: after the first time what was posted may be read, after the second it may be written again. An all-reduce
+    /// meets between its halves: then all have read what was posted, and the shares of the sum may be read; they are written again after
+    /// the first meeting of a later call, to which whoever reads them comes afterwards.
     /// </summary>
-    private sealed class Member(InProcessGroup group, IComputeBackend backend, int rank, int ranks) : Communicator(rank, ranks)
+    private sealed class Member(InProcessGroup group, IComputeBackend backend, RankPort port, int rank, int ranks)
+        : Communicator(rank, ranks)
     {
-        private readonly float[][] _sent = [[], []];
-        private readonly Collective[] _calls = new Collective[2];
-        private float[] _received = [];
-        private int _slot;
+        private TensorSlice _posted;
+        private TensorSlice _share;
 
-        public Collective Call(int slot) => _calls[slot];
+        public bool IsDirect => port is DevicePort;
+
+        public Collective Call { get; private set; }
+
+        public void Close() => port.Dispose();
 
         protected override void Run(in Collective call, TensorSlice source, TensorSlice destination)
         {
@@ -105,49 +115,28 @@ internal sealed class InProcessGroup : IDisposable
             catch (Exception e)
             {
                 group._barrier.Fail(Rank, e);
+                group._barrier.WaitForReaders();
                 throw;
             }
         }
 
         private void Exchange(in Collective call, TensorSlice source, TensorSlice destination)
         {
-            Post(call, source);
+            (_posted, Call) = (port.Post(source), call);
             group._barrier.Meet(Rank);
             CheckCalls(call);
             if (call.Kind == CollectiveKind.AllReduce)
             {
-                // Each rank sums one stretch of elements for all.
-                int length = call.Rows * call.Columns;
-                Shard mine = Shard.Of(length, Rank, Ranks);
-                SumInRankOrder(new Block(Shard.All(1), mine), length, group._sums[_slot].AsSpan(mine.Start, mine.Count));
+                // Each rank sums a share of the elements for all: a reduce-scatter, then an all-gather, of one column.
+                int length = checked(call.Rows * call.Columns);
+                ReadShare(new Collective(CollectiveKind.ReduceScatterRows, length, 1));
                 group._barrier.Meet(Rank);
-                backend.Upload(group._sums[_slot].AsSpan(0, length), destination);
+                ReadAll(new Collective(CollectiveKind.AllGatherRows, length, 1), destination, ofShares: true);
             }
             else
             {
-                Block block = call.DestinationOf(Rank, Ranks);
-                Span<float> received = Sized(ref _received, destination);
-                if (call.Sums)
-                {
-                    SumInRankOrder(block, call.Columns, received);
-                }
-                else
-                {
-                    CopyBlocks(call, block, received);
-                }
-
-                backend.Upload(received, destination);
-            }
-        }
-
-        private void Post(in Collective call, TensorSlice source)
-        {
-            _slot ^= 1;
-            _calls[_slot] = call;
-            backend.Download(source, Sized(ref _sent[_slot], source));
-            if (call.Kind == CollectiveKind.AllReduce && Rank == 0)
-            {
-                Sized(ref group._sums[_slot], source);
+                ReadAll(call, destination, ofShares: false);
+                group._barrier.Meet(Rank);
             }
         }
 
@@ -156,55 +145,45 @@ internal sealed class InProcessGroup : IDisposable
         {
             foreach (Member other in group._members)
             {
-                if (other.Call(_slot) != call)
+                if (other.Call != call)
                 {
-                    group._barrier.Fail($"The ranks make different calls: {string.Join(", ", group.Calls(_slot))}.", null);
+                    group._barrier.Fail($"The ranks make different calls: {string.Join(", ", group.Calls())}.", null);
                     group._barrier.ThrowIfFailed();
                 }
             }
         }
 
-        /// <summary>A block of the sum of what all posted, each a whole of <paramref name="columns"/> columns.</summary>
-        private void SumInRankOrder(Block block, int columns, Span<float> sum)
+        private void ReadShare(in Collective call)
         {
-            for (int i = 0; i < block.Rows.Count; i++)
-            {
-                int first = ((block.Rows.Start + i) * columns) + block.Columns.Start;
-                Span<float> row = sum.Slice(i * block.Columns.Count, block.Columns.Count);
-                group._members[0].Sent(_slot, first, row.Length).CopyTo(row);
-                for (int from = 1; from < Ranks; from++)
-                {
-                    TensorPrimitives.Add(row, group._members[from].Sent(_slot, first, row.Length), row);
-                }
-            }
+            using RankBarrier.Reading reading = group._barrier.StartReading();
+            _share = port.Room(call.DestinationOf(Rank, Ranks).Rows.Count);
+            Read(call, _share, ofShares: false);
         }
 
-        private void CopyBlocks(in Collective call, Block block, Span<float> received)
+        private void ReadAll(in Collective call, TensorSlice destination, bool ofShares)
         {
-            foreach (Member from in group._members)
-            {
-                Block source = call.SourceOf(from.Rank, Ranks);
-                Block common = source.Intersect(block);
-                for (int row = common.Rows.Start; row < common.Rows.End; row++)
-                {
-                    int sent = ((row - source.Rows.Start) * source.Columns.Count) + common.Columns.Start - source.Columns.Start;
-                    int at = ((row - block.Rows.Start) * block.Columns.Count) + common.Columns.Start - block.Columns.Start;
-                    from.Sent(_slot, sent, common.Columns.Count).CopyTo(received[at..]);
-                }
-            }
+            using RankBarrier.Reading reading = group._barrier.StartReading();
+            Read(call, port.Target(destination), ofShares);
+            port.Deliver(destination);
         }
 
-        private ReadOnlySpan<float> Sent(int slot, int start, int count) => _sent[slot].AsSpan(start, count);
-
-        private static Span<float> Sized(ref float[] buffer, TensorSlice slice)
+        /// <summary>Takes this rank's block of the call, from all ranks in ascending order.</summary>
+        private void Read(in Collective call, TensorSlice target, bool ofShares)
         {
-            int length = checked(slice.Rows * slice.Columns);
-            if (buffer.Length < length)
+            Block takes = call.DestinationOf(Rank, Ranks);
+            foreach (Member other in group._members)
             {
-                buffer = new float[length];
+                Block brings = call.SourceOf(other.Rank, Ranks);
+                Block common = brings.Intersect(takes);
+                (Rectangle from, Rectangle to) = (brings.Locate(common), takes.Locate(common));
+                if (!from.IsEmpty)
+                {
+                    bool isOneRow = from.IsDense && to.IsDense;
+                    port.Read(
+                        ofShares ? other._share : other._posted, isOneRow ? from.AsOneRow() : from, target,
+                        isOneRow ? to.AsOneRow() : to, accumulate: call.Sums && other.Rank > 0);
+                }
             }
-
-            return buffer.AsSpan(0, length);
         }
     }
 }

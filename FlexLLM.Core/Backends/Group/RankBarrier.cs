@@ -1,11 +1,13 @@
 using System.Diagnostics.CodeAnalysis;
 using System.Runtime.ExceptionServices;
+using FlexLLM.Primitives;
 
 namespace FlexLLM.Backends.Group;
 
 /// <summary>
 /// Where the ranks of a group meet. It ends in one of two ways: all have come, or the group has failed and everyone who waits or
-/// comes later gets an exception with the cause. The first failure stays; there is no way back.
+/// comes later gets an exception with the cause. The first failure stays; there is no way back. It also knows who reads the memory of
+/// others just now, because that memory must stay even when its owner fails.
 /// </summary>
 internal sealed class RankBarrier(int ranks)
 {
@@ -14,6 +16,7 @@ internal sealed class RankBarrier(int ranks)
     private volatile int _round;
     private int _arrived;
     private int _gone;
+    private int _reading;
 
     /// <summary>What the group failed of, if an exception was the cause.</summary>
     public ExceptionDispatchInfo? Cause => _fault?.Cause;
@@ -52,6 +55,36 @@ internal sealed class RankBarrier(int ranks)
             while (_round == round)
             {
                 ThrowIfFailed();
+                Monitor.Wait(_gate);
+            }
+        }
+    }
+
+    /// <summary>
+    /// Memory of other ranks may be read until the result is disposed; not to be waited in. Throws if the group has failed: then the
+    /// memory may be gone.
+    /// </summary>
+    public Reading StartReading()
+    {
+        lock (_gate)
+        {
+            ThrowIfFailed();
+            _reading++;
+            return new Reading(this);
+        }
+    }
+
+    /// <summary>
+    /// After a failure: returns when nobody reads the memory of others any more, and nobody will. Whoever leaves a call that failed
+    /// may be about to free what others read.
+    /// </summary>
+    public void WaitForReaders()
+    {
+        lock (_gate)
+        {
+            Check.That(_fault is not null);
+            while (_reading > 0)
+            {
                 Monitor.Wait(_gate);
             }
         }
@@ -107,6 +140,21 @@ internal sealed class RankBarrier(int ranks)
     {
         _fault ??= new Fault(message, cause is null ? null : ExceptionDispatchInfo.Capture(cause));
         Monitor.PulseAll(_gate);
+    }
+
+    private void EndReading()
+    {
+        lock (_gate)
+        {
+            _reading--;
+            Monitor.PulseAll(_gate);
+        }
+    }
+
+    /// <summary>A rank reads what others have posted.</summary>
+    public readonly ref struct Reading(RankBarrier barrier)
+    {
+        public void Dispose() => barrier.EndReading();
     }
 
     private sealed record Fault(string Message, ExceptionDispatchInfo? Cause);
