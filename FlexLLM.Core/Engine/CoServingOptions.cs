@@ -192,8 +192,8 @@ public sealed record CoServingOptions
     public int InboxCapacity { get; init; } = 256;
 
     /// <summary>
-    /// What an arrival may have to wait for finetuning while no other request is in the engine. A larger value trains more tokens, in longer
-    /// steps. Null: a tenth of <see cref="Slo"/>'s time to first token, at least 100 ms.
+    /// What an arrival may have to wait for finetuning while no other request is in the engine. More trains more tokens, in longer steps.
+    /// Null: a tenth of <see cref="Slo"/>'s time to first token, at least 100 ms.
     /// </summary>
     public TimeSpan? IdleStepMax { get; init; }
 

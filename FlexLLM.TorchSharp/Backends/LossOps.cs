@@ -11,7 +11,7 @@ internal static class LossOps
     private const int ColumnsMax = 1 << 24;
 
     /// <summary>
-    /// Temporaries of logits in bytes: chosen rows, and those of the product. Finding the largest afterwards takes less, four numbers a row.
+    /// Temporaries of logits in bytes: chosen rows, and those of the product. Finding the largest of them takes less: four numbers a row.
     /// </summary>
     public static long LogitsBytes(TorchContext context, long rows, long vocabulary, long columns) =>
         LinearOps.GatherBytes(rows, columns) + LinearOps.ScratchBytes(context, rows, vocabulary, columns);
