@@ -42,6 +42,13 @@ internal static class RooflineMeasurement
     /// <summary>The best of each: on a machine that does other things too, the others say less about the device.</summary>
     public static Roofline Best((Spread Copy, Spread F32, Spread BF16) rates) => new(rates.Copy.Max, rates.F32.Max, rates.BF16.Max);
 
+    /// <summary>What the calls of a decode step cost on libtorch.</summary>
+    /// <param name="backend">The device; it stays the caller's.</param>
+    /// <param name="repeat">Repetitions.</param>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    public static RooflineCalls[] Calls(IComputeBackend backend, int repeat) =>
+        [.. RooflineCalls.RowsMeasured.Select(rows => RooflineCalls.Measure(backend, rows, repeat, () => TorchProbe.TensorsMade))];
+
     private static Spread Rates(DeviceProbe probe, Action run, double amount, int repeat)
     {
         Seconds(probe, run, 1);

@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Runtime.InteropServices;
+using System.Text.Json;
 using FlexLLM.Backends;
 using FlexLLM.Formats;
 
@@ -7,7 +8,8 @@ namespace FlexLLM.Benchmarks;
 
 /// <summary>
 /// `roofline`: what a device does at best, copying and multiplying, F32 and BF16. On libtorch a second table says what of that is left
-/// when the engine's waist asks for the product, which takes and gives F32 rows whatever the weights are.
+/// when the engine's waist asks for the product, which takes and gives F32 rows whatever the weights are, and a third what the calls
+/// of a decode step cost.
 /// </summary>
 internal static class RooflineVerb
 {
@@ -30,17 +32,32 @@ internal static class RooflineVerb
         }
 
         Roofline best = new(rows[0].Rate.Max, rows[1].Rate.Max, rows[2].Rate.Max);
+        RooflineCalls[] calls = [];
         if (device.IsTorch)
         {
             Console.Error.WriteLine($"{backend.Name}: the same through the waist");
-            using var waist = new BackendProbe(backend, size, threads: null);
-            rows.AddRange(Named(RooflineMeasurement.Run(waist, size, repeat), "waist: "));
+            using (var waist = new BackendProbe(backend, size, threads: null))
+            {
+                rows.AddRange(Named(RooflineMeasurement.Run(waist, size, repeat), "waist: "));
+            }
+
+            Console.Error.WriteLine($"{backend.Name}: calls");
+            calls = RooflineMeasurement.Calls(backend, repeat);
         }
 
+        // What memory of the host does says nothing about a device that an 8B model is served on.
+        double? copy = device.IsCuda ? best.CopyBytesPerSecond : null;
+
         Print(Console.Out, $"{backend.Name}; {size.CopyBytes >> 20} MiB, [{size.Rows}, {size.Side}] x [{size.Side}, {size.Side}]", rows);
+        if (calls.Length > 0)
+        {
+            Console.WriteLine();
+            RooflineCalls.Print(Console.Out, calls, copy);
+        }
+
         if (file is not null)
         {
-            Save(file, (backend.Name, size, repeat), best, rows);
+            Save(file, (backend.Name, size, repeat), best, rows, json => RooflineCalls.Write(json, calls, copy));
         }
 
         return 0;
@@ -77,7 +94,7 @@ internal static class RooflineVerb
 
     private static void Save(
         string file, (string Backend, ProbeSize Size, int Repeat) what, Roofline best,
-        List<(string Name, Spread Rate, string Unit)> rows) =>
+        List<(string Name, Spread Rate, string Unit)> rows, Action<Utf8JsonWriter> writeCalls) =>
         AtomicFile.WriteJson(file, json =>
         {
             json.WriteStartObject();
@@ -101,6 +118,7 @@ internal static class RooflineVerb
             }
 
             json.WriteEndArray();
+            writeCalls(json);
             json.WriteEndObject();
         });
 }

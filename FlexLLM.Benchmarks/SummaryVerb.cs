@@ -60,12 +60,25 @@ internal static class SummaryVerb
         }
     }
 
-    private static IEnumerable<SummaryRow> OfRoofline(JsonElement json) => json.GetProperty("results").EnumerateArray().Select(r =>
+    private static IEnumerable<SummaryRow> OfRoofline(JsonElement json)
     {
-        bool isCopy = Text(r, "unit") == "bytes";
-        double best = Number(r.GetProperty("per_second"), "max");
-        return new SummaryRow(Text(r, "name"), best / 1e9, isCopy ? "GB/s" : "GFLOP/s");
-    });
+        foreach (JsonElement r in json.GetProperty("results").EnumerateArray())
+        {
+            bool isCopy = Text(r, "unit") == "bytes";
+            double best = Number(r.GetProperty("per_second"), "max");
+            yield return new SummaryRow(Text(r, "name"), best / 1e9, isCopy ? "GB/s" : "GFLOP/s");
+        }
+
+        foreach (JsonElement calls in json.GetProperty("calls").EnumerateArray())
+        {
+            // Of several bounds the first: the device's own, where it is one that such a model is served on.
+            JsonElement share = calls.GetProperty("shares")[0];
+            yield return new SummaryRow(
+                $"calls of a decode step, {Text(calls, "shape")}, batch {calls.GetProperty("rows").GetInt32()}",
+                1e3 * Number(calls.GetProperty("called_seconds"), "median"), "ms", Number(share, "share"),
+                $"reading the weights at {Text(share, "of")}");
+        }
+    }
 
     private static IEnumerable<SummaryRow> OfInfer(JsonElement json) => json.GetProperty("results").EnumerateArray().Select(r =>
         new SummaryRow(

@@ -28,6 +28,10 @@ internal sealed class TorchProbe : DeviceProbe
         _operands[DType.BF16] = (x.to_type(torch.ScalarType.BFloat16), w.to_type(torch.ScalarType.BFloat16));
     }
 
+    /// <summary>Native tensors that this thread has made so far.</summary>
+    public static long TensorsMade =>
+        DisposeScopeManager.Statistics.CreatedInScopeCount + DisposeScopeManager.Statistics.CreatedOutsideScopeCount;
+
     public override void Copy()
     {
         using DisposeScope scope = torch.NewDisposeScope();

@@ -50,6 +50,8 @@ public static partial class torch
 
         public Tensor triu(long diagonal = 0) => throw Contract.NoCode();
 
+        public Tensor flip(params long[] dims) => throw Contract.NoCode();
+
         // Indices.
         public Tensor index_select(long dim, Tensor index) => throw Contract.NoCode();
 
@@ -69,7 +71,7 @@ public static partial class torch
         public Tensor addmm_(Tensor mat1, Tensor mat2, float beta = 1, float alpha = 1) => throw Contract.NoCode();
 
         // Element by element.
-        public Tensor zero_() => throw Contract.NoCode();
+        public Tensor fill_(Scalar value) => throw Contract.NoCode();
 
         public Tensor add(Tensor target) => throw Contract.NoCode();
 
@@ -80,6 +82,8 @@ public static partial class torch
         public Tensor add_(Tensor target, Scalar alpha) => throw Contract.NoCode();
 
         public Tensor add_(Scalar scalar) => throw Contract.NoCode();
+
+        public Tensor add_(Scalar scalar, Scalar alpha) => throw Contract.NoCode();
 
         public Tensor sub(Tensor target) => throw Contract.NoCode();
 
@@ -106,6 +110,10 @@ public static partial class torch
         public Tensor rsqrt_() => throw Contract.NoCode();
 
         public Tensor sigmoid() => throw Contract.NoCode();
+
+        public Tensor silu() => throw Contract.NoCode();
+
+        public Tensor silu_() => throw Contract.NoCode();
 
         public Tensor gt(Scalar target) => throw Contract.NoCode();
 

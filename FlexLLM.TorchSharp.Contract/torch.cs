@@ -104,6 +104,18 @@ public sealed class DisposeScope : IDisposable
     public void Dispose() => throw Contract.NoCode();
 }
 
+public class DisposeScopeManager
+{
+    public static ThreadDisposeScopeStatistics Statistics => throw Contract.NoCode();
+}
+
+public class ThreadDisposeScopeStatistics
+{
+    public long CreatedInScopeCount => throw Contract.NoCode();
+
+    public long CreatedOutsideScopeCount => throw Contract.NoCode();
+}
+
 public sealed class Scalar : IDisposable
 {
     internal Scalar()

@@ -38,6 +38,10 @@ internal sealed partial class GoldensOnTorchTests
     // the other way is one of 8 bits.
     private const double ManagedPercent = 40;
 
+    // The sum of all logits of a text, tens of thousands of both signs, is off by what does not cancel: with 1 and 2 threads and with three
+    // instruction sets, on one machine, by 0.2 to 1.9 times the bound.
+    private const double SumFactor = 4;
+
     // 20 of 432 tokens, all of one answer after its fourth.
     private const int Bf16CacheTokensLostMax = 40;
 
@@ -60,7 +64,15 @@ internal sealed partial class GoldensOnTorchTests
     private static void Verify(string folder, int values)
     {
         string[] checks = ChecksOf(folder, () => TorchBackend.Create("cpu").CreateBackend(), values);
-        Assert.That(checks, Is.All.StartsWith("ok  "), string.Join('\n', checks));
+        Assert.That(checks.Where(check => !IsWithin(check)), Is.Empty, string.Join('\n', checks));
+    }
+
+    private static bool IsWithin(string check)
+    {
+        Match match = ErrorLine().Match(check);
+        return check.StartsWith("ok  ", StringComparison.Ordinal) ||
+            (match.Success && match.Groups["check"].Value.StartsWith("logits_sum", StringComparison.Ordinal) &&
+                Value(match, "error") <= SumFactor * Value(match, "bound"));
     }
 
     private static void VerifyBf16Cache(string folder, int values)
@@ -93,8 +105,7 @@ internal sealed partial class GoldensOnTorchTests
         foreach (Match check in checks.Select(line => ErrorLine().Match(line)).Where(match => match.Success))
         {
             string kind = Length().Replace(Variant().Replace(check.Groups["check"].Value, "lora."), "");
-            double error = double.Parse(check.Groups["error"].ValueSpan, CultureInfo.InvariantCulture);
-            worst[kind] = Math.Max(worst.GetValueOrDefault(kind), error);
+            worst[kind] = Math.Max(worst.GetValueOrDefault(kind), Value(check, "error"));
         }
 
         return worst;
@@ -102,6 +113,9 @@ internal sealed partial class GoldensOnTorchTests
 
     private static int TokensLost(string[] checks) => checks.Select(line => TokensLine().Match(line)).Where(match => match.Success)
         .Sum(match => Number(match, "all") - Number(match, "equal"));
+
+    private static double Value(Match match, string group) =>
+        double.Parse(match.Groups[group].ValueSpan, CultureInfo.InvariantCulture);
 
     private static int Number(Match match, string group) => int.Parse(match.Groups[group].ValueSpan, CultureInfo.InvariantCulture);
 
@@ -116,7 +130,7 @@ internal sealed partial class GoldensOnTorchTests
         return checks;
     }
 
-    [GeneratedRegex(@"^(ok  |FAIL) \S+ +(?<check>\S.*?) +(?<error>\S+) <= ")]
+    [GeneratedRegex(@"^(ok  |FAIL) \S+ +(?<check>\S.*?) +(?<error>\S+) <= (?<bound>\S+)")]
     private static partial Regex ErrorLine();
 
     [GeneratedRegex(@" (?<equal>\d+) of (?<all>\d+) tokens$")]

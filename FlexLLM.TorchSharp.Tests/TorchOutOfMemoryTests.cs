@@ -39,15 +39,19 @@ internal sealed class TorchOutOfMemoryTests
     public async Task CompleteAsync_DeviceFullInAttention_EndsTheRequestAndTheEngineLives()
     {
         bool isFull = false;
-        await using CoServingEngine engine = await StartAsync("Attention", () => Volatile.Read(ref isFull));
-        IReadOnlyList<int> expected = (await engine.CompleteAsync(_request)).Tokens;
         long before = torch.Tensor.TotalCount;
-        Volatile.Write(ref isFull, true);
-        GenerationResult ended = await engine.CompleteAsync(_request);
-        Assert.That(ended.FinishReason, Is.EqualTo(FinishReason.Error));
-        Assert.That(ended.FinishDetail, Does.Contain("ran out of memory").And.Contain("allocate"));
-        Volatile.Write(ref isFull, false);
-        Assert.That((await engine.CompleteAsync(_request)).Tokens, Is.EqualTo(expected));
+        await using (CoServingEngine engine = await StartAsync("Attention", () => Volatile.Read(ref isFull)))
+        {
+            IReadOnlyList<int> expected = (await engine.CompleteAsync(_request)).Tokens;
+            Volatile.Write(ref isFull, true);
+            GenerationResult ended = await engine.CompleteAsync(_request);
+            Assert.That(ended.FinishReason, Is.EqualTo(FinishReason.Error));
+            Assert.That(ended.FinishDetail, Does.Contain("ran out of memory").And.Contain("allocate"));
+            Volatile.Write(ref isFull, false);
+            Assert.That((await engine.CompleteAsync(_request)).Tokens, Is.EqualTo(expected));
+            Assert.That(torch.Tensor.TotalCount, Is.GreaterThan(before), "Control: an engine holds some.");
+        }
+
         Assert.That(torch.Tensor.TotalCount, Is.EqualTo(before), "An operation that fails leaves no tensor either.");
     }
 

@@ -112,7 +112,7 @@ internal sealed class TorchScratchTests
                 bool isForward = operation == "SiluGate";
                 DeviceTensor[] gate = Tensors(5, rows, wide);
                 return (ElementwiseOps.ScratchBytes(rows, wide, !isForward), isForward
-                    ? () => _backend.SiluGate(gate[0], gate[1], gate[2])
+                    ? () => _backend.SiluGate(gate[0], gate[1], gate[1])
                     : () => _backend.SiluGateBackward(gate[0], gate[1], gate[2], gate[3], gate[4]));
             case "RmsNorm" or "RmsNormBackward":
                 isForward = operation == "RmsNorm";

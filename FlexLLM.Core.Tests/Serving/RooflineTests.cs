@@ -93,6 +93,16 @@ internal sealed class RooflineTests
         Assert.That(ModelWork.Of(_model).TrainFlops(Tokens, _model, program), Is.EqualTo(expected).Within(1e-9 * expected));
     }
 
+    // 32 layers of 218.1 million weights, and a head of 525.3: the table of embeddings is looked up, not read.
+    [Test]
+    public void RooflineCalls_EightBillionWeights_AreReadAtABandwidth()
+    {
+        double weights = (32.0 * ((4096 * (4096 + 1024)) + (4096 * (1024 + 4096)) + (3 * 4096 * 14336))) + (4096.0 * 128256);
+        Assert.That(RooflineCalls.WeightBytes, Is.EqualTo(2 * weights));
+        var calls = new RooflineCalls(1, new Spread(0.003, 0.002, 0.004), new Spread(1, 1, 1), TensorsMade: 1, ManagedBytes: 1);
+        Assert.That(calls.ShareAt(RooflineCalls.WeightBytes / 0.006), Is.EqualTo(0.5).Within(1e-12), "The median of the calls alone.");
+    }
+
     [Test]
     public void ServingCosts_Run_IsAShareOfBothRates()
     {

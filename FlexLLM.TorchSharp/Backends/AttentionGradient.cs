@@ -51,20 +51,20 @@ internal static class AttentionGradient
             int first = Math.Max(0, last - chunk);
             (int rows, int end) = (last - first, start + last);
             Tensor prefix = keys.narrow(1, 0, end);
-            Tensor queries = heads.Split(TorchContext.Of(q.Slice(first, rows)), rows).mul(scale);
-            Tensor gradients = heads.Split(TorchContext.Of(dO.Slice(first, rows)), rows);
+            Tensor queries = heads.Split(q.Slice(first, rows)).mul(scale);
+            Tensor gradients = heads.Split(dO.Slice(first, rows));
             Tensor logSums = TorchContext.Of(window.LogSumExp.Slice(start + first, rows))
                 .view(rows, heads.KvHeads, heads.Group).permute(1, 0, 2).reshape(heads.KvHeads, (long)rows * heads.Group, 1);
 
             // Scores that a row may not see are finite or overflow in exp; either way their P is set to zero.
             Tensor p = queries.bmm(prefix.transpose(1, 2)).sub_(logSums).exp_();
-            AttentionOps.Mask(context, p, heads, rows, end, context.Zero);
+            AttentionOps.Mask(context, p, heads, rows, end, TorchContext.Zero);
             AddToPrefix(p.transpose(1, 2).bmm(gradients), dV, heads, end);
 
             Tensor dP = gradients.bmm(valuesTurned.narrow(2, 0, end));
             Tensor mean = p.mul(dP).sum(-1L, keepdim: true);
             Tensor dS = dP.sub_(mean).mul_(p);
-            heads.Join(dS.bmm(prefix).mul_(scale), TorchContext.Of(dQ.Slice(first, rows)), rows);
+            heads.Join(dS.bmm(prefix).mul_(scale), dQ.Slice(first, rows));
 
             // The queries carry the scale already.
             AddToPrefix(dS.transpose(1, 2).bmm(queries), dK, heads, end);
@@ -73,5 +73,6 @@ internal static class AttentionGradient
 
     // accumulator [positions, KV heads * head dimension] += gradient [KV heads, end, head dimension] in its first rows.
     private static void AddToPrefix(Tensor gradient, DeviceTensor accumulator, in HeadLayout heads, int end) =>
-        TorchContext.Of(accumulator.Slice(0, end)).view(end, heads.KvHeads, heads.HeadDim).add_(gradient.permute(1, 0, 2));
+        TorchContext.Of(accumulator.Slice(0, end)).view(end, heads.KvHeads, heads.HeadDim)
+            .add_(gradient.permute(1, 0, 2), TorchContext.One);
 }

@@ -13,6 +13,8 @@ internal static class AttentionOps
     // What a gathered position of a sequence counts for when decode rows are put together: its keys and values in many a model.
     private const long ElementsPerPosition = 256;
 
+    private static readonly object HiddenMask = new();
+
     /// <summary>
     /// Temporaries of a call in bytes: of the segment or the run of decode rows that needs most, or of an append.
     /// </summary>
@@ -115,7 +117,7 @@ internal static class AttentionOps
     {
         if (rows > 1)
         {
-            Tensor above = torch.ones((long)rows, (long)rows, torch.ScalarType.Float32, context.Device).triu(1).gt(context.Zero);
+            Tensor above = torch.ones((long)rows, (long)rows, torch.ScalarType.Float32, context.Device).triu(1).gt(TorchContext.Zero);
             Tensor last = scores.view(heads.KvHeads, rows, heads.Group, end).narrow(3, end - rows, rows);
             last.masked_fill_(above.view(rows, 1, rows), value);
         }
@@ -144,9 +146,8 @@ internal static class AttentionOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        Tensor keys = TorchContext.Of(k).view(k.Rows, cache.KvHeads, cache.HeadDim).transpose(0, 1);
-        Tensor values = TorchContext.Of(v).view(k.Rows, cache.KvHeads, cache.HeadDim).transpose(0, 1);
-        cache.Write(layer, context.Indices(slots), keys, values);
+        var headByHead = ViewShape.Cube(cache.KvHeads, k.Rows, cache.HeadDim, cache.HeadDim, k.Columns);
+        cache.Write(layer, context.Indices(slots), TorchContext.Of(k, headByHead), TorchContext.Of(v, headByHead));
     }
 
     private static void Forward(
@@ -165,14 +166,15 @@ internal static class AttentionOps
         int chunk = context.RowsPerPiece((long)heads.QueryHeads * (start + count));
         for (int first = 0; first < count; first += chunk)
         {
-            using DisposeScope inner = torch.NewDisposeScope();
+            using DisposeScope? inner = chunk < count ? torch.NewDisposeScope() : null;
             int rows = Math.Min(chunk, count - first);
             int end = start + first + rows;
-            Tensor queries = heads.Split(TorchContext.Of(q.Slice(first, rows)), rows).mul(context.Constant(heads.Scale));
-            Tensor scores = queries.bmm(keysTurned.narrow(2, 0, end));
-            Mask(context, scores, heads, rows, end, context.MinusInfinity);
-            Tensor result = scores.softmax(-1).bmm(values.narrow(1, 0, end));
-            heads.Join(result, TorchContext.Of(o.Slice(segment.RowStart + first, rows)), rows);
+            bool seesAll = first + rows == count;
+            Tensor queries = heads.Split(q.Slice(first, rows)).mul(context.Constant(heads.Scale));
+            Tensor scores = queries.bmm(seesAll ? keysTurned : keysTurned.narrow(2, 0, end));
+            Mask(context, scores, heads, rows, end, TorchContext.MinusInfinity);
+            Tensor result = scores.softmax(-1).bmm(seesAll ? values : values.narrow(1, 0, end));
+            heads.Join(result, o.Slice(segment.RowStart + first, rows));
             if (logSumExp is TensorSlice stored)
             {
                 Tensor sums = scores.logsumexp(-1).view(heads.KvHeads, rows, heads.Group).permute(1, 0, 2);
@@ -226,8 +228,8 @@ internal static class AttentionOps
         long batch = (long)heads.KvHeads * count;
         keys = keys.view(batch, end, heads.HeadDim);
         values = values.view(batch, end, heads.HeadDim);
-        Tensor queries = heads.Split(TorchContext.Of(q), count).mul(context.Constant(heads.Scale));
-        Tensor scores = queries.view(batch, heads.Group, heads.HeadDim).bmm(keys.transpose(1, 2));
+        Tensor queries = heads.Split(q).view(batch, heads.Group, heads.HeadDim).mul(context.Constant(heads.Scale));
+        Tensor scores = queries.bmm(keys.transpose(1, 2));
         if (isRagged)
         {
             Span<long> hidden = context.IndexBuffer(count * end);
@@ -238,11 +240,13 @@ internal static class AttentionOps
                 hidden[((i * end) + length)..((i + 1) * end)].Fill(1);
             }
 
-            Tensor isHidden = context.Indices(hidden).gt(context.Zero).view(count, 1, end);
-            scores.view(heads.KvHeads, count, heads.Group, end).masked_fill_(isHidden, context.MinusInfinity);
+            Tensor isHidden = context.Results(context.Indices(hidden), HiddenMask, variant: false, static (indices, _, _) =>
+                [indices.gt(TorchContext.Zero)])[0];
+            scores.view(heads.KvHeads, count, heads.Group, end)
+                .masked_fill_(isHidden.view(count, 1, end), TorchContext.MinusInfinity);
         }
 
-        heads.Join(scores.softmax(-1).bmm(values), TorchContext.Of(o), count);
+        heads.Join(scores.softmax(-1).bmm(values), o);
     }
 }
 
@@ -261,11 +265,28 @@ internal readonly record struct HeadLayout(int KvHeads, int Group, int HeadDim)
         return new HeadLayout(cache.KvHeads, group, cache.HeadDim);
     }
 
-    /// <summary>[rows, query heads * head dimension] as [KV heads, rows * group, head dimension].</summary>
-    public Tensor Split(Tensor rows, int count) =>
-        rows.view(count, KvHeads, Group, HeadDim).permute(1, 0, 2, 3).reshape(KvHeads, (long)count * Group, HeadDim);
+    /// <summary>
+    /// [rows, query heads * head dimension] as [KV heads, rows * group, head dimension]: a copy, or the same elements, so only to be read.
+    /// </summary>
+    public Tensor Split(TensorSlice rows) => rows.Rows == 1
+        ? TorchContext.Of(rows, OneRow)
+        : TorchContext.Of(rows, Turned(rows)).reshape(KvHeads, (long)rows.Rows * Group, HeadDim);
 
     /// <summary>Writes what <see cref="Split"/> makes back to rows.</summary>
-    public void Join(Tensor split, Tensor rows, int count) =>
-        rows.view(count, KvHeads, Group, HeadDim).copy_(split.view(KvHeads, count, Group, HeadDim).permute(1, 0, 2, 3));
+    public void Join(Tensor split, TensorSlice rows)
+    {
+        if (rows.Rows == 1)
+        {
+            TorchContext.Of(rows, OneRow).copy_(split);
+        }
+        else
+        {
+            TorchContext.Of(rows, Turned(rows)).copy_(split.view(KvHeads, rows.Rows, Group, HeadDim));
+        }
+    }
+
+    private ViewShape OneRow => ViewShape.Cube(KvHeads, Group, HeadDim, (long)Group * HeadDim, HeadDim);
+
+    // [KV heads, rows, group, head dimension].
+    private ViewShape Turned(TensorSlice rows) => new(KvHeads, rows.Rows, Group, HeadDim, (long)Group * HeadDim, rows.Columns, HeadDim);
 }

@@ -16,8 +16,7 @@ internal static class ColumnOps
         CheckRow(bias, y);
         if (y.Rows > 0)
         {
-            using DisposeScope scope = torch.NewDisposeScope();
-            TorchContext.Of(y).add_(TorchContext.Of(bias));
+            TorchContext.Of(y).add_(TorchContext.Of(bias), TorchContext.One);
         }
     }
 
@@ -27,7 +26,7 @@ internal static class ColumnOps
         if (dy.Rows > 0)
         {
             using DisposeScope scope = torch.NewDisposeScope();
-            TorchContext.Of(gradient).add_(TorchContext.Of(dy).sum(0L, keepdim: true));
+            TorchContext.Of(gradient).add_(TorchContext.Of(dy).sum(0L, keepdim: true), TorchContext.One);
         }
     }
 
@@ -38,7 +37,7 @@ internal static class ColumnOps
         if (x.Rows > 0)
         {
             using DisposeScope scope = torch.NewDisposeScope();
-            TorchContext.Store(TorchContext.Of(x).mul(TorchContext.Of(gain).sub(context.One)), TorchContext.Of(y), accumulate);
+            TorchContext.Store(TorchContext.Of(x).mul(TorchContext.Of(gain).sub(TorchContext.One)), TorchContext.Of(y), accumulate);
         }
     }
 
@@ -57,10 +56,10 @@ internal static class ColumnOps
 
         using DisposeScope scope = torch.NewDisposeScope();
         Tensor dys = TorchContext.Of(dy);
-        TorchContext.Of(gradGain).add_(TorchContext.Of(x).mul(dys).sum(0L, keepdim: true));
+        TorchContext.Of(gradGain).add_(TorchContext.Of(x).mul(dys).sum(0L, keepdim: true), TorchContext.One);
         if (dx is TensorSlice destination)
         {
-            TorchContext.Store(dys.mul(TorchContext.Of(gain).sub(context.One)), TorchContext.Of(destination), accumulate);
+            TorchContext.Store(dys.mul(TorchContext.Of(gain).sub(TorchContext.One)), TorchContext.Of(destination), accumulate);
         }
     }
 

@@ -5,8 +5,8 @@ using Tensor = TorchSharp.torch.Tensor;
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// Operations element by element. Results are made aside and copied where they belong, because a destination may be any of the
-/// sources.
+/// Operations element by element. A destination may be any of the sources: results are made there where that harms none, and aside
+/// elsewhere.
 /// </summary>
 internal static class ElementwiseOps
 {
@@ -18,7 +18,6 @@ internal static class ElementwiseOps
         CheckSame(source, destination);
         if (source.Rows > 0)
         {
-            using DisposeScope scope = torch.NewDisposeScope();
             TorchContext.Of(destination).copy_(TorchContext.Of(source));
         }
     }
@@ -27,8 +26,7 @@ internal static class ElementwiseOps
     {
         if (destination.Rows > 0)
         {
-            using DisposeScope scope = torch.NewDisposeScope();
-            TorchContext.Of(destination).zero_();
+            TorchContext.Of(destination).fill_(TorchContext.Zero);
         }
     }
 
@@ -38,8 +36,18 @@ internal static class ElementwiseOps
         CheckSame(a, y);
         if (a.Rows > 0)
         {
-            using DisposeScope scope = torch.NewDisposeScope();
-            TorchContext.Of(y).copy_(TorchContext.Of(a).add(TorchContext.Of(b)));
+            Tensor sum = TorchContext.Of(y);
+            if (TorchContext.IsSame(b, y))
+            {
+                (a, b) = (b, a);
+            }
+
+            if (!TorchContext.IsSame(a, y))
+            {
+                sum.copy_(TorchContext.Of(a));
+            }
+
+            sum.add_(TorchContext.Of(b), TorchContext.One);
         }
     }
 
@@ -51,8 +59,8 @@ internal static class ElementwiseOps
         {
             using DisposeScope scope = torch.NewDisposeScope();
             Tensor values = TorchContext.Of(x);
-            Tensor mask = values.le(context.Zero);
-            TorchContext.Of(y).copy_(values).masked_fill_(mask, context.Zero);
+            Tensor mask = values.le(TorchContext.Zero);
+            TorchContext.Of(y).copy_(values).masked_fill_(mask, TorchContext.Zero);
         }
     }
 
@@ -64,7 +72,7 @@ internal static class ElementwiseOps
         {
             using DisposeScope scope = torch.NewDisposeScope();
             Tensor zero = torch.zeros(1L, 1L, torch.ScalarType.Float32, context.Device);
-            TorchContext.Of(dx).copy_(TorchContext.Of(dy).where(TorchContext.Of(y).gt(context.Zero), zero));
+            TorchContext.Of(dx).copy_(TorchContext.Of(dy).where(TorchContext.Of(y).gt(TorchContext.Zero), zero));
         }
     }
 
@@ -98,9 +106,20 @@ internal static class ElementwiseOps
         CheckSame(gate, y);
         if (gate.Rows > 0)
         {
-            using DisposeScope scope = torch.NewDisposeScope();
-            Tensor gates = TorchContext.Of(gate);
-            TorchContext.Of(y).copy_(gates.sigmoid().mul_(gates).mul_(TorchContext.Of(up)));
+            (Tensor gates, Tensor product) = (TorchContext.Of(gate), TorchContext.Of(y));
+            if (TorchContext.IsSame(up, y))
+            {
+                using Tensor factor = gates.silu();
+                product.mul_(factor);
+                return;
+            }
+
+            if (!TorchContext.IsSame(gate, y))
+            {
+                product.copy_(gates);
+            }
+
+            product.silu_().mul_(TorchContext.Of(up));
         }
     }
 
@@ -127,7 +146,7 @@ internal static class ElementwiseOps
 
     // s * (1 + x * (1 - s)), s = sigmoid(x): a new tensor.
     private static Tensor Slope(TorchContext context, Tensor x, Tensor s) =>
-        s.mul(context.MinusOne).add_(context.One).mul_(x).add_(context.One).mul_(s);
+        s.mul(TorchContext.MinusOne).add_(TorchContext.One).mul_(x).add_(TorchContext.One).mul_(s);
 
     private static void CheckSame(TensorSlice a, TensorSlice b) => Check.That(a.Rows == b.Rows && a.Columns == b.Columns);
 }

@@ -25,7 +25,7 @@ internal static class FactorOps
             }
 
             using DisposeScope scope = torch.NewDisposeScope();
-            Tensor u = TorchContext.Of(from).mm(TorchContext.Of(a.Values).t());
+            Tensor u = TorchContext.ToRead(from).mm(TorchContext.Of(a.Values).t());
             TorchContext.Of(to).addmm_(u, TorchContext.Of(b.Values), 1, segment.Scale);
         }
     }
@@ -67,7 +67,7 @@ internal static class FactorOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        TorchContext.Of(u).addmm_(TorchContext.Of(x), TorchContext.Of(m.Values).t(), accumulate ? 1 : 0, scale);
+        TorchContext.Of(u).addmm_(TorchContext.ToRead(x), TorchContext.Of(m.Values).t(), accumulate ? 1 : 0, scale);
     }
 
     public static void Widen(TensorSlice u, DeviceFactor m, float scale, TensorSlice y, bool accumulate)

@@ -39,6 +39,20 @@ internal sealed class KeptIndices(int count) : IDisposable
         return null;
     }
 
+    /// <summary>Whether that tensor is one of the kept ones.</summary>
+    public bool Has(Tensor tensor)
+    {
+        foreach ((_, _, Tensor kept) in _entries)
+        {
+            if (ReferenceEquals(kept, tensor))
+            {
+                return true;
+            }
+        }
+
+        return false;
+    }
+
     /// <summary>Keeps a tensor of the open scope in place of the one that was not asked for longest, if it is short enough.</summary>
     public Tensor Keep(ReadOnlySpan<long> values, Tensor tensor)
     {

@@ -16,9 +16,13 @@ internal static class LinearOps
     /// Temporaries of a product of so many rows with a BF16 weight, in bytes; one with an F32 weight has none. On the host the weight in
     /// F32, on a GPU input and result in BF16.
     /// </summary>
-    public static long ScratchBytes(TorchContext context, long rows, long outFeatures, long inFeatures) => context.OnHost
-        ? sizeof(float) * outFeatures * inFeatures
-        : BF16Bytes * rows * (outFeatures + inFeatures);
+    public static long ScratchBytes(TorchContext context, long rows, long outFeatures, long inFeatures) => context.MultipliesBf16
+        ? BF16Bytes * rows * (outFeatures + inFeatures)
+        : sizeof(float) * outFeatures * inFeatures;
+
+    /// <summary>What stays of it for the products to come: see <see cref="SharedRounding"/>.</summary>
+    public static long RoundedBytes(TorchContext context, long rows, long inFeatures) =>
+        context.MultipliesBf16 ? BF16Bytes * rows * inFeatures : 0;
 
     /// <summary>Temporaries of a gather in bytes: ids, and rows as they are stored.</summary>
     public static long GatherBytes(long rows, long columns) => rows * (sizeof(long) + (sizeof(float) * columns));
@@ -44,12 +48,11 @@ internal static class LinearOps
             return;
         }
 
-        using DisposeScope scope = torch.NewDisposeScope();
         Tensor result = TorchContext.Of(y);
-        Multiply(TorchContext.Of(x), Operand(context, weight).t(), result, accumulate);
+        Multiply(context, x, (TorchWeight)weight, turned: true, result, accumulate);
         if (bias is not null)
         {
-            result.add_(TorchContext.Of(bias));
+            result.add_(TorchContext.Of(bias), TorchContext.One);
         }
     }
 
@@ -61,8 +64,7 @@ internal static class LinearOps
             return;
         }
 
-        using DisposeScope scope = torch.NewDisposeScope();
-        Multiply(TorchContext.Of(dy), Operand(context, weight), TorchContext.Of(dx), accumulate);
+        Multiply(context, dy, (TorchWeight)weight, turned: false, TorchContext.Of(dx), accumulate);
     }
 
     /// <summary>
@@ -72,26 +74,48 @@ internal static class LinearOps
     public static Tensor Operand(TorchContext context, DeviceWeight weight)
     {
         Tensor values = ((TorchWeight)weight).Values;
-        return weight.Type == DType.BF16 && context.OnHost ? values.to_type(torch.ScalarType.Float32) : values;
+        return weight.Type == DType.BF16 && !context.MultipliesBf16 ? values.to_type(torch.ScalarType.Float32) : values;
     }
 
     /// <summary>
-    /// y (+)= x m. F32 where <paramref name="m"/> is. A BF16 matrix takes a BF16 copy of x: the GPU sums in F32 and rounds the result
-    /// to BF16 once, before it is widened or added; the managed API has no product of BF16 operands with an F32 result.
+    /// y (+)= x W, or x W^T where <paramref name="turned"/>. F32 where W is. On a GPU a BF16 matrix takes a BF16 copy of x: the GPU sums in
+    /// F32 and rounds the result to BF16 once, before it is widened or added; the managed API has no product of BF16 operands with an
+    /// F32 result.
     /// </summary>
-    public static void Multiply(Tensor x, Tensor m, Tensor y, bool accumulate)
+    /// <remarks>Each temporary is disposed by itself: a scope costs as much as a small operation, and a layer has seven of these.</remarks>
+    private static void Multiply(TorchContext context, TensorSlice x, TorchWeight weight, bool turned, Tensor y, bool accumulate)
     {
-        if (m.dtype != torch.ScalarType.BFloat16)
+        Tensor m = turned ? weight.Turned : weight.Values;
+        if (weight.Type != DType.BF16)
         {
-            y.addmm_(x, m, accumulate ? 1 : 0);
+            y.addmm_(TorchContext.Of(x), m, accumulate ? 1 : 0);
+        }
+        else if (context.MultipliesBf16)
+        {
+            using Tensor product = TorchContext.Rounded(x).mm(m);
+            TorchContext.Store(product, y, accumulate);
         }
         else
         {
-            TorchContext.Store(x.to_type(torch.ScalarType.BFloat16).mm(m), y, accumulate);
+            using Tensor widened = m.to_type(torch.ScalarType.Float32);
+            y.addmm_(TorchContext.Of(x), widened, accumulate ? 1 : 0);
         }
     }
 
-    /// <summary>x m, F32, as <see cref="Multiply"/> computes it.</summary>
+    /// <summary>y = x m for rows that nobody else multiplies, in the scope that is open.</summary>
+    public static void Multiply(Tensor x, Tensor m, Tensor y)
+    {
+        if (m.dtype == torch.ScalarType.BFloat16)
+        {
+            y.copy_(x.to_type(torch.ScalarType.BFloat16).mm(m));
+        }
+        else
+        {
+            y.addmm_(x, m, 0);
+        }
+    }
+
+    /// <summary>x m, F32, as <see cref="Multiply(Tensor, Tensor, Tensor)"/> computes it.</summary>
     public static Tensor Product(Tensor x, Tensor m) => m.dtype == torch.ScalarType.BFloat16
         ? x.to_type(torch.ScalarType.BFloat16).mm(m).to_type(torch.ScalarType.Float32)
         : x.mm(m);

@@ -23,7 +23,7 @@ internal static class LossOps
     public static long CrossEntropyBytes(TorchContext context, long rows, long vocabulary, long columns)
     {
         long piece = Math.Min(rows, context.RowsPerPiece(vocabulary));
-        long products = LinearOps.ScratchBytes(context, piece, vocabulary, columns) * (context.OnHost ? 1 : 2);
+        long products = LinearOps.ScratchBytes(context, piece, vocabulary, columns) * (context.MultipliesBf16 ? 2 : 1);
         return (2 * sizeof(float) * piece * (vocabulary + columns)) + (6 * sizeof(long) * piece) + (sizeof(float) * rows) + products;
     }
 
@@ -35,7 +35,7 @@ internal static class LossOps
         if (rows.Length > 0)
         {
             Tensor chosen = TorchContext.Of(x).index_select(0, indices);
-            LinearOps.Multiply(chosen, LinearOps.Operand(context, head).t(), TorchContext.Of(logits), accumulate: false);
+            LinearOps.Multiply(chosen, LinearOps.Operand(context, head).t(), TorchContext.Of(logits));
         }
     }
 

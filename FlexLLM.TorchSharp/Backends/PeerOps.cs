@@ -27,7 +27,7 @@ internal static class PeerOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        Tensor values = TorchContext.Of(source, from);
+        Tensor values = TorchContext.ToRead(source, from);
         if (accumulate && !context.OnHost)
         {
             values = values.to(context.Device);

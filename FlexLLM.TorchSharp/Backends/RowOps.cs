@@ -8,13 +8,14 @@ namespace FlexLLM.Backends.Torch;
 internal static class RowOps
 {
     private static readonly long[] LastDimension = [-1];
+    private static readonly long[] Halves = [2];
 
     /// <summary>
-    /// Temporaries of a norm in bytes: squares, result and, backward, one product more; two numbers a group. A rotation has less: its
-    /// angles, and the halves.
+    /// Temporaries of a norm in bytes: squares and, backward, two products more; two numbers a group. A rotation has the halves of each
+    /// head the other way round.
     /// </summary>
     public static long ScratchBytes(long rows, long columns, long groups, bool trains) =>
-        rows * ((sizeof(float) * (trains ? 3 : 2) * columns) + (2 * sizeof(float) * groups) + sizeof(long));
+        rows * ((sizeof(float) * (trains ? 3 : 1) * columns) + (2 * sizeof(float) * groups) + sizeof(long));
 
     public static void RmsNorm(TorchContext context, TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice y)
     {
@@ -25,10 +26,17 @@ internal static class RowOps
             return;
         }
 
-        using DisposeScope scope = torch.NewDisposeScope();
-        Tensor groups = Groups(x, gain);
-        Tensor result = groups.mul(InverseRms(context, groups, epsilon)).mul_(TorchContext.Of(gain));
-        Groups(y, gain).copy_(result);
+        // Without a scope, which costs as much as a small operation.
+        (Tensor groups, Tensor result) = (Groups(x, gain), Groups(y, gain));
+        using Tensor squares = groups.mul(groups);
+        using Tensor r = squares.mean(LastDimension, keepdim: true);
+        r.add_(context.Constant(epsilon), TorchContext.One).rsqrt_();
+        if (!TorchContext.IsSame(x, y))
+        {
+            result.copy_(groups);
+        }
+
+        result.mul_(r).mul_(TorchContext.Of(gain));
     }
 
     public static void RmsNormBackward(
@@ -48,7 +56,7 @@ internal static class RowOps
         // dx = r * g - x * r^3 * mean(g * x), g = dy * gain.
         Tensor g = Groups(dy, gain).mul(TorchContext.Of(gain));
         Tensor slope = g.mul(groups).mean(LastDimension, keepdim: true).mul_(r).mul_(r).mul_(r);
-        Tensor result = g.mul_(r).addcmul_(groups, slope, context.MinusOne);
+        Tensor result = g.mul_(r).addcmul_(groups, slope, TorchContext.MinusOne);
         TorchContext.Store(result, Groups(dx, gain), accumulate);
     }
 
@@ -63,20 +71,34 @@ internal static class RowOps
         }
 
         (int headDim, int half) = (table.Columns, table.Columns / 2);
-        Tensor angles = TorchContext.Of(table).index_select(0, indices).view(x.Rows, 1, headDim);
-        (Tensor cos, Tensor sin) = (angles.narrow(2, 0, half), angles.narrow(2, half, half));
-        Tensor heads = TorchContext.Of(x).view(x.Rows, x.Columns / headDim, headDim);
-        (Tensor first, Tensor second) = (heads.narrow(2, 0, half), heads.narrow(2, half, half));
-        (Scalar forward, Scalar backward) = inverse ? (context.MinusOne, context.One) : (context.One, context.MinusOne);
-        Tensor newFirst = first.mul(cos).addcmul_(second, sin, backward);
-        Tensor newSecond = second.mul(cos).addcmul_(first, sin, forward);
-        first.copy_(newFirst);
-        second.copy_(newSecond);
+        Tensor[] angles = context.Results(indices, table, inverse, Angles);
+        Tensor heads = TorchContext.Of(x, new ViewShape(x.Rows, x.Columns / headDim, 2, half, x.Columns, headDim, half));
+        Tensor swapped = heads.flip(Halves);
+        heads.mul_(angles[0]).addcmul_(swapped, angles[1], TorchContext.One);
+    }
+
+    /// <summary>
+    /// Bytes of what is kept of angles: cosines, and sines with both signs, of the rows of a step and of a backward item.
+    /// </summary>
+    public static long AnglesBytes(long rows, long headDim) => KeptResults.Count * sizeof(float) * rows * 2 * headDim;
+
+    // Cosines [rows, 1, 1, half], and what the other half of a head counts for in either half, [rows, 1, 2, half].
+    private static Tensor[] Angles(Tensor positions, DeviceTensor table, bool inverse)
+    {
+        int half = table.Columns / 2;
+        Tensor angles = TorchContext.Of(table).index_select(0, positions).view(-1, 2, half);
+        Tensor sines = angles.narrow(1, 1, 1);
+        Tensor both = angles.mul(TorchContext.Zero);
+        (int plus, int minus) = inverse ? (0, 1) : (1, 0);
+        both.narrow(1, plus, 1).copy_(sines);
+        both.narrow(1, minus, 1).copy_(sines).mul_(TorchContext.MinusOne);
+        return [angles.view(-1, 1, 2, half).narrow(2, 0, 1), both.view(-1, 1, 2, half)];
     }
 
     // [rows * groups, columns of a group].
-    private static Tensor Groups(TensorSlice slice, DeviceTensor gain) => TorchContext.Of(slice).view(-1, gain.Columns);
+    private static Tensor Groups(TensorSlice slice, DeviceTensor gain) => TorchContext.Of(
+        slice, ViewShape.Matrix((long)slice.Rows * (slice.Columns / gain.Columns), gain.Columns));
 
     private static Tensor InverseRms(TorchContext context, Tensor groups, float epsilon) =>
-        groups.mul(groups).mean(LastDimension, keepdim: true).add_(context.Constant(epsilon)).rsqrt_();
+        groups.mul(groups).mean(LastDimension, keepdim: true).add_(context.Constant(epsilon), TorchContext.One).rsqrt_();
 }

@@ -17,11 +17,12 @@ namespace FlexLLM.Backends.Torch;
 /// <param name="kvType">See <see cref="TorchContext.KvType"/>.</param>
 /// <param name="bytesFree">Tells the bytes that are free on the device; null where its memory is the host's.</param>
 /// <param name="gpu">Which model of GPU it is; null on the host, or where nobody knows.</param>
+/// <param name="multipliesBf16">See <see cref="TorchContext.MultipliesBf16"/>; null is what suits the device.</param>
 internal sealed class TorchComputeBackend(
     torch.Device device, long elementsMax = TorchContext.ElementsMaxDefault, int indicesKept = KeptIndices.CountDefault,
-    DType kvType = DType.F32, Func<long>? bytesFree = null, string? gpu = null) : IComputeBackend
+    DType kvType = DType.F32, Func<long>? bytesFree = null, string? gpu = null, bool? multipliesBf16 = null) : IComputeBackend
 {
-    private readonly TorchContext _context = new(device, elementsMax, indicesKept, kvType, gpu);
+    private readonly TorchContext _context = new(device, elementsMax, indicesKept, kvType, gpu, multipliesBf16);
 
     // Asked once, before anything is allocated: what the engine itself holds later is not missing.
     private readonly Lazy<long>? _bytesFree = bytesFree is null ? null : new(bytesFree);
@@ -43,6 +44,9 @@ internal sealed class TorchComputeBackend(
 
     /// <inheritdoc cref="TorchContext.IndexUploads"/>
     public long IndexUploads => _context.IndexUploads;
+
+    /// <inheritdoc cref="SharedRounding.Count"/>
+    public long Roundings => _context.Rounding.Count;
 
     // Between the memories of host and GPU a copy waits on the host, as one by way of the host does.
     public string? PeerKind => _context.OnHost ? "torch cpu" : "torch cuda";

@@ -18,6 +18,7 @@ internal sealed class TorchContext : IDisposable
     private readonly Dictionary<double, Scalar> _scalars = [];
     private readonly torch.Device _host = new(DeviceType.CPU);
     private readonly KeptIndices _kept;
+    private readonly KeptResults _results = new();
     private long[] _indices = [];
 
     /// <param name="device">Where tensors live.</param>
@@ -25,22 +26,21 @@ internal sealed class TorchContext : IDisposable
     /// <param name="indicesKept">See <see cref="KeptIndices"/>.</param>
     /// <param name="kvType">See <see cref="KvType"/>.</param>
     /// <param name="gpu">Which model of GPU the device is; null on the host, or where nobody knows.</param>
+    /// <param name="multipliesBf16">See <see cref="MultipliesBf16"/>; null is what suits the device.</param>
     public TorchContext(
-        torch.Device device, long elementsMax, int indicesKept = KeptIndices.CountDefault, DType kvType = DType.F32, string? gpu = null)
+        torch.Device device, long elementsMax, int indicesKept = KeptIndices.CountDefault, DType kvType = DType.F32, string? gpu = null,
+        bool? multipliesBf16 = null)
     {
         Check.That(elementsMax > 0);
         Check.That(kvType is DType.F32 or DType.BF16);
         (Device, ElementsMax, KvType) = (device, elementsMax, kvType);
         _kept = new KeptIndices(indicesKept);
         OnHost = device.type == DeviceType.CPU;
+        MultipliesBf16 = multipliesBf16 ?? !OnHost;
 
         // What changes the time of a step is part of it: profiles of other devices are not read.
         string name = OnHost ? "cpu" : gpu is null ? $"cuda:{device.index}" : $"cuda:{device.index}, {gpu}";
         Name = kvType == DType.F32 ? $"torch ({name})" : $"torch ({name}, {kvType} KV cache)";
-        Zero = 0.0;
-        One = 1.0;
-        MinusOne = -1.0;
-        MinusInfinity = double.NegativeInfinity;
     }
 
     public torch.Device Device { get; }
@@ -60,32 +60,61 @@ internal sealed class TorchContext : IDisposable
     /// <summary>Names the model of GPU too: times that were measured on one are not another's.</summary>
     public string Name { get; }
 
+    /// <summary>
+    /// Products with a BF16 weight are made of BF16 operands, as a GPU makes them fast: it sums in F32 and rounds the result once. On the
+    /// host, where libtorch's BF16 products are slow, the weight is widened for the call instead.
+    /// </summary>
+    public bool MultipliesBf16 { get; }
+
+    /// <summary>The rows that were rounded for a product last.</summary>
+    public SharedRounding Rounding { get; } = new();
+
     public MemoryCounter Memory { get; } = new();
 
     /// <summary>Index tensors that were made: on a GPU one copy to the device each.</summary>
     public long IndexUploads { get; private set; }
 
-    public Scalar Zero { get; }
+    public static Scalar Zero { get; } = 0.0;
 
-    public Scalar One { get; }
+    public static Scalar One { get; } = 1.0;
 
-    public Scalar MinusOne { get; }
+    public static Scalar MinusOne { get; } = -1.0;
 
-    public Scalar MinusInfinity { get; }
+    public static Scalar MinusInfinity { get; } = double.NegativeInfinity;
 
-    /// <summary>The elements of a slice as a tensor [rows, columns] on the same memory; of the scope that is open.</summary>
-    public static Tensor Of(TensorSlice slice) => ((TorchTensor)slice.Tensor).Part(slice.Start, slice.Rows);
+    /// <summary>
+    /// The elements of a slice as a tensor [rows, columns] on the same memory. It stays the slice's owner's: see <see cref="KeptViews"/>.
+    /// </summary>
+    public static Tensor Of(TensorSlice slice) => Of(slice, ViewShape.Matrix(slice.Rows, slice.Columns));
+
+    /// <summary>The same in another shape, from the first element of the slice on.</summary>
+    public static Tensor Of(TensorSlice slice, in ViewShape shape) => ((TorchTensor)slice.Tensor).Part(slice.Start, slice.Rows, shape);
+
+    /// <summary>The same, only to be read: an adapter's product between those of q, k and v takes nothing from them.</summary>
+    public static Tensor ToRead(TensorSlice slice) => ((TorchTensor)slice.Tensor).PartToRead(slice.Start, slice.Rows);
+
+    /// <summary>
+    /// A slice as the input of a product with a BF16 matrix, only to be read: rounded to BF16, once for all products of the same rows.
+    /// </summary>
+    public static Tensor Rounded(TensorSlice slice) => ((TorchTensor)slice.Tensor).Rounded(slice.Start, slice.Rows);
+
+    /// <summary>Whether both are the same elements, under whatever name.</summary>
+    public static bool IsSame(TensorSlice a, TensorSlice b) =>
+        a.Rows == b.Rows && a.Columns == b.Columns && ((TorchTensor)a.Tensor).IsAt((TorchTensor)b.Tensor, a.Start, b.Start);
 
     /// <summary>A rectangle inside a slice as a tensor [rows, columns] on the same memory; of the scope that is open.</summary>
-    public static Tensor Of(TensorSlice slice, Rectangle place) => ((TorchTensor)slice.Tensor).Part(
-        place with { Start = ((long)slice.Start * slice.Columns) + place.Start });
+    public static Tensor Of(TensorSlice slice, Rectangle place) => ((TorchTensor)slice.Tensor).Part(InTensor(slice, place));
+
+    /// <summary>The same, only to be read, by whatever thread.</summary>
+    public static Tensor ToRead(TensorSlice slice, Rectangle place) => ((TorchTensor)slice.Tensor).PartToRead(InTensor(slice, place));
 
     /// <summary>destination (+)= values, of one shape.</summary>
     public static void Store(Tensor values, Tensor destination, bool accumulate)
     {
         if (accumulate)
         {
-            destination.add_(values);
+            // Without the number TorchSharp makes one for each call, which costs more than the sum.
+            destination.add_(values, One);
         }
         else
         {
@@ -153,9 +182,32 @@ internal sealed class TorchContext : IDisposable
         return Indices(wide);
     }
 
+    /// <summary>
+    /// What <paramref name="make"/> makes of an index tensor, only to be read: made once for all layers of a step where the index
+    /// tensor is kept.
+    /// </summary>
+    /// <param name="indices">From <see cref="Indices(ReadOnlySpan{long})"/>.</param>
+    /// <param name="kind">What else it is made of: compared by identity.</param>
+    /// <param name="variant">Which of two things that are made of them.</param>
+    /// <param name="make">Makes it in the scope that is open.</param>
+    public Tensor[] Results<TKind>(Tensor indices, TKind kind, bool variant, Func<Tensor, TKind, bool, Tensor[]> make)
+        where TKind : class
+    {
+        if (_results.Find(indices, kind, variant) is Tensor[] known)
+        {
+            return known;
+        }
+
+        Tensor[] made = make(indices, kind, variant);
+        return _kept.Has(indices) ? _results.Keep(indices, kind, variant, made) : made;
+    }
+
     public void Upload(ReadOnlySpan<float> source, TensorSlice destination)
     {
         Check.That(source.Length == (long)destination.Rows * destination.Columns);
+
+        // It may be a table that something was made of.
+        _results.Dispose();
         int chunk = RowsPerPiece(destination.Columns);
         for (int row = 0; row < destination.Rows; row += chunk)
         {
@@ -206,17 +258,17 @@ internal sealed class TorchContext : IDisposable
 
     public void Dispose()
     {
+        Rounding.Dispose();
+        _results.Dispose();
         _kept.Dispose();
         foreach (Scalar scalar in _scalars.Values)
         {
             scalar.Dispose();
         }
-
-        Zero.Dispose();
-        One.Dispose();
-        MinusOne.Dispose();
-        MinusInfinity.Dispose();
     }
+
+    private static Rectangle InTensor(TensorSlice slice, Rectangle place) =>
+        place with { Start = ((long)slice.Start * slice.Columns) + place.Start };
 
     private void Write(ReadOnlySpan<byte> bytes, Tensor destination, long rows, long columns)
     {

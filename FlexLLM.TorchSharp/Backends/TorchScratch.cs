@@ -32,6 +32,8 @@ internal static class TorchScratch
         }
 
         long indices = KeptIndices.BytesMax(Math.Max(rows, (long)limits.Segments * limits.Positions));
-        return bytes + indices + (context.OnHost ? HostLibraryBytes : GpuLibraryBytes);
+        long kept = RowOps.AnglesBytes(rows, limits.HeadDim) + (KeptResults.Count * (long)limits.Segments * limits.Positions)
+            + LinearOps.RoundedBytes(context, rows, widest);
+        return bytes + indices + kept + (context.OnHost ? HostLibraryBytes : GpuLibraryBytes);
     }
 }

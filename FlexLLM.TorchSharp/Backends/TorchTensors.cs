@@ -7,46 +7,86 @@ using Tensor = TorchSharp.torch.Tensor;
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// A dense row-major matrix, in memory of its own or inside another one's. A matrix inside another holds no native tensor: the
-/// memory is gone with its owner, whoever still has a view.
+/// A dense row-major matrix, in memory of its own or inside another one's. A matrix inside another holds no native tensor, its owner
+/// keeps those for all: the memory is gone with its owner, whoever still has a view.
 /// </summary>
 internal sealed class TorchTensor : DeviceTensor
 {
     private readonly TorchTensor _owner;
     private readonly long _offset;
+    private readonly KeptViews? _views;
+    private readonly SharedRounding _rounding;
     private OwnedMemory? _memory;
 
     public TorchTensor(TorchContext context, int rows, int columns)
         : base(rows, columns)
     {
-        (_owner, _memory) = (this, OwnedMemory.Zeros(context, rows, columns));
+        (_owner, _memory, _views) = (this, OwnedMemory.Zeros(context, rows, columns), new KeptViews());
+        _rounding = context.Rounding;
     }
 
     public TorchTensor(TorchTensor owner, long offset, int rows, int columns)
         : base(rows, columns)
     {
         Check.That(offset >= 0 && offset % 16 == 0 && offset + ((long)rows * columns) <= (long)owner.Rows * owner.Columns);
-        (_owner, _offset) = (owner._owner, owner._offset + offset);
+        (_owner, _offset, _rounding) = (owner._owner, owner._offset + offset, owner._rounding);
     }
 
     public override long Bytes => _memory?.Bytes ?? 0;
 
     public static long BytesOf(int rows, int columns) => (long)rows * columns * sizeof(float);
 
-    /// <summary>Rows [start, start + count) as a tensor [count, Columns] of the scope that is open.</summary>
-    public Tensor Part(int start, int count) => Part(new Rectangle((long)start * Columns, count, Columns, Columns));
+    /// <summary>Rows [start, start + count) as a tensor of that shape, which the owner keeps.</summary>
+    public Tensor Part(int start, int count, in ViewShape shape)
+    {
+        _rounding.Touch(_owner, First(start), (long)count * Columns);
+        return ViewOf(start, shape);
+    }
+
+    /// <summary>The same, only to be read, so that what was rounded of it stays.</summary>
+    public Tensor PartToRead(int start, int count) => ViewOf(start, ViewShape.Matrix(count, Columns));
+
+    /// <summary>Rows [start, start + count) in BF16, only to be read, and only by the operation in progress.</summary>
+    public Tensor Rounded(int start, int count) =>
+        _rounding.Of(_owner, First(start), (long)count * Columns, PartToRead(start, count));
 
     /// <summary>A rectangle as a tensor of the scope that is open.</summary>
     public Tensor Part(Rectangle place)
+    {
+        _rounding.Touch(_owner, _offset + place.Start, place.End - place.Start);
+        return PartToRead(place);
+    }
+
+    /// <summary>The same, only to be read. Nothing is kept of it, for it may be another device's thread that reads.</summary>
+    public Tensor PartToRead(Rectangle place)
     {
         Check.That(_owner._memory is not null);
         return _owner._memory.Tensor.as_strided([place.Rows, place.Columns], [place.Stride, 1], _offset + place.Start);
     }
 
+    /// <summary>Whether a row of this tensor is where a row of another one is.</summary>
+    public bool IsAt(TorchTensor other, int row, int otherRow) =>
+        _owner == other._owner && First(row) == other.First(otherRow);
+
     public override void Dispose()
     {
-        _memory?.Dispose();
-        _memory = null;
+        if (_memory is not null)
+        {
+            _rounding.Touch(this, 0, (long)Rows * Columns);
+            _views!.Dispose();
+            _memory.Dispose();
+            _memory = null;
+        }
+    }
+
+    // In elements of the owner.
+    private long First(int row) => _offset + ((long)row * Columns);
+
+    private Tensor ViewOf(int start, in ViewShape shape)
+    {
+        OwnedMemory? memory = _owner._memory;
+        Check.That(memory is not null);
+        return _owner._views!.Of(memory.Tensor, First(start), shape);
     }
 }
 
@@ -110,6 +150,7 @@ internal sealed class OwnedMemory : IDisposable
 internal sealed class TorchWeight : DeviceWeight
 {
     private readonly OwnedMemory _memory;
+    private Tensor? _turned;
 
     public TorchWeight(TorchContext context, in HostMatrix source, DType type)
         : base(source.Rows, source.Columns, type)
@@ -137,10 +178,18 @@ internal sealed class TorchWeight : DeviceWeight
     /// <summary>As stored.</summary>
     public Tensor Values => _memory.Tensor;
 
+    /// <summary>The same memory as [in, out]; it stays this object's.</summary>
+    public Tensor Turned => _turned ??= Values.t().DetachFromDisposeScope();
+
     public static long BytesOf(int outFeatures, int inFeatures, DType type) =>
         (long)outFeatures * inFeatures * DTypes.BytesOf(type);
 
-    public override void Dispose() => _memory.Dispose();
+    public override void Dispose()
+    {
+        _turned?.Dispose();
+        _turned = null;
+        _memory.Dispose();
+    }
 }
 
 /// <summary>A bypass matrix; nothing is derived from it.</summary>
