@@ -99,7 +99,8 @@ internal sealed class ServingSimulation : IDisposable
         StepTimes times = load.Times ?? new RooflineTimes(StepCosts.Of(load.Model), load.WholeLayers);
         _exact = times.Calibrated;
         ModelConfig config = StandIn(load.Model.Config.LayerCount);
-        _backend = new SimulatedBackend(times, config.LayerCount, load.Jitter, _clock, seed);
+        NullMachine jitter = new() { FlopsPerSecond = 1, BytesPerSecond = 1, Jitter = load.Jitter };
+        _backend = new SimulatedBackend(times, config.LayerCount, jitter, _clock, seed);
         _model = LoadedModel.CreateEmpty(config, _backend, DType.BF16, config.MaxPositions);
         var options = new CoServingOptions
         {

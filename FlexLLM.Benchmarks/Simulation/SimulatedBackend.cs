@@ -11,17 +11,12 @@ namespace FlexLLM.Benchmarks.Simulation;
 /// </summary>
 /// <param name="times">What the parts take.</param>
 /// <param name="layers">Layers of the stand-in.</param>
-/// <param name="jitter">Deviation of the logarithm of a part's time; short parts that follow each other share their chance.</param>
+/// <param name="machine">How much steps differ by chance.</param>
 /// <param name="clock">The clock that it moves.</param>
 /// <param name="seed">Seed of the chance.</param>
-internal sealed class SimulatedBackend(StepTimes times, int layers, double jitter, ManualClock clock, ulong seed)
-    : NullBackend(new NullMachine { FlopsPerSecond = 1, BytesPerSecond = 1 }, clock, seed)
+internal sealed class SimulatedBackend(StepTimes times, int layers, NullMachine machine, ManualClock clock, ulong seed)
+    : NullBackend(machine, clock, seed)
 {
-    private const double JitterSeconds = 10e-3;
-
-    private SeededRandom _chance = new(~seed);
-    private double _slowness = 1.0;
-    private double _slownessSecondsLeft;
     private StepPlan? _plan;
     private double _layerSeconds;
     private int _items;
@@ -44,7 +39,7 @@ internal sealed class SimulatedBackend(StepTimes times, int layers, double jitte
         if (!ReferenceEquals(plan, _plan))
         {
             (_plan, _items) = (plan, 0);
-            _layerSeconds = plan.Features.BatchRows > 0 ? ByChance(times.Batch(plan)) / layers : 0;
+            _layerSeconds = plan.Features.BatchRows > 0 ? base.ByChance(times.Batch(plan)) / layers : 0;
         }
 
         if (operation == nameof(AppendKv))
@@ -53,18 +48,9 @@ internal sealed class SimulatedBackend(StepTimes times, int layers, double jitte
         }
 
         Check.That(_items < plan.Backward.Length, "one bypass an item");
-        return ByChance(times.Item(plan, _items++));
+        return base.ByChance(times.Item(plan, _items++));
     }
 
-    private double ByChance(double seconds)
-    {
-        if (_slownessSecondsLeft <= 0)
-        {
-            _slowness = Math.Exp(jitter * _chance.NextGaussian());
-            _slownessSecondsLeft = JitterSeconds;
-        }
-
-        _slownessSecondsLeft -= seconds * _slowness;
-        return seconds * _slowness;
-    }
+    // A batch has one chance for all its layers: it is in the price already.
+    protected override double ByChance(double seconds) => seconds;
 }

@@ -111,7 +111,7 @@ internal sealed class EngineInbox(int capacity)
     public void Close(Exception cause)
     {
         _channel.Writer.TryComplete(cause);
-        while (_channel.Reader.TryRead(out Submission? item))
+        while (TryTake(out Submission? item))
         {
             item.Fail(cause);
         }

@@ -1,5 +1,4 @@
 using FlexLLM.Backends;
-using FlexLLM.Backends.Group;
 using FlexLLM.Primitives;
 using FlexLLM.Tests.Contracts;
 using FlexLLM.Tests.Support;
@@ -150,7 +149,7 @@ internal sealed class CollectiveTests(bool isDirect)
     {
         int ranks = _rig.Group.Ranks;
         return _rig.Run(
-            (c, from, to) => call(c, from, to),
+            call,
             [.. Enumerable.Range(0, ranks).Select(rank => brought(rank, ranks))],
             rank => (takenLike(rank, ranks).Rows, takenLike(rank, ranks).Columns));
     }
@@ -168,9 +167,6 @@ internal sealed class CollectiveTests(bool isDirect)
             Assert.That(results[rank].Bits, Is.EqualTo(expected(rank).Bits), $"rank {rank}");
         }
     }
-
-    private delegate void CollectiveCall(
-        Communicator communicator, TensorSlice source, TensorSlice destination);
 
     /// <summary>Lets the others run ahead, if they can, before it reads or takes anything.</summary>
     private sealed class Hesitant(IComputeBackend inner) : DelegatingBackend(inner)

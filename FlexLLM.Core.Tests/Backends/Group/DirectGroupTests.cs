@@ -50,7 +50,7 @@ internal sealed class DirectGroupTests
         {
             ExpectSame(
                 rig => rig.Run(
-                    (c, source, destination) => call(c, source, destination),
+                    call,
                     [.. values.Select((value, rank) => from(value, rank, ranks))],
                     rank => (to(values[0], rank, ranks).Rows, to(values[0], rank, ranks).Columns)),
                 $"call {index}");
@@ -194,8 +194,6 @@ internal sealed class DirectGroupTests
     }
 
     private static int[] BitsOf(float[] values) => Array.ConvertAll(values, BitConverter.SingleToInt32Bits);
-
-    private delegate void CollectiveCall(Communicator communicator, TensorSlice source, TensorSlice destination);
 
     private delegate Piece Cut(Piece value, int rank, int ranks);
 

@@ -63,8 +63,7 @@ internal sealed class GroupRig : IDisposable
     public InProcessGroup Group { get; }
 
     /// <summary>Runs one collective: what each rank brings, and the shape that each takes; the results of all ranks.</summary>
-    public Piece[] Run(
-        Action<Communicator, TensorSlice, TensorSlice> collective, Piece[] brought, Func<int, (int Rows, int Columns)> taken)
+    public Piece[] Run(CollectiveCall collective, Piece[] brought, Func<int, (int Rows, int Columns)> taken)
     {
         Piece[] results = new Piece[Group.Ranks];
         Run(communicator =>
@@ -143,3 +142,6 @@ internal sealed class GroupRig : IDisposable
 
     private static float[] Filled(int count) => [.. Enumerable.Repeat(float.NaN, count)];
 }
+
+/// <summary>One of a communicator's collectives.</summary>
+internal delegate void CollectiveCall(Communicator communicator, TensorSlice source, TensorSlice destination);

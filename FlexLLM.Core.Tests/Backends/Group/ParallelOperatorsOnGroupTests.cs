@@ -1,5 +1,3 @@
-using FlexLLM.Backends;
-using FlexLLM.Backends.Group;
 using FlexLLM.Graph.Parallelization;
 using FlexLLM.Primitives;
 using FlexLLM.Tests.Graph.Parallelization;
@@ -35,7 +33,7 @@ internal sealed class ParallelOperatorsOnGroupTests
         }
     }
 
-    private static Action<Communicator, TensorSlice, TensorSlice> CallOf(ParallelOperator op) => op.Label switch
+    private static CollectiveCall CallOf(ParallelOperator op) => op.Label switch
     {
         "all-gather(tokens)" => (c, from, to) => c.AllGatherRows(from, to),
         "all-gather(hidden)" => (c, from, to) => c.AllGatherColumns(from, to),

@@ -369,6 +369,23 @@ internal partial class NullBackend(NullMachine machine, ManualClock clock, ulong
         return batch + machine.SecondsPerCall + (machine.Overlaps ? Math.Max(arithmetic, traffic) : arithmetic + traffic);
     }
 
+    /// <summary>
+    /// What a call takes that should take so long, on a machine that is now faster, now slower: one chance for all of it, which those that
+    /// follow within <see cref="NullMachine.JitterPeriod"/> share.
+    /// </summary>
+    protected virtual double ByChance(double seconds)
+    {
+        if (machine.Jitter > 0 && _slownessSecondsLeft <= 0)
+        {
+            _slowness = Math.Exp(machine.Jitter * _jitter.NextGaussian());
+            _slownessSecondsLeft = machine.JitterPeriod.TotalSeconds;
+        }
+
+        seconds *= _slowness * Slowdown;
+        _slownessSecondsLeft -= seconds;
+        return seconds;
+    }
+
     /// <summary>Moves the clock by the time of one call. A call without rows costs nothing.</summary>
     private void Charge(int rows, double flops, double bytes, [CallerMemberName] string operation = "")
     {
@@ -378,15 +395,7 @@ internal partial class NullBackend(NullMachine machine, ManualClock clock, ulong
             return;
         }
 
-        if (machine.Jitter > 0 && _slownessSecondsLeft <= 0)
-        {
-            _slowness = Math.Exp(machine.Jitter * _jitter.NextGaussian());
-            _slownessSecondsLeft = machine.JitterPeriod.TotalSeconds;
-        }
-
-        seconds *= _slowness * Slowdown;
-        _slownessSecondsLeft -= seconds;
-        _secondsOwed += seconds;
+        _secondsOwed += ByChance(seconds);
         var whole = new TimeSpan((long)(_secondsOwed * TimeSpan.TicksPerSecond));
         _secondsOwed -= whole.TotalSeconds;
         clock.Advance(whole);
