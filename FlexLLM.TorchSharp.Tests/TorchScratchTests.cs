@@ -111,26 +111,26 @@ internal sealed class TorchScratchTests
             case "SiluGate" or "SiluGateBackward":
                 bool isForward = operation == "SiluGate";
                 DeviceTensor[] gate = Tensors(5, rows, wide);
-                return (ElementwiseOps.ScratchBytes(rows, wide, !isForward), isForward
+                return (ElementwiseOps.ScratchBytes(_context, rows, wide, !isForward), isForward
                     ? () => _backend.SiluGate(gate[0], gate[1], gate[1])
                     : () => _backend.SiluGateBackward(gate[0], gate[1], gate[2], gate[3], gate[4]));
             case "RmsNorm" or "RmsNormBackward":
                 isForward = operation == "RmsNorm";
                 DeviceTensor[] norm = Tensors(3, rows, wide);
                 DeviceTensor gain = Tensors(1, 1, wide)[0];
-                return (RowOps.ScratchBytes(rows, wide, limits.QueryHeads, !isForward), isForward
+                return (RowOps.ScratchBytes(_context, rows, wide, limits.QueryHeads, !isForward), isForward
                     ? () => _backend.RmsNorm(norm[0], gain, 1e-5f, norm[1])
                     : () => _backend.RmsNormBackward(norm[0], gain, 1e-5f, norm[1], norm[2], accumulate: false));
             case "Rope":
                 DeviceTensor heads = Tensors(1, rows, wide)[0];
                 DeviceTensor table = Tensors(1, limits.Positions, limits.HeadDim)[0];
                 int[] positions = [.. Enumerable.Range(0, rows)];
-                return (RowOps.ScratchBytes(rows, wide, limits.QueryHeads, trains: false),
+                return (RowOps.ScratchBytes(_context, rows, wide, limits.QueryHeads, trains: false),
                     () => _backend.Rope(heads, positions, table, inverse: false));
             case "ScaleColumnsBackward":
                 DeviceTensor[] scale = Tensors(3, rows, wide);
                 DeviceTensor[] row = Tensors(2, 1, wide);
-                return (ColumnOps.ScratchBytes(rows, wide, trains: true),
+                return (ColumnOps.ScratchBytes(_context, rows, wide, trains: true),
                     () => _backend.ScaleColumnsBackward(scale[0], scale[1], row[0], row[1], scale[2], accumulate: false));
             case "Linear":
                 DeviceWeight weight = _bench.RandomWeight(hidden, wide, DType.BF16).Weight;
@@ -175,7 +175,7 @@ internal sealed class TorchScratchTests
         _backend.AppendKv(kv, kv, 0, all);
         if (operation == "AppendKv")
         {
-            return (AttentionOps.AppendBytes(limits), () => _backend.AppendKv(kv, kv, 0, all));
+            return (AttentionOps.AppendBytes(_context, limits), () => _backend.AppendKv(kv, kv, 0, all));
         }
 
         int rows = decodes ? limits.Segments : limits.Rows;

@@ -23,6 +23,15 @@ public sealed record TorchOptions
     /// </summary>
     /// <value>False: F32.</value>
     public bool Bf16KvCache { get; init; }
+
+    /// <summary>
+    /// Whether rows of a model's values and of their gradients are kept in BF16: rounded to 8 bits of mantissa, to nearest even, whenever
+    /// an operation writes them. They take half the bytes, saved ones of finetuning jobs included, and a GPU multiplies them with BF16
+    /// weights as they are. Norms, attention, softmax, losses, logits, adapters, their gradients and optimizers compute in F32. Answers
+    /// change with what runs beside a request more often than in F32. Keys and values are <see cref="Bf16KvCache"/>'s business.
+    /// </summary>
+    /// <value>False: F32.</value>
+    public bool Bf16Activations { get; init; }
 }
 
 /// <summary>Devices that compute on libtorch: the CPU, and NVIDIA GPUs through CUDA.</summary>
@@ -48,7 +57,7 @@ public static class TorchBackend
         try
         {
             options ??= new TorchOptions();
-            TorchDevice opened = Open(type, index, options.Bf16KvCache ? DType.BF16 : DType.F32);
+            TorchDevice opened = Open(type, index, options);
             Apply(options);
             return opened;
         }
@@ -108,12 +117,12 @@ public static class TorchBackend
                 $"Unknown device '{device}'. Use \"cpu\", \"cuda\", or \"cuda:N\" for GPU number N.", nameof(device));
     }
 
-    private static TorchDevice Open(DeviceType type, int index, DType kvType)
+    private static TorchDevice Open(DeviceType type, int index, TorchOptions options)
     {
         torch.InitializeDeviceType(DeviceType.CPU);
         if (type == DeviceType.CPU)
         {
-            return new TorchDevice(type, index, kvType);
+            return new TorchDevice(type, index, options);
         }
 
         if (!torch.cuda.is_available())
@@ -125,15 +134,21 @@ public static class TorchBackend
 
         int count = torch.cuda.device_count();
         return index < count
-            ? new TorchDevice(type, index, kvType)
+            ? new TorchDevice(type, index, options)
             : throw new FlexLlmException($"There is no GPU number {index}: this machine has {count}, numbered from 0.");
     }
 
-    private sealed class TorchDevice(DeviceType type, int index, DType kvType) : ComputeDevice
+    private sealed class TorchDevice(DeviceType type, int index, TorchOptions options) : ComputeDevice
     {
-        internal override IComputeBackend CreateBackend() => type == DeviceType.CUDA
-            ? new TorchComputeBackend(
-                new torch.Device(type, index), kvType: kvType, bytesFree: () => CudaDriver.BytesFree(index), gpu: CudaDriver.NameOf(index))
-            : new TorchComputeBackend(new torch.Device(type, index), kvType: kvType);
+        internal override IComputeBackend CreateBackend()
+        {
+            DType kvType = options.Bf16KvCache ? DType.BF16 : DType.F32;
+            DType activationType = options.Bf16Activations ? DType.BF16 : DType.F32;
+            return type == DeviceType.CUDA
+                ? new TorchComputeBackend(
+                    new torch.Device(type, index), kvType: kvType, bytesFree: () => CudaDriver.BytesFree(index),
+                    gpu: CudaDriver.NameOf(index), activationType: activationType)
+                : new TorchComputeBackend(new torch.Device(type, index), kvType: kvType, activationType: activationType);
+        }
     }
 }

@@ -20,7 +20,7 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     public virtual bool IsOutOfMemory(Exception fault) => inner.IsOutOfMemory(fault);
 
-    public virtual long TensorBytes(int rows, int columns) => inner.TensorBytes(rows, columns);
+    public virtual long TensorBytes(int rows, int columns, TensorUse use = TensorUse.Exact) => inner.TensorBytes(rows, columns, use);
 
     public virtual long WeightBytes(int outFeatures, int inFeatures, DType type) =>
         inner.WeightBytes(outFeatures, inFeatures, type);
@@ -34,7 +34,7 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     public virtual void ReserveScratch(in ScratchLimits limits) => inner.ReserveScratch(limits);
 
-    public virtual DeviceTensor Allocate(int rows, int columns) => inner.Allocate(rows, columns);
+    public virtual DeviceTensor Allocate(int rows, int columns, TensorUse use = TensorUse.Exact) => inner.Allocate(rows, columns, use);
 
     public virtual DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
         inner.View(owner, offset, rows, columns);

@@ -6,8 +6,8 @@ namespace FlexLLM.Tests.Contracts;
 /// <summary>One planted fault: takes a correct backend and the name of the fault, spoils one operation.</summary>
 internal sealed partial class FaultyBackend(IComputeBackend inner, string fault) : DelegatingBackend(inner)
 {
-    public override long TensorBytes(int rows, int columns) =>
-        Inner.TensorBytes(fault == "tensors told a row short" ? Math.Max(0, rows - 1) : rows, columns);
+    public override long TensorBytes(int rows, int columns, TensorUse use = TensorUse.Exact) =>
+        Inner.TensorBytes(fault == "tensors told a row short" ? Math.Max(0, rows - 1) : rows, columns, use);
 
     public override long FactorBytes(int inner, int wide) =>
         Inner.FactorBytes(inner, wide) - (fault == "factors told without a column" ? sizeof(float) : 0);
@@ -45,9 +45,9 @@ internal sealed partial class FaultyBackend(IComputeBackend inner, string fault)
         }
     }
 
-    public override DeviceTensor Allocate(int rows, int columns)
+    public override DeviceTensor Allocate(int rows, int columns, TensorUse use = TensorUse.Exact)
     {
-        DeviceTensor tensor = Inner.Allocate(rows, columns);
+        DeviceTensor tensor = Inner.Allocate(rows, columns, use);
         if (fault == "allocated memory is dirty" && rows > 0)
         {
             Inner.Upload([.. Enumerable.Repeat(1e-20f, columns)], tensor.Slice(rows - 1, 1));

@@ -17,7 +17,7 @@ internal sealed partial class ReferenceBackend : IComputeBackend
     {
     }
 
-    public long TensorBytes(int rows, int columns) => sizeof(float) * (long)rows * columns;
+    public long TensorBytes(int rows, int columns, TensorUse use = TensorUse.Exact) => sizeof(float) * (long)rows * columns;
 
     public long WeightBytes(int outFeatures, int inFeatures, DType type) => sizeof(double) * (long)outFeatures * inFeatures;
 
@@ -33,7 +33,7 @@ internal sealed partial class ReferenceBackend : IComputeBackend
         // Every result is an object of its own.
     }
 
-    public DeviceTensor Allocate(int rows, int columns) => new HostTensor(this, rows, columns);
+    public DeviceTensor Allocate(int rows, int columns, TensorUse use = TensorUse.Exact) => new HostTensor(this, rows, columns);
 
     public DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
         new HostTensor((HostTensor)owner, (int)offset, rows, columns);

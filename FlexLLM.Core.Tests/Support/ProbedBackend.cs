@@ -13,10 +13,10 @@ internal sealed class ProbedBackend(IComputeBackend inner, Action<string> probe)
         Inner.Synchronize();
     }
 
-    public override DeviceTensor Allocate(int rows, int columns)
+    public override DeviceTensor Allocate(int rows, int columns, TensorUse use = TensorUse.Exact)
     {
         probe(nameof(Allocate));
-        return Inner.Allocate(rows, columns);
+        return Inner.Allocate(rows, columns, use);
     }
 
     public override DeviceKvCache CreateKvCache(int layers, int blocks, int kvHeads, int headDim)

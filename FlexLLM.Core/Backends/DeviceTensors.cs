@@ -2,12 +2,25 @@ using FlexLLM.Primitives;
 
 namespace FlexLLM.Backends;
 
-/// <summary>A row-major F32 matrix [Rows, Columns] in device memory. Owned by whoever asked the backend for it.</summary>
+/// <summary>What a tensor is for, and so of which type it is.</summary>
+internal enum TensorUse
+{
+    /// <summary>F32 on every backend: parameters, gradients of them, moments, logits, log-sum-exp, sums over tokens, packed rows.</summary>
+    Exact,
+
+    /// <summary>Rows of a model's values or of their gradients: F32, or the narrower type that a backend was opened with.</summary>
+    Activation,
+}
+
+/// <summary>A row-major matrix [Rows, Columns] in device memory. Owned by whoever asked the backend for it.</summary>
 internal abstract class DeviceTensor(int rows, int columns) : IDisposable
 {
     public int Rows { get; } = rows;
 
     public int Columns { get; } = columns;
+
+    /// <summary>What its elements are rounded to, to nearest even, when they are written.</summary>
+    public virtual DType Type => DType.F32;
 
     /// <summary>Device bytes that this tensor holds.</summary>
     public abstract long Bytes { get; }

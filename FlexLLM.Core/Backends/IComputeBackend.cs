@@ -3,8 +3,8 @@ using FlexLLM.Primitives;
 namespace FlexLLM.Backends;
 
 /// <summary>
-/// The narrow waist: everything that the engine asks of a device, forward and backward side by side, on row-major F32
-/// batches. The caller owns every tensor, also the destinations. One thread calls at a time. Shapes are the caller's promise:
+/// The narrow waist: everything that the engine asks of a device, forward and backward side by side, on row-major
+/// batches: F32, but that a backend may keep activations narrower (<see cref="TensorUse"/>) and then rounds what it writes there. The caller owns every tensor, also the destinations. One thread calls at a time. Shapes are the caller's promise:
 /// a wrong one is a broken invariant (<see cref="System.Diagnostics.UnreachableException"/>), never a silent result.
 /// Unless an operation says otherwise, a destination must not overlap a source, and an empty slice (0 rows) is legal and does
 /// nothing.
@@ -50,7 +50,7 @@ internal interface IComputeBackend : IDisposable
     string? PeerKind => null;
 
     /// <summary>What a tensor of that shape holds, in bytes. Like all told sizes it is exact and allocates nothing.</summary>
-    long TensorBytes(int rows, int columns);
+    long TensorBytes(int rows, int columns, TensorUse use = TensorUse.Exact);
 
     /// <summary>What a weight of that shape and stored type holds, in bytes.</summary>
     long WeightBytes(int outFeatures, int inFeatures, DType type);
@@ -73,12 +73,12 @@ internal interface IComputeBackend : IDisposable
     /// </summary>
     void ReserveScratch(in ScratchLimits limits);
 
-    /// <summary>A tensor of zeros.</summary>
-    DeviceTensor Allocate(int rows, int columns);
+    /// <summary>A tensor of zeros, of the type that the backend has for this use.</summary>
+    DeviceTensor Allocate(int rows, int columns, TensorUse use = TensorUse.Exact);
 
     /// <summary>
-    /// A matrix inside the memory of a tensor: element (0, 0) is float <paramref name="offset"/> (a multiple of 16) of the owner,
-    /// counted row by row. It holds no memory of its own, and is invalid once its owner is freed.
+    /// A matrix inside the memory of a tensor, of its type: element (0, 0) is element <paramref name="offset"/> (a multiple of 16) of
+    /// the owner, counted row by row. It holds no memory of its own, and is invalid once its owner is freed.
     /// </summary>
     DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns);
 
@@ -102,18 +102,21 @@ internal interface IComputeBackend : IDisposable
     /// <summary>Brings derived copies up to date after the values were written (upload, optimizer step).</summary>
     void RefreshFactor(DeviceFactor factor);
 
-    /// <summary>Copies host floats, row-major, into all of <paramref name="destination"/>.</summary>
+    /// <summary>Copies host floats, row-major, into all of <paramref name="destination"/>, rounded to its type.</summary>
     void Upload(ReadOnlySpan<float> source, TensorSlice destination);
 
     /// <summary>Copies all of <paramref name="source"/> to the host, waiting for it.</summary>
     void Download(TensorSlice source, Span<float> destination);
 
-    /// <summary>destination = source (equal shapes), bit by bit: <see cref="Pack"/> makes patterns that look like NaN.</summary>
+    /// <summary>
+    /// destination = source (equal shapes), between tensors of one type bit by bit: <see cref="Pack"/> makes patterns that look like NaN.
+    /// </summary>
     void Copy(TensorSlice source, TensorSlice destination);
 
     /// <summary>
     /// destination (+)= source, element by element: a rectangle of this backend's tensor and one of the same shape in a tensor of another
-    /// backend of this <see cref="PeerKind"/>, or of this one. Sums are F32, copies keep all bits; the rectangles must not overlap.
+    /// backend of this <see cref="PeerKind"/>, or of this one. Sums are F32 (each is rounded to the destination's type), copies between
+    /// tensors of one type keep all bits; the rectangles must not overlap.
     /// </summary>
     /// <remarks>
     /// The two backends have a thread each, and the threads meet before the call and after it. What the source's backend was called for
@@ -207,7 +210,7 @@ internal interface IComputeBackend : IDisposable
         TensorSlice x, TensorSlice dy, DeviceTensor gain, DeviceTensor gradGain, TensorSlice? dx, bool accumulate);
 
     /// <summary>
-    /// destination[i, destinationColumn + j] = source[i, sourceColumn + j] for j in [0, columns), bit by bit. Rows are equal,
+    /// destination[i, destinationColumn + j] = source[i, sourceColumn + j] for j in [0, columns), as <see cref="Copy"/>. Rows are equal,
     /// columns need not be. Both may be the same rows of a tensor where the columns do not overlap.
     /// </summary>
     void CopyColumns(TensorSlice source, int sourceColumn, TensorSlice destination, int destinationColumn, int columns);
@@ -231,7 +234,7 @@ internal interface IComputeBackend : IDisposable
     void SiluBackward(TensorSlice x, TensorSlice dy, TensorSlice dx);
 
     /// <summary>
-    /// Makes rows small. source [rows, n], packed [rows, <see cref="PackedFormats.PackedColumns"/>] holds bit patterns instead of
+    /// Makes rows small. source [rows, n], packed [rows, <see cref="PackedFormats.PackedColumns"/>], F32, holds bit patterns instead of
     /// numbers (some look like NaN): copy it, hand it to <see cref="Unpack"/>, and read it as nothing else. Which bit lies
     /// where is the backend's business, but a packed row depends on its source row alone.
     /// </summary>

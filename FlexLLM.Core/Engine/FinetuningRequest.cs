@@ -55,7 +55,8 @@ public sealed record FinetuningRequest
     public long? SavedBytesMax { get; init; }
 
     /// <summary>
-    /// Keeps activations in bfloat16: about half the bytes, but gradients are not exact any more.
+    /// Keeps activations in bfloat16: about half the bytes, but gradients are not exact any more. Nothing changes where the device has
+    /// them in bfloat16 anyway.
     /// </summary>
     public bool SavesAsBF16 { get; init; }
 

@@ -268,16 +268,20 @@ internal sealed partial class JobTable(
     {
         PeftConfig method = ConfigOf(request);
         int tokensMax = samples.Samples.Max(s => s.Ids.Length);
+
+        // What stays F32 beside narrower activations: at most the log-sum-exp of every layer.
+        long elementBytes = memory.ActivationBytes(1, 1);
+        long sumsBytes = (sizeof(float) - elementBytes) * model.Config.LayerCount * model.Config.AttentionHeads;
         TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(method, model.Config), new CompilerOptions
         {
             Rematerialization = new RematerializationOptions
             {
-                SavedColumnsMax = request.SavedBytesMax / sizeof(float) / tokensMax,
+                SavedColumnsMax = ((request.SavedBytesMax / tokensMax) - sumsBytes) / elementBytes,
                 SequenceTokens = tokensMax,
             },
-            StoresSavedAsBF16 = request.SavesAsBF16,
+            StoresSavedAsBF16 = request.SavesAsBF16 && elementBytes == sizeof(float),
         });
-        long savedBytes = program.SavedColumns * sizeof(float) * tokensMax;
+        long savedBytes = program.Saved.Sum(s => memory.SavedBytes(s, tokensMax));
         if (savedBytes > (request.SavedBytesMax ?? long.MaxValue))
         {
             throw new RequestRejectedException(

@@ -26,9 +26,9 @@ internal sealed class ActivationStore : IDisposable
         BlockTable = [.. Enumerable.Range(0, blocks)];
         try
         {
-            _saved = [.. program.Saved.Select(s => _owned.Add(backend.Allocate(tokensMax, s.Columns)))];
+            _saved = [.. program.Saved.Select(s => _owned.Add(backend.Allocate(tokensMax, s.Columns, MemoryPlan.UseOf(s))))];
             KvCache = _owned.Add(backend.CreateKvCache(config.LayerCount, blocks, config.KeyValueHeads, config.HeadDim));
-            Boundary = _owned.Add(backend.Allocate(tokensMax, config.HiddenSize));
+            Boundary = _owned.Add(backend.Allocate(tokensMax, config.HiddenSize, TensorUse.Activation));
             KeyGradient = _owned.Add(backend.Allocate(tokensMax, config.KeyValueHeads * config.HeadDim));
             ValueGradient = _owned.Add(backend.Allocate(tokensMax, config.KeyValueHeads * config.HeadDim));
         }

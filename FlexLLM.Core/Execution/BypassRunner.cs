@@ -32,7 +32,7 @@ internal sealed class BypassRunner : IDisposable
         _backend = backend;
         _communicator = communicator;
         _rowsMax = rowsMax;
-        _arena = backend.Allocate(rowsMax, ArenaColumns(config));
+        _arena = backend.Allocate(rowsMax, ArenaColumns(config), TensorUse.Activation);
     }
 
     public long Bytes => _arena.Bytes;

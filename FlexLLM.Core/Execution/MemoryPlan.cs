@@ -104,9 +104,9 @@ internal sealed class MemoryPlan
         int blocks = BlockTable.BlocksFor(tokens);
         return new MemoryTable(
         [
-            .. SavedRows(program, i => _backend.TensorBytes(tokens, program.Saved[i].Columns)),
+            .. SavedRows(program, i => SavedBytes(program.Saved[i], tokens)),
             new(MemoryUse.SampleKv, "blocks", blocks, KvBytes(blocks)),
-            new(MemoryUse.LayerGradient, "rows", tokens, _backend.TensorBytes(tokens, _config.HiddenSize)),
+            new(MemoryUse.LayerGradient, "rows", tokens, ActivationBytes(tokens, _config.HiddenSize)),
             new(MemoryUse.KvGradients, "accumulators", 2, 2 * _backend.TensorBytes(tokens, kvColumns)),
         ]);
     }
@@ -149,5 +149,15 @@ internal sealed class MemoryPlan
         .GroupBy(s => s.Item.Role)
         .Select(g => new MemoryRow(MemoryUse.SavedActivations, g.Key, g.Count(), g.Sum(s => bytesOf(s.Index))));
 
-    private long ArenaBytes(int columns) => _backend.TensorBytes(Limits.Rows, columns);
+    /// <summary>Bytes of rows of a model's values.</summary>
+    public long ActivationBytes(int rows, int columns) => _backend.TensorBytes(rows, columns, TensorUse.Activation);
+
+    /// <summary>Bytes of a saved value of so many tokens.</summary>
+    public long SavedBytes(SavedValue value, int tokens) => _backend.TensorBytes(tokens, value.Columns, UseOf(value));
+
+    /// <summary>Of which type a saved value is: sums of exponentials and packed rows are F32.</summary>
+    public static TensorUse UseOf(SavedValue value) =>
+        value.ByAttention || value.Packed is not null ? TensorUse.Exact : TensorUse.Activation;
+
+    private long ArenaBytes(int columns) => ActivationBytes(Limits.Rows, columns);
 }

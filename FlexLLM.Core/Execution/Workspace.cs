@@ -16,7 +16,7 @@ internal sealed class Workspace : IDisposable
     private float[] _poison = [];
 
     public Workspace(IComputeBackend backend, ArenaLayout layout, int rowsMax)
-        : this(backend, layout, rowsMax, backend.Allocate(rowsMax, layout.Columns))
+        : this(backend, layout, rowsMax, backend.Allocate(rowsMax, layout.Columns, TensorUse.Activation))
     {
         _owned.Add(Arena);
     }

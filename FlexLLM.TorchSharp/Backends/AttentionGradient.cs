@@ -20,7 +20,7 @@ internal static class AttentionGradient
         long keys = sizeof(float) * positions * limits.KvHeads * limits.HeadDim;
         long numbers = 2 * sizeof(float) * rows * limits.QueryHeads;
         long products = (2 * keys) + numbers + AttentionOps.MaskBytes(rows) + (3 * sizeof(float) * rows * limits.QueryHeads * positions)
-            + (4 * sizeof(float) * rows * limits.QueryHeads * limits.HeadDim);
+            + (4 * sizeof(float) * rows * limits.QueryHeads * limits.HeadDim) + (2 * AttentionOps.NarrowBytes(context, limits, rows));
         return (sizeof(long) * positions) + (2 * keys) + Math.Max(AttentionOps.StoredBytes(context, limits, positions), products);
     }
 

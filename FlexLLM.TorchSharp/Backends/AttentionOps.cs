@@ -26,9 +26,9 @@ internal static class AttentionOps
         // Scores, their softmax, and what logsumexp makes of them; queries turned and scaled, the result.
         long rows = RowsMax(context, limits);
         long scores = sizeof(float) * (limits.Trains ? 3 : 2) * rows * limits.QueryHeads * positions;
-        long products = scores + (3 * sizeof(float) * rows * queryColumns) + MaskBytes(rows);
+        long products = scores + (3 * sizeof(float) * rows * queryColumns) + NarrowBytes(context, limits, rows) + MaskBytes(rows);
         long window = (GatheredBytes(limits) * positions) + Math.Max(StoredBytes(context, limits, positions), products);
-        return Math.Max(AppendBytes(limits), Math.Max(window, DecodeBytes(context, limits)));
+        return Math.Max(AppendBytes(context, limits), Math.Max(window, DecodeBytes(context, limits)));
     }
 
     /// <summary>Of all decode rows: beside what is gathered, indices of what is hidden, which is a byte at last, and scores.</summary>
@@ -37,13 +37,23 @@ internal static class AttentionOps
         long positions = limits.Positions;
         long together = Math.Min(Math.Max(positions, context.ElementsMax / ElementsPerPosition), limits.Segments * positions);
         long products = (together * (sizeof(long) + 1 + (2 * sizeof(float) * limits.QueryHeads)))
-            + (3L * sizeof(float) * limits.Segments * limits.QueryHeads * limits.HeadDim);
+            + (3L * sizeof(float) * limits.Segments * limits.QueryHeads * limits.HeadDim)
+            + NarrowBytes(context, limits, limits.Segments);
         return (GatheredBytes(limits) * together) + Math.Max(StoredBytes(context, limits, together), products);
     }
 
-    /// <summary>Indices, and keys that libtorch may copy, or that are rounded and may be copied so: as many bytes.</summary>
-    public static long AppendBytes(in ScratchLimits limits) =>
-        limits.Rows * (sizeof(long) + ((long)sizeof(float) * limits.KvHeads * limits.HeadDim));
+    /// <summary>
+    /// Indices, and keys that libtorch may copy, or that are rounded and may be copied so: as many bytes. Widened ones are twice as many.
+    /// </summary>
+    public static long AppendBytes(TorchContext context, in ScratchLimits limits)
+    {
+        long widened = context.ActivationType != DType.F32 && context.KvType == DType.F32 ? 2 : 1;
+        return limits.Rows * (sizeof(long) + (widened * sizeof(float) * limits.KvHeads * limits.HeadDim));
+    }
+
+    /// <summary>BF16 queries turned, before they become F32.</summary>
+    public static long NarrowBytes(TorchContext context, in ScratchLimits limits, long rows) =>
+        context.ActivationType == DType.F32 ? 0 : rows * limits.QueryHeads * limits.HeadDim * DTypes.BytesOf(context.ActivationType);
 
     /// <summary>Values as they are stored, while they become F32; gone before there are scores.</summary>
     public static long StoredBytes(TorchContext context, in ScratchLimits limits, long positions) =>
@@ -59,7 +69,7 @@ internal static class AttentionOps
     public static void AppendKv(
         TorchContext context, TensorSlice k, TensorSlice v, int layer, ReadOnlySpan<AttentionSegment> segments)
     {
-        Check.That(k.Rows == v.Rows && k.Columns == v.Columns);
+        Check.That(k.Rows == v.Rows && k.Columns == v.Columns && k.Tensor.Type == v.Tensor.Type);
         for (int i = 0, next; i < segments.Length; i = next)
         {
             TorchKvCache cache = (TorchKvCache)segments[i].Cache;
@@ -147,7 +157,7 @@ internal static class AttentionOps
 
         using DisposeScope scope = torch.NewDisposeScope();
         var headByHead = ViewShape.Cube(cache.KvHeads, k.Rows, cache.HeadDim, cache.HeadDim, k.Columns);
-        cache.Write(layer, context.Indices(slots), TorchContext.Of(k, headByHead), TorchContext.Of(v, headByHead));
+        cache.Write(layer, context.Indices(slots), TorchContext.Of(k, headByHead), TorchContext.Of(v, headByHead), k.Tensor.Type);
     }
 
     private static void Forward(
@@ -266,11 +276,16 @@ internal readonly record struct HeadLayout(int KvHeads, int Group, int HeadDim)
     }
 
     /// <summary>
-    /// [rows, query heads * head dimension] as [KV heads, rows * group, head dimension]: a copy, or the same elements, so only to be read.
+    /// [rows, query heads * head dimension] as F32 [KV heads, rows * group, head dimension]: a copy, or the same elements, so only to be
+    /// read.
     /// </summary>
-    public Tensor Split(TensorSlice rows) => rows.Rows == 1
-        ? TorchContext.Of(rows, OneRow)
-        : TorchContext.Of(rows, Turned(rows)).reshape(KvHeads, (long)rows.Rows * Group, HeadDim);
+    public Tensor Split(TensorSlice rows)
+    {
+        Tensor split = rows.Rows == 1
+            ? TorchContext.Of(rows, OneRow)
+            : TorchContext.Of(rows, Turned(rows)).reshape(KvHeads, (long)rows.Rows * Group, HeadDim);
+        return TorchContext.IsBf16(rows) ? split.to_type(torch.ScalarType.Float32) : split;
+    }
 
     /// <summary>Writes what <see cref="Split"/> makes back to rows.</summary>
     public void Join(Tensor split, TensorSlice rows)

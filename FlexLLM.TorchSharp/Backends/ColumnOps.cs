@@ -7,9 +7,9 @@ namespace FlexLLM.Backends.Torch;
 /// <summary>Operations between a matrix and one number a column, and copies of columns.</summary>
 internal static class ColumnOps
 {
-    /// <summary>Temporaries of a call in bytes: a product of the gradient, and one of the input.</summary>
-    public static long ScratchBytes(long rows, long columns, bool trains) =>
-        sizeof(float) * columns * (trains ? (2 * rows) + 3 : rows + 1);
+    /// <summary>Temporaries of a call in bytes: a product of the gradient, and one of the input; copies of BF16 rows.</summary>
+    public static long ScratchBytes(TorchContext context, long rows, long columns, bool trains) =>
+        sizeof(float) * columns * ((context.WideCopies * rows) + (trains ? (2 * rows) + 3 : rows + 1));
 
     public static void AddBias(TensorSlice y, DeviceTensor bias)
     {
@@ -26,7 +26,7 @@ internal static class ColumnOps
         if (dy.Rows > 0)
         {
             using DisposeScope scope = torch.NewDisposeScope();
-            TorchContext.Of(gradient).add_(TorchContext.Of(dy).sum(0L, keepdim: true), TorchContext.One);
+            TorchContext.Of(gradient).add_(TorchContext.Wide(dy).sum(0L, keepdim: true), TorchContext.One);
         }
     }
 
@@ -56,7 +56,7 @@ internal static class ColumnOps
 
         using DisposeScope scope = torch.NewDisposeScope();
         Tensor dys = TorchContext.Of(dy);
-        TorchContext.Of(gradGain).add_(TorchContext.Of(x).mul(dys).sum(0L, keepdim: true), TorchContext.One);
+        TorchContext.Of(gradGain).add_(TorchContext.Wide(x).mul(dys).sum(0L, keepdim: true), TorchContext.One);
         if (dx is TensorSlice destination)
         {
             TorchContext.Store(dys.mul(TorchContext.Of(gain).sub(TorchContext.One)), TorchContext.Of(destination), accumulate);

@@ -10,8 +10,11 @@ namespace FlexLLM.Backends.Torch;
 /// </summary>
 internal static class ElementwiseOps
 {
-    /// <summary>Temporaries of a call in bytes: two gradients of a gate, or one result made aside.</summary>
-    public static long ScratchBytes(long rows, long columns, bool trains) => sizeof(float) * (trains ? 2 : 1) * rows * columns;
+    /// <summary>
+    /// Temporaries of a call in bytes: two gradients of a gate, or one result made aside; with BF16 rows as many copies of them.
+    /// </summary>
+    public static long ScratchBytes(TorchContext context, long rows, long columns, bool trains) =>
+        sizeof(float) * (trains ? 2 : 1) * (context.WideCopies > 0 ? 2 : 1) * rows * columns;
 
     public static void Copy(TensorSlice source, TensorSlice destination)
     {
@@ -71,7 +74,7 @@ internal static class ElementwiseOps
         if (y.Rows > 0)
         {
             using DisposeScope scope = torch.NewDisposeScope();
-            Tensor zero = torch.zeros(1L, 1L, torch.ScalarType.Float32, context.Device);
+            Tensor zero = torch.zeros(1L, 1L, TorchContext.ScalarTypeOf(dy.Tensor.Type), context.Device);
             TorchContext.Of(dx).copy_(TorchContext.Of(dy).where(TorchContext.Of(y).gt(TorchContext.Zero), zero));
         }
     }
@@ -82,7 +85,7 @@ internal static class ElementwiseOps
         if (x.Rows > 0)
         {
             using DisposeScope scope = torch.NewDisposeScope();
-            Tensor values = TorchContext.Of(x);
+            Tensor values = TorchContext.Wide(x);
             TorchContext.Of(y).copy_(values.sigmoid().mul_(values));
         }
     }
@@ -94,7 +97,7 @@ internal static class ElementwiseOps
         if (x.Rows > 0)
         {
             using DisposeScope scope = torch.NewDisposeScope();
-            Tensor values = TorchContext.Of(x);
+            Tensor values = TorchContext.Wide(x);
             Tensor slope = Slope(context, values, values.sigmoid());
             TorchContext.Of(dx).copy_(slope.mul_(TorchContext.Of(dy)));
         }
@@ -136,7 +139,7 @@ internal static class ElementwiseOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        (Tensor gates, Tensor gradients) = (TorchContext.Of(gate), TorchContext.Of(dy));
+        (Tensor gates, Tensor gradients) = (TorchContext.Wide(gate), TorchContext.Of(dy));
         Tensor s = gates.sigmoid();
         Tensor newDGate = Slope(context, gates, s).mul_(gradients).mul_(TorchContext.Of(up));
         Tensor newDUp = s.mul_(gates).mul_(gradients);

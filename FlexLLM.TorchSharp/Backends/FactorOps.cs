@@ -4,11 +4,17 @@ using Tensor = TorchSharp.torch.Tensor;
 
 namespace FlexLLM.Backends.Torch;
 
-/// <summary>Products with bypass matrices, all F32.</summary>
+/// <summary>Products with bypass matrices, all F32: BF16 rows are widened, and sums for BF16 rows rounded once.</summary>
 internal static class FactorOps
 {
-    /// <summary>Temporaries of a call in bytes: x A^T, and the same of the gradient.</summary>
-    public static long ScratchBytes(long rows, long rank, bool trains) => sizeof(float) * (trains ? 2 : 1) * rows * rank;
+    /// <summary>
+    /// Temporaries of a call in bytes: x A^T, and the same of the gradient; with BF16 rows copies of those that are read, and the result.
+    /// </summary>
+    public static long ScratchBytes(TorchContext context, long rows, long rank, long widest, bool trains)
+    {
+        int sides = trains ? 2 : 1;
+        return sizeof(float) * rows * ((sides * rank) + (context.WideCopies > 0 ? (context.WideCopies + sides) * widest : 0));
+    }
 
     public static void LoraForward(TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y)
     {
@@ -25,8 +31,8 @@ internal static class FactorOps
             }
 
             using DisposeScope scope = torch.NewDisposeScope();
-            Tensor u = TorchContext.ToRead(from).mm(TorchContext.Of(a.Values).t());
-            TorchContext.Of(to).addmm_(u, TorchContext.Of(b.Values), 1, segment.Scale);
+            Tensor u = WideToRead(from).mm(TorchContext.Of(a.Values).t());
+            AddProduct(to, u, TorchContext.Of(b.Values), accumulate: true, segment.Scale);
         }
     }
 
@@ -44,7 +50,7 @@ internal static class FactorOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        (Tensor xs, Tensor dys) = (TorchContext.Of(x), TorchContext.Of(dy));
+        (Tensor xs, Tensor dys) = (TorchContext.Wide(x), TorchContext.Wide(dy));
         (Tensor down, Tensor up) = (TorchContext.Of(a.Values), TorchContext.Of(bTransposed.Values));
         Tensor u = xs.mm(down.t());
         TorchContext.Of(gradBTransposed).addmm_(u.t(), dys, 1, scale);
@@ -54,7 +60,7 @@ internal static class FactorOps
         TorchContext.Of(gradA).addmm_(du.t(), xs, 1, scale);
         if (dx is TensorSlice destination)
         {
-            TorchContext.Of(destination).addmm_(du, down, 1, scale);
+            AddProduct(destination, du, down, accumulate: true, scale);
         }
     }
 
@@ -67,7 +73,7 @@ internal static class FactorOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        TorchContext.Of(u).addmm_(TorchContext.ToRead(x), TorchContext.Of(m.Values).t(), accumulate ? 1 : 0, scale);
+        AddProduct(u, WideToRead(x), TorchContext.Of(m.Values).t(), accumulate, scale);
     }
 
     public static void Widen(TensorSlice u, DeviceFactor m, float scale, TensorSlice y, bool accumulate)
@@ -79,7 +85,7 @@ internal static class FactorOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        TorchContext.Of(y).addmm_(TorchContext.Of(u), TorchContext.Of(m.Values), accumulate ? 1 : 0, scale);
+        AddProduct(y, TorchContext.Wide(u), TorchContext.Of(m.Values), accumulate, scale);
     }
 
     public static void AddOuter(TensorSlice u, TensorSlice x, float scale, DeviceTensor gradient)
@@ -91,6 +97,31 @@ internal static class FactorOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        TorchContext.Of(gradient).addmm_(TorchContext.Of(u).t(), TorchContext.Of(x), 1, scale);
+        TorchContext.Of(gradient).addmm_(TorchContext.Wide(u).t(), TorchContext.Wide(x), 1, scale);
+    }
+
+    private static Tensor WideToRead(TensorSlice slice) => TorchContext.IsBf16(slice)
+        ? TorchContext.ToRead(slice).to_type(torch.ScalarType.Float32)
+        : TorchContext.ToRead(slice);
+
+    // y (+)= scale * (a b), in the scope that is open.
+    private static void AddProduct(TensorSlice y, Tensor a, Tensor b, bool accumulate, float scale)
+    {
+        Tensor result = TorchContext.Of(y);
+        if (!TorchContext.IsBf16(y))
+        {
+            result.addmm_(a, b, accumulate ? 1 : 0, scale);
+            return;
+        }
+
+        using Scalar factor = TorchContext.Passing(scale);
+        if (accumulate)
+        {
+            result.add_(a.mm(b), factor);
+        }
+        else
+        {
+            result.copy_(a.mm(b).mul_(factor));
+        }
     }
 }

@@ -20,9 +20,16 @@ internal static class LinearOps
         ? BF16Bytes * rows * (outFeatures + inFeatures)
         : sizeof(float) * outFeatures * inFeatures;
 
+    /// <summary>
+    /// What comes to it with BF16 rows, where W is multiplied as F32: input and result in F32, and what is made of the result.
+    /// </summary>
+    public static long WideBytes(TorchContext context, long rows, long outFeatures, long inFeatures) => context.WideCopies == 0
+        ? 0
+        : sizeof(float) * rows * (outFeatures + inFeatures + ((context.WideCopies - 1) * Math.Max(outFeatures, inFeatures)));
+
     /// <summary>What stays of it for the products to come: see <see cref="SharedRounding"/>.</summary>
     public static long RoundedBytes(TorchContext context, long rows, long inFeatures) =>
-        context.MultipliesBf16 ? BF16Bytes * rows * inFeatures : 0;
+        context.MultipliesBf16 && context.ActivationType == DType.F32 ? BF16Bytes * rows * inFeatures : 0;
 
     /// <summary>Temporaries of a gather in bytes: ids, and rows as they are stored.</summary>
     public static long GatherBytes(long rows, long columns) => rows * (sizeof(long) + (sizeof(float) * columns));
@@ -48,11 +55,10 @@ internal static class LinearOps
             return;
         }
 
-        Tensor result = TorchContext.Of(y);
-        Multiply(context, x, (TorchWeight)weight, turned: true, result, accumulate);
+        Multiply(context, x, (TorchWeight)weight, turned: true, y, accumulate);
         if (bias is not null)
         {
-            result.add_(TorchContext.Of(bias), TorchContext.One);
+            TorchContext.Of(y).add_(TorchContext.Of(bias), TorchContext.One);
         }
     }
 
@@ -64,7 +70,7 @@ internal static class LinearOps
             return;
         }
 
-        Multiply(context, dy, (TorchWeight)weight, turned: false, TorchContext.Of(dx), accumulate);
+        Multiply(context, dy, (TorchWeight)weight, turned: false, dx, accumulate);
     }
 
     /// <summary>
@@ -83,27 +89,45 @@ internal static class LinearOps
     /// F32 result.
     /// </summary>
     /// <remarks>Each temporary is disposed by itself: a scope costs as much as a small operation, and a layer has seven of these.</remarks>
-    private static void Multiply(TorchContext context, TensorSlice x, TorchWeight weight, bool turned, Tensor y, bool accumulate)
+    private static void Multiply(TorchContext context, TensorSlice x, TorchWeight weight, bool turned, TensorSlice y, bool accumulate)
     {
-        Tensor m = turned ? weight.Turned : weight.Values;
+        (Tensor m, Tensor result) = (turned ? weight.Turned : weight.Values, TorchContext.Of(y));
         if (weight.Type != DType.BF16)
         {
-            y.addmm_(TorchContext.Of(x), m, accumulate ? 1 : 0);
+            MultiplyF32(x, m, y, result, accumulate);
         }
-        else if (context.MultipliesBf16)
+        else if (!context.MultipliesBf16)
         {
-            using Tensor product = TorchContext.Rounded(x).mm(m);
-            TorchContext.Store(product, y, accumulate);
+            using Tensor widened = m.to_type(torch.ScalarType.Float32);
+            MultiplyF32(x, widened, y, result, accumulate);
+        }
+        else if (TorchContext.IsBf16(y))
+        {
+            // What is in y already is part of the sum, which is rounded once.
+            result.addmm_(TorchContext.Rounded(x), m, accumulate ? 1 : 0);
         }
         else
         {
-            using Tensor widened = m.to_type(torch.ScalarType.Float32);
-            y.addmm_(TorchContext.Of(x), widened, accumulate ? 1 : 0);
+            using Tensor product = TorchContext.Rounded(x).mm(m);
+            TorchContext.Store(product, result, accumulate);
         }
     }
 
-    /// <summary>y = x m for rows that nobody else multiplies, in the scope that is open.</summary>
-    public static void Multiply(Tensor x, Tensor m, Tensor y)
+    // With an F32 matrix; libtorch's products take operands and results of one type.
+    private static void MultiplyF32(TensorSlice x, Tensor m, TensorSlice y, Tensor result, bool accumulate)
+    {
+        if (!TorchContext.IsBf16(x) && !TorchContext.IsBf16(y))
+        {
+            result.addmm_(TorchContext.Of(x), m, accumulate ? 1 : 0);
+            return;
+        }
+
+        using DisposeScope scope = torch.NewDisposeScope();
+        TorchContext.Store(TorchContext.Wide(x).mm(m), result, accumulate);
+    }
+
+    /// <summary>y = x m for F32 y and rows of some type that nobody else multiplies, in the scope that is open.</summary>
+    public static void Multiply(Tensor x, DType type, Tensor m, Tensor y)
     {
         if (m.dtype == torch.ScalarType.BFloat16)
         {
@@ -111,12 +135,12 @@ internal static class LinearOps
         }
         else
         {
-            y.addmm_(x, m, 0);
+            y.addmm_(type == DType.F32 ? x : x.to_type(torch.ScalarType.Float32), m, 0);
         }
     }
 
-    /// <summary>x m, F32, as <see cref="Multiply(Tensor, Tensor, Tensor)"/> computes it.</summary>
-    public static Tensor Product(Tensor x, Tensor m) => m.dtype == torch.ScalarType.BFloat16
+    /// <summary>x m, F32, as <see cref="Multiply(Tensor, DType, Tensor, Tensor)"/> computes it.</summary>
+    public static Tensor Product(Tensor x, DType type, Tensor m) => m.dtype == torch.ScalarType.BFloat16
         ? x.to_type(torch.ScalarType.BFloat16).mm(m).to_type(torch.ScalarType.Float32)
-        : x.mm(m);
+        : (type == DType.F32 ? x : x.to_type(torch.ScalarType.Float32)).mm(m);
 }

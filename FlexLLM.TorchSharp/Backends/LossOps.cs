@@ -14,7 +14,7 @@ internal static class LossOps
     /// Temporaries of logits in bytes: chosen rows, and those of the product. Finding the largest of them takes less: four numbers a row.
     /// </summary>
     public static long LogitsBytes(TorchContext context, long rows, long vocabulary, long columns) =>
-        LinearOps.GatherBytes(rows, columns) + LinearOps.ScratchBytes(context, rows, vocabulary, columns);
+        LinearOps.GatherBytes(rows, columns) + LinearOps.ScratchBytes(context, rows, vocabulary, columns) + WideBytes(context, rows, columns);
 
     /// <summary>
     /// Temporaries of the fused loss in bytes: of a piece of rows the logits and what logsumexp makes of them, the chosen rows and their
@@ -24,8 +24,13 @@ internal static class LossOps
     {
         long piece = Math.Min(rows, context.RowsPerPiece(vocabulary));
         long products = LinearOps.ScratchBytes(context, piece, vocabulary, columns) * (context.MultipliesBf16 ? 2 : 1);
-        return (2 * sizeof(float) * piece * (vocabulary + columns)) + (6 * sizeof(long) * piece) + (sizeof(float) * rows) + products;
+        return (2 * sizeof(float) * piece * (vocabulary + columns)) + (6 * sizeof(long) * piece) + (sizeof(float) * rows) + products
+            + (2 * WideBytes(context, piece, columns));
     }
+
+    // Chosen rows in the other type.
+    private static long WideBytes(TorchContext context, long rows, long columns) =>
+        context.WideCopies == 0 ? 0 : sizeof(float) * rows * columns;
 
     public static void Logits(TorchContext context, TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits)
     {
@@ -35,7 +40,7 @@ internal static class LossOps
         if (rows.Length > 0)
         {
             Tensor chosen = TorchContext.Of(x).index_select(0, indices);
-            LinearOps.Multiply(chosen, LinearOps.Operand(context, head).t(), TorchContext.Of(logits));
+            LinearOps.Multiply(chosen, x.Tensor.Type, LinearOps.Operand(context, head).t(), TorchContext.Of(logits));
         }
     }
 
@@ -117,7 +122,7 @@ internal static class LossOps
         using DisposeScope scope = torch.NewDisposeScope();
         Tensor rowIndices = context.Indices(rows, x.Rows);
         Tensor targets = context.Indices(labels, int.MaxValue).view(labels.Length, 1);
-        Tensor logits = LinearOps.Product(TorchContext.Of(x).index_select(0, rowIndices), head.t());
+        Tensor logits = LinearOps.Product(TorchContext.Of(x).index_select(0, rowIndices), x.Tensor.Type, head.t());
         Tensor logSum = logits.logsumexp(1, keepdim: true);
         TorchContext.Of(losses).copy_(logSum.sub(logits.gather(1, targets)));
 
@@ -127,6 +132,8 @@ internal static class LossOps
         Tensor gradient = logits.sub_(logSum).exp_().mul_(scale);
         Tensor ones = torch.ones(labels.Length, 1L, torch.ScalarType.Float32, context.Device);
         gradient.scatter_add_(1, targets, ones.mul_(minusScale));
-        TorchContext.Of(dx).index_copy_(0, rowIndices, LinearOps.Product(gradient, head));
+        Tensor product = LinearOps.Product(gradient, DType.F32, head);
+        TorchContext.Of(dx).index_copy_(
+            0, rowIndices, TorchContext.IsBf16(dx) ? product.to_type(torch.ScalarType.BFloat16) : product);
     }
 }

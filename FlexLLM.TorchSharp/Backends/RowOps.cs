@@ -11,11 +11,11 @@ internal static class RowOps
     private static readonly long[] Halves = [2];
 
     /// <summary>
-    /// Temporaries of a norm in bytes: squares and, backward, two products more; two numbers a group. A rotation has the halves of each
-    /// head the other way round.
+    /// Temporaries of a norm in bytes: squares and, backward, two products more; two numbers a group; copies of BF16 rows. A rotation has
+    /// the halves of each head the other way round.
     /// </summary>
-    public static long ScratchBytes(long rows, long columns, long groups, bool trains) =>
-        rows * ((sizeof(float) * (trains ? 3 : 1) * columns) + (2 * sizeof(float) * groups) + sizeof(long));
+    public static long ScratchBytes(TorchContext context, long rows, long columns, long groups, bool trains) =>
+        rows * ((sizeof(float) * ((trains ? 3 : 1) + context.WideCopies) * columns) + (2 * sizeof(float) * groups) + sizeof(long));
 
     public static void RmsNorm(TorchContext context, TensorSlice x, DeviceTensor gain, float epsilon, TensorSlice y)
     {
@@ -28,9 +28,18 @@ internal static class RowOps
 
         // Without a scope, which costs as much as a small operation.
         (Tensor groups, Tensor result) = (Groups(x, gain), Groups(y, gain));
-        using Tensor squares = groups.mul(groups);
+        bool isNarrow = TorchContext.IsBf16(x) || TorchContext.IsBf16(y);
+        using Tensor? copy = isNarrow ? groups.to_type(torch.ScalarType.Float32, copy: true) : null;
+        Tensor values = copy ?? groups;
+        using Tensor squares = values.mul(values);
         using Tensor r = squares.mean(LastDimension, keepdim: true);
         r.add_(context.Constant(epsilon), TorchContext.One).rsqrt_();
+        if (copy is not null)
+        {
+            result.copy_(copy.mul_(r).mul_(TorchContext.Of(gain)));
+            return;
+        }
+
         if (!TorchContext.IsSame(x, y))
         {
             result.copy_(groups);
@@ -50,7 +59,7 @@ internal static class RowOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        Tensor groups = Groups(x, gain);
+        Tensor groups = TorchContext.Wide(x, GroupsOf(x, gain));
         Tensor r = InverseRms(context, groups, epsilon);
 
         // dx = r * g - x * r^3 * mean(g * x), g = dy * gain.
@@ -96,8 +105,10 @@ internal static class RowOps
     }
 
     // [rows * groups, columns of a group].
-    private static Tensor Groups(TensorSlice slice, DeviceTensor gain) => TorchContext.Of(
-        slice, ViewShape.Matrix((long)slice.Rows * (slice.Columns / gain.Columns), gain.Columns));
+    private static Tensor Groups(TensorSlice slice, DeviceTensor gain) => TorchContext.Of(slice, GroupsOf(slice, gain));
+
+    private static ViewShape GroupsOf(TensorSlice slice, DeviceTensor gain) =>
+        ViewShape.Matrix((long)slice.Rows * (slice.Columns / gain.Columns), gain.Columns);
 
     private static Tensor InverseRms(TorchContext context, Tensor groups, float epsilon) =>
         groups.mul(groups).mean(LastDimension, keepdim: true).add_(context.Constant(epsilon), TorchContext.One).rsqrt_();

@@ -6,7 +6,7 @@ namespace FlexLLM.Backends.Torch;
 /// <summary>
 /// The BF16 copy of the rows that were multiplied last. q, k and v are products of the same rows, and so are gate and up: the first of
 /// them makes the copy, the others find it. It is dropped as soon as anybody reaches for these rows other than as the input of a product,
-/// to write them or not, so nobody has to say when they change.
+/// to write them or not, so nobody has to say when they change. Rows that are BF16 already need none.
 /// </summary>
 internal sealed class SharedRounding : IDisposable
 {

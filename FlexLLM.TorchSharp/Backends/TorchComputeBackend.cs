@@ -4,8 +4,8 @@ using TorchSharp;
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// The waist on libtorch, through TorchSharp's managed API and without autograd: F32 activations, weights and KV cache F32 or BF16,
-/// every gradient by its formula. It promises values, not bits: libtorch chooses the order of its sums by shape and machine.
+/// The waist on libtorch, through TorchSharp's managed API and without autograd: weights, KV cache and activations F32 or BF16, all else
+/// F32, every gradient by its formula. It promises values, not bits: libtorch chooses the order of its sums by shape and machine.
 /// </summary>
 /// <remarks>
 /// Temporaries come from libtorch's allocator and are returned at the end of the call that made them: <see cref="ScratchBytes"/> bounds
@@ -18,11 +18,13 @@ namespace FlexLLM.Backends.Torch;
 /// <param name="bytesFree">Tells the bytes that are free on the device; null where its memory is the host's.</param>
 /// <param name="gpu">Which model of GPU it is; null on the host, or where nobody knows.</param>
 /// <param name="multipliesBf16">See <see cref="TorchContext.MultipliesBf16"/>; null is what suits the device.</param>
+/// <param name="activationType">See <see cref="TorchContext.ActivationType"/>.</param>
 internal sealed class TorchComputeBackend(
     torch.Device device, long elementsMax = TorchContext.ElementsMaxDefault, int indicesKept = KeptIndices.CountDefault,
-    DType kvType = DType.F32, Func<long>? bytesFree = null, string? gpu = null, bool? multipliesBf16 = null) : IComputeBackend
+    DType kvType = DType.F32, Func<long>? bytesFree = null, string? gpu = null, bool? multipliesBf16 = null,
+    DType activationType = DType.F32) : IComputeBackend
 {
-    private readonly TorchContext _context = new(device, elementsMax, indicesKept, kvType, gpu, multipliesBf16);
+    private readonly TorchContext _context = new(device, elementsMax, indicesKept, kvType, gpu, multipliesBf16, activationType);
 
     // Asked once, before anything is allocated: what the engine itself holds later is not missing.
     private readonly Lazy<long>? _bytesFree = bytesFree is null ? null : new(bytesFree);
@@ -48,12 +50,13 @@ internal sealed class TorchComputeBackend(
     /// <inheritdoc cref="SharedRounding.Count"/>
     public long Roundings => _context.Rounding.Count;
 
-    // Between the memories of host and GPU a copy waits on the host, as one by way of the host does.
-    public string? PeerKind => _context.OnHost ? "torch cpu" : "torch cuda";
+    // Between the memories of host and GPU a copy waits on the host, as one by way of the host does. Copies keep bits in one type alone.
+    public string? PeerKind =>
+        $"torch {(_context.OnHost ? "cpu" : "cuda")}{(_context.ActivationType == DType.F32 ? "" : $" {_context.ActivationType}")}";
 
     public bool IsOutOfMemory(Exception fault) => MemoryFault.Is(fault);
 
-    public long TensorBytes(int rows, int columns) => TorchTensor.BytesOf(rows, columns);
+    public long TensorBytes(int rows, int columns, TensorUse use = TensorUse.Exact) => TorchTensor.BytesOf(rows, columns, TypeOf(use));
 
     public long WeightBytes(int outFeatures, int inFeatures, DType type) => TorchWeight.BytesOf(outFeatures, inFeatures, type);
 
@@ -77,7 +80,8 @@ internal sealed class TorchComputeBackend(
         _scratchBytes = bytes;
     }
 
-    public DeviceTensor Allocate(int rows, int columns) => new TorchTensor(_context, rows, columns);
+    public DeviceTensor Allocate(int rows, int columns, TensorUse use = TensorUse.Exact) =>
+        new TorchTensor(_context, rows, columns, TypeOf(use));
 
     public DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
         new TorchTensor((TorchTensor)owner, offset, rows, columns);
@@ -209,4 +213,6 @@ internal sealed class TorchComputeBackend(
         _scratchBytes = 0;
         _context.Dispose();
     }
+
+    private DType TypeOf(TensorUse use) => use == TensorUse.Activation ? _context.ActivationType : DType.F32;
 }

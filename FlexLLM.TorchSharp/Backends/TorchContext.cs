@@ -27,20 +27,24 @@ internal sealed class TorchContext : IDisposable
     /// <param name="kvType">See <see cref="KvType"/>.</param>
     /// <param name="gpu">Which model of GPU the device is; null on the host, or where nobody knows.</param>
     /// <param name="multipliesBf16">See <see cref="MultipliesBf16"/>; null is what suits the device.</param>
+    /// <param name="activationType">See <see cref="ActivationType"/>.</param>
     public TorchContext(
         torch.Device device, long elementsMax, int indicesKept = KeptIndices.CountDefault, DType kvType = DType.F32, string? gpu = null,
-        bool? multipliesBf16 = null)
+        bool? multipliesBf16 = null, DType activationType = DType.F32)
     {
         Check.That(elementsMax > 0);
         Check.That(kvType is DType.F32 or DType.BF16);
-        (Device, ElementsMax, KvType) = (device, elementsMax, kvType);
+        Check.That(activationType is DType.F32 or DType.BF16);
+        (Device, ElementsMax, KvType, ActivationType) = (device, elementsMax, kvType, activationType);
         _kept = new KeptIndices(indicesKept);
         OnHost = device.type == DeviceType.CPU;
         MultipliesBf16 = multipliesBf16 ?? !OnHost;
 
         // What changes the time of a step is part of it: profiles of other devices are not read.
         string name = OnHost ? "cpu" : gpu is null ? $"cuda:{device.index}" : $"cuda:{device.index}, {gpu}";
-        Name = kvType == DType.F32 ? $"torch ({name})" : $"torch ({name}, {kvType} KV cache)";
+        string kv = kvType == DType.F32 ? "" : $", {kvType} KV cache";
+        string activations = activationType == DType.F32 ? "" : $", {activationType} activations";
+        Name = $"torch ({name}{kv}{activations})";
     }
 
     public torch.Device Device { get; }
@@ -53,6 +57,12 @@ internal sealed class TorchContext : IDisposable
 
     /// <summary>What KV caches hold, F32 or BF16; products with it are F32 either way.</summary>
     public DType KvType { get; }
+
+    /// <summary>
+    /// What rows of a model's values and their gradients are kept in, F32 or BF16. Operations widen what they read and round what they
+    /// write once, but for products of BF16 operands, gates and rotations, whose in-place steps round each.
+    /// </summary>
+    public DType ActivationType { get; }
 
     /// <summary>Device memory is host memory.</summary>
     public bool OnHost { get; }
@@ -101,6 +111,24 @@ internal sealed class TorchContext : IDisposable
     /// <summary>Whether both are the same elements, under whatever name.</summary>
     public static bool IsSame(TensorSlice a, TensorSlice b) =>
         a.Rows == b.Rows && a.Columns == b.Columns && ((TorchTensor)a.Tensor).IsAt((TorchTensor)b.Tensor, a.Start, b.Start);
+
+    /// <summary>The elements of a slice in F32, only to be read: themselves, or a copy of the scope that is open.</summary>
+    public static Tensor Wide(TensorSlice slice) => Wide(slice, ViewShape.Matrix(slice.Rows, slice.Columns));
+
+    /// <summary>The same in another shape.</summary>
+    public static Tensor Wide(TensorSlice slice, in ViewShape shape) =>
+        IsBf16(slice) ? Of(slice, shape).to_type(torch.ScalarType.Float32) : Of(slice, shape);
+
+    public static bool IsBf16(TensorSlice slice) => slice.Tensor.Type == DType.BF16;
+
+    public static torch.ScalarType ScalarTypeOf(DType type) =>
+        type == DType.F32 ? torch.ScalarType.Float32 : torch.ScalarType.BFloat16;
+
+    /// <summary>
+    /// Copies in F32 that an operation on BF16 activations makes at most of one operand, or as large: of what it reads, and on the host, where
+    /// libtorch first brings operands of two types to one, of operand and result.
+    /// </summary>
+    public int WideCopies => ActivationType == DType.F32 ? 0 : OnHost ? 3 : 1;
 
     /// <summary>A rectangle inside a slice as a tensor [rows, columns] on the same memory; of the scope that is open.</summary>
     public static Tensor Of(TensorSlice slice, Rectangle place) => ((TorchTensor)slice.Tensor).Part(InTensor(slice, place));
@@ -214,7 +242,7 @@ internal sealed class TorchContext : IDisposable
             using DisposeScope scope = torch.NewDisposeScope();
             int count = Math.Min(chunk, destination.Rows - row);
             ReadOnlySpan<float> floats = source.Slice(row * destination.Columns, count * destination.Columns);
-            Write(MemoryMarshal.AsBytes(floats), Of(destination.Slice(row, count)), count, destination.Columns);
+            Write(MemoryMarshal.AsBytes(floats), destination.Slice(row, count));
         }
     }
 
@@ -228,19 +256,15 @@ internal sealed class TorchContext : IDisposable
             int count = Math.Min(chunk, source.Rows - row);
             Tensor rows = Of(source.Slice(row, count));
             Span<float> floats = destination.Slice(row * source.Columns, count * source.Columns);
-            (OnHost ? rows : rows.cpu()).bytes.CopyTo(MemoryMarshal.AsBytes(floats));
+            Tensor onHost = OnHost ? rows : rows.cpu();
+            (IsBf16(source) ? onHost.to_type(torch.ScalarType.Float32) : onHost).bytes.CopyTo(MemoryMarshal.AsBytes(floats));
         }
     }
 
     /// <summary>Converts a matrix in host memory to the type of the destination, [rows, columns], in bounded pieces.</summary>
     public unsafe void Upload(in HostMatrix source, Tensor destination)
     {
-        torch.ScalarType type = source.Type switch
-        {
-            DType.F32 => torch.ScalarType.Float32,
-            DType.F16 => torch.ScalarType.Float16,
-            _ => torch.ScalarType.BFloat16,
-        };
+        torch.ScalarType type = source.Type == DType.F16 ? torch.ScalarType.Float16 : ScalarTypeOf(source.Type);
         int rowBytes = source.Columns * DTypes.BytesOf(source.Type);
         int chunk = RowsPerPiece(source.Columns);
         for (int row = 0; row < source.Rows; row += chunk)
@@ -270,16 +294,16 @@ internal sealed class TorchContext : IDisposable
     private static Rectangle InTensor(TensorSlice slice, Rectangle place) =>
         place with { Start = ((long)slice.Start * slice.Columns) + place.Start };
 
-    private void Write(ReadOnlySpan<byte> bytes, Tensor destination, long rows, long columns)
+    private void Write(ReadOnlySpan<byte> bytes, TensorSlice destination)
     {
-        if (OnHost)
+        if (OnHost && !IsBf16(destination))
         {
-            bytes.CopyTo(destination.bytes);
+            bytes.CopyTo(Of(destination).bytes);
             return;
         }
 
-        Tensor staging = torch.empty(rows, columns, torch.ScalarType.Float32, _host);
+        Tensor staging = torch.empty((long)destination.Rows, (long)destination.Columns, torch.ScalarType.Float32, _host);
         bytes.CopyTo(staging.bytes);
-        destination.copy_(staging);
+        Of(destination).copy_(staging);
     }
 }

@@ -16,25 +16,28 @@ internal sealed class TorchTensor : DeviceTensor
     private readonly long _offset;
     private readonly KeptViews? _views;
     private readonly SharedRounding _rounding;
+    private readonly DType _type;
     private OwnedMemory? _memory;
 
-    public TorchTensor(TorchContext context, int rows, int columns)
+    public TorchTensor(TorchContext context, int rows, int columns, DType type = DType.F32)
         : base(rows, columns)
     {
-        (_owner, _memory, _views) = (this, OwnedMemory.Zeros(context, rows, columns), new KeptViews());
-        _rounding = context.Rounding;
+        (_owner, _memory, _views) = (this, OwnedMemory.Zeros(context, rows, columns, type), new KeptViews());
+        (_rounding, _type) = (context.Rounding, type);
     }
 
     public TorchTensor(TorchTensor owner, long offset, int rows, int columns)
         : base(rows, columns)
     {
         Check.That(offset >= 0 && offset % 16 == 0 && offset + ((long)rows * columns) <= (long)owner.Rows * owner.Columns);
-        (_owner, _offset, _rounding) = (owner._owner, owner._offset + offset, owner._rounding);
+        (_owner, _offset, _rounding, _type) = (owner._owner, owner._offset + offset, owner._rounding, owner._type);
     }
+
+    public override DType Type => _type;
 
     public override long Bytes => _memory?.Bytes ?? 0;
 
-    public static long BytesOf(int rows, int columns) => (long)rows * columns * sizeof(float);
+    public static long BytesOf(int rows, int columns, DType type = DType.F32) => (long)rows * columns * DTypes.BytesOf(type);
 
     /// <summary>Rows [start, start + count) as a tensor of that shape, which the owner keeps.</summary>
     public Tensor Part(int start, int count, in ViewShape shape)
@@ -47,8 +50,9 @@ internal sealed class TorchTensor : DeviceTensor
     public Tensor PartToRead(int start, int count) => ViewOf(start, ViewShape.Matrix(count, Columns));
 
     /// <summary>Rows [start, start + count) in BF16, only to be read, and only by the operation in progress.</summary>
-    public Tensor Rounded(int start, int count) =>
-        _rounding.Of(_owner, First(start), (long)count * Columns, PartToRead(start, count));
+    public Tensor Rounded(int start, int count) => _type == DType.BF16
+        ? PartToRead(start, count)
+        : _rounding.Of(_owner, First(start), (long)count * Columns, PartToRead(start, count));
 
     /// <summary>A rectangle as a tensor of the scope that is open.</summary>
     public Tensor Part(Rectangle place)
@@ -123,14 +127,14 @@ internal sealed class OwnedMemory : IDisposable
         }
     }
 
-    public static OwnedMemory Zeros(TorchContext context, long rows, long columns) => new(
-        context, () => torch.zeros(rows, columns, torch.ScalarType.Float32, context.Device), rows * columns * sizeof(float));
+    public static OwnedMemory Zeros(TorchContext context, long rows, long columns, DType type) => new(
+        context, () => torch.zeros(rows, columns, TorchContext.ScalarTypeOf(type), context.Device), rows * columns * DTypes.BytesOf(type));
 
     public static OwnedMemory Matrix(TorchContext context, long rows, long columns, DType type) => new(
-        context, () => torch.empty(rows, columns, TypeOf(type), context.Device), rows * columns * DTypes.BytesOf(type));
+        context, () => torch.empty(rows, columns, TorchContext.ScalarTypeOf(type), context.Device), rows * columns * DTypes.BytesOf(type));
 
     public static OwnedMemory Cube(TorchContext context, long first, long second, long third, DType type) => new(
-        context, () => torch.empty(first, second, third, TypeOf(type), context.Device), first * second * third * DTypes.BytesOf(type));
+        context, () => torch.empty(first, second, third, TorchContext.ScalarTypeOf(type), context.Device), first * second * third * DTypes.BytesOf(type));
 
     public void Dispose()
     {
@@ -142,8 +146,6 @@ internal sealed class OwnedMemory : IDisposable
             Bytes = 0;
         }
     }
-
-    private static torch.ScalarType TypeOf(DType type) => type == DType.F32 ? torch.ScalarType.Float32 : torch.ScalarType.BFloat16;
 }
 
 /// <summary>W [out, in], row-major, F32 or BF16.</summary>
@@ -256,11 +258,13 @@ internal sealed class TorchKvCache : DeviceKvCache
     /// </summary>
     public (Tensor Keys, Tensor Values) Read(int layer, Tensor slots) => (Read(_keys, layer, slots), Read(_values, layer, slots));
 
-    /// <summary>Writes keys and values, each F32 [KV heads, slots, head dimension]; what becomes BF16 is rounded to nearest even.</summary>
-    public void Write(int layer, Tensor slots, Tensor keys, Tensor values)
+    /// <summary>
+    /// Writes keys and values of a type, each [KV heads, slots, head dimension]; what becomes BF16 is rounded to nearest even.
+    /// </summary>
+    public void Write(int layer, Tensor slots, Tensor keys, Tensor values, DType type)
     {
-        Write(_keys, layer, slots, keys);
-        Write(_values, layer, slots, values);
+        Write(_keys, layer, slots, keys, type);
+        Write(_values, layer, slots, values, type);
     }
 
     /// <summary>
@@ -322,17 +326,17 @@ internal sealed class TorchKvCache : DeviceKvCache
         }
     }
 
-    private void Write(OwnedMemory[] memory, int layer, Tensor slots, Tensor rows)
+    private void Write(OwnedMemory[] memory, int layer, Tensor slots, Tensor rows, DType type)
     {
         Tensor stored = Of(memory, layer);
-        if (Type == DType.F32)
+        if (Type == type)
         {
             stored.index_copy_(1, slots, rows);
             return;
         }
 
-        using Tensor rounded = rows.to_type(torch.ScalarType.BFloat16);
-        stored.index_copy_(1, slots, rounded);
+        using Tensor converted = rows.to_type(TorchContext.ScalarTypeOf(Type));
+        stored.index_copy_(1, slots, converted);
     }
 
     private OwnedMemory Create(int blocks) => OwnedMemory.Cube(_context, KvHeads, (long)blocks * TokensPerBlock, HeadDim, Type);

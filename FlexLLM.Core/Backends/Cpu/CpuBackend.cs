@@ -21,7 +21,7 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
     {
     }
 
-    public long TensorBytes(int rows, int columns) => CpuTensor.BytesOf(rows, columns);
+    public long TensorBytes(int rows, int columns, TensorUse use = TensorUse.Exact) => CpuTensor.BytesOf(rows, columns);
 
     public long WeightBytes(int outFeatures, int inFeatures, DType type) => CpuWeight.BytesOf(outFeatures, inFeatures, type);
 
@@ -35,7 +35,7 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
     public void ReserveScratch(in ScratchLimits limits) =>
         _cpu.Workspace.Reserve(CpuScratch.BytesOf(limits, _cpu.Team.Threads));
 
-    public DeviceTensor Allocate(int rows, int columns) => new CpuTensor(_cpu.Memory, rows, columns);
+    public DeviceTensor Allocate(int rows, int columns, TensorUse use = TensorUse.Exact) => new CpuTensor(_cpu.Memory, rows, columns);
 
     public DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
         new CpuTensor((CpuTensor)owner, offset, rows, columns);

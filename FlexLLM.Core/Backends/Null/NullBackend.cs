@@ -34,7 +34,7 @@ internal partial class NullBackend(NullMachine machine, ManualClock clock, ulong
     {
     }
 
-    public long TensorBytes(int rows, int columns) => NullTensor.BytesOf(rows, columns);
+    public long TensorBytes(int rows, int columns, TensorUse use = TensorUse.Exact) => NullTensor.BytesOf(rows, columns);
 
     public long WeightBytes(int outFeatures, int inFeatures, DType type) => NullWeight.BytesOf(outFeatures, inFeatures, type);
 
@@ -49,7 +49,7 @@ internal partial class NullBackend(NullMachine machine, ManualClock clock, ulong
     {
     }
 
-    public DeviceTensor Allocate(int rows, int columns)
+    public DeviceTensor Allocate(int rows, int columns, TensorUse use = TensorUse.Exact)
     {
         var tensor = new NullTensor(_memory, rows, columns);
         Charge(rows, 0, tensor.Bytes);
