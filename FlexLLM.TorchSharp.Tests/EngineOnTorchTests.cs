@@ -12,6 +12,9 @@ internal sealed class EngineOnTorchTests
     // Relative, after 120 steps; measured: 0.5 to 1.2 %, by what ran beside.
     private const double Bf16CacheLoss = 2e-2;
 
+    // The same.
+    private const double Bf16ActivationsLoss = 5e-2;
+
     private string _folder = null!;
 
     [OneTimeSetUp]
@@ -54,6 +57,17 @@ internal sealed class EngineOnTorchTests
     }
 
     [Test]
+    public async Task StartFinetuningAsync_OnBf16Activations_LearnsBesideAnAnswer()
+    {
+        ComputeDevice device = TorchBackend.Create("cpu", new TorchOptions { Bf16Activations = true });
+        double expected = await TrainedLossAsync(TorchBackend.Create("cpu"), epochs: 40, rate: 0.05f);
+        double actual = await TrainedLossAsync(device, epochs: 40, rate: 0.05f);
+        TestContext.Out.WriteLine($"loss {actual} for {expected}");
+        Assert.That(actual, Is.EqualTo(expected).Within(Bf16ActivationsLoss * expected).And.Not.EqualTo(expected));
+        Assert.That(actual, Is.LessThan(0.95 * Math.Log(64)), "It learned: of guessing it would be the whole.");
+    }
+
+    [Test]
     public async Task LoadAsync_BF16CacheWithinTheSameMemory_HoldsTwiceTheTokens()
     {
         long bytesMax = (await LoadedAsync(TorchBackend.Create("cpu"), null)).DeviceBytes + (50 * BlockBytes);
@@ -63,9 +77,13 @@ internal sealed class EngineOnTorchTests
     }
 
     [Test]
-    public async Task CompleteAsync_ThousandSteps_HoldNoMoreTensors()
+    public async Task CompleteAsync_ThousandSteps_HoldNoMoreTensors([Values] bool bf16)
     {
-        var options = new CoServingOptions { Device = TorchBackend.Create("cpu"), ProfilingTimeMax = TimeSpan.Zero };
+        var options = new CoServingOptions
+        {
+            Device = TorchBackend.Create("cpu", new TorchOptions { Bf16Activations = bf16, Bf16KvCache = bf16 }),
+            ProfilingTimeMax = TimeSpan.Zero,
+        };
         await using CoServingEngine engine = await CoServingEngine.LoadAsync(_folder, options);
         GenerationRequest request = new([1, 2, 3]) { MaxTokens = 100, IgnoreEos = true };
         await engine.CompleteAsync(request);

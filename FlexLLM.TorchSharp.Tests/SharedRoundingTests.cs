@@ -24,11 +24,7 @@ internal sealed class SharedRoundingTests
     private DeviceTensor _arena = null!;
 
     [SetUp]
-    public void SetUp()
-    {
-        _backend = new TorchComputeBackend(new torch.Device(DeviceType.CPU), multipliesBf16: true);
-        _bench = new Workbench(_backend);
-    }
+    public void SetUp() => Open(DType.F32);
 
     [TearDown]
     public void TearDown()
@@ -38,8 +34,10 @@ internal sealed class SharedRoundingTests
     }
 
     [Test]
-    public void Linear_BF16Weight_IsTheProductOfRoundedOperands([Values] bool bias, [Values] bool accumulate)
+    public void Linear_BF16Weight_IsTheProductOfRoundedOperands(
+        [Values] bool bias, [Values] bool accumulate, [Values(DType.F32, DType.BF16)] DType activations)
     {
+        Reopen(activations);
         (Matrix x, Matrix b, Matrix before) = (_bench.Random(5, 37), _bench.Random(1, 29), _bench.Random(5, 29));
         (DeviceWeight weight, Matrix w) = _bench.RandomWeight(29, 37, DType.BF16);
         Operand y = accumulate ? _bench.Target(before) : _bench.Output(5, 29);
@@ -53,11 +51,12 @@ internal sealed class SharedRoundingTests
     }
 
     [Test]
-    public void LinearBackwardInputAndLogits_BF16Weight_AreProductsOfRoundedOperands()
+    public void LinearBackwardInputAndLogits_BF16Weight_AreProductsOfRoundedOperands([Values(DType.F32, DType.BF16)] DType activations)
     {
+        Reopen(activations);
         (Matrix dy, Matrix x) = (_bench.Random(5, 29), _bench.Random(5, 37));
         (DeviceWeight weight, Matrix w) = _bench.RandomWeight(29, 37, DType.BF16);
-        (Operand dx, Operand logits) = (_bench.Output(5, 37), _bench.Output(2, 29));
+        (Operand dx, Operand logits) = (_bench.Output(5, 37), _bench.Output(2, 29, TensorUse.Exact));
         _backend.LinearBackwardInput(_bench.Source(dy), weight, dx, accumulate: false);
         _backend.Logits(_bench.Source(x), [3, 1], weight, logits);
         Expect.Close(
@@ -146,6 +145,47 @@ internal sealed class SharedRoundingTests
             using DeviceTensor x = _backend.Allocate(Rows, Wide);
             _backend.Linear(x, weight, null, y, accumulate: false);
         }
+    }
+
+    [Test]
+    public void Linear_BF16Activations_AreRoundedNowhere()
+    {
+        Reopen(DType.BF16);
+        (Operand x, Operand y) = (_bench.Source(_bench.Random(5, Wide)), _bench.Output(5, Wide));
+        _backend.Linear(x, _bench.RandomWeight(Wide, Wide, DType.BF16).Weight, null, y, accumulate: false);
+        Assert.That(_backend.Roundings, Is.Zero);
+        using TorchComputeBackend wide = new(new torch.Device(DeviceType.CPU));
+        Assert.That(_backend.PeerKind, Is.Not.EqualTo(wide.PeerKind), "Copies would not keep all bits.");
+        _bench.Verify();
+    }
+
+    [TestCase(DType.F32)]
+    [TestCase(DType.BF16)]
+    public void CrossEntropy_BF16Head_IsThatOfRoundedOperands(DType activations)
+    {
+        Reopen(activations);
+        Matrix x = _bench.Random(7, 37);
+        (DeviceWeight weight, Matrix head) = _bench.RandomWeight(29, 37, DType.BF16);
+        int[] targets = [3, -1, 28, 0, -1, 7, 7];
+        (Operand dx, float[] losses) = (_bench.Output(7, 37), new float[7]);
+        _backend.FusedLinearCrossEntropy(_bench.Source(x), targets, weight, 0.5f, dx, losses);
+        Matrix rounded = x.Rounded(DType.BF16);
+        Assert.That(losses, Is.EqualTo(Reference.CrossEntropy(rounded, targets, head)).Within(0.05));
+        Matrix gradient = Reference.CrossEntropyBackward(rounded, targets, head, 0.5f);
+        Expect.Close("loss dx", dx.Read(), gradient, gradient.Map(_ => 1), 2 * Bf16Roundings);
+        _bench.Verify();
+    }
+
+    private void Open(DType activations)
+    {
+        _backend = new TorchComputeBackend(new torch.Device(DeviceType.CPU), multipliesBf16: true, activationType: activations);
+        _bench = new Workbench(_backend);
+    }
+
+    private void Reopen(DType activations)
+    {
+        TearDown();
+        Open(activations);
     }
 
     // Matrices of random numbers in one arena.

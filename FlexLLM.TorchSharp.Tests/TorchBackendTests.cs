@@ -79,7 +79,7 @@ internal sealed class TorchBackendTests
     }
 
     [Test]
-    public void Create_WithABf16Cache_SaysSoInItsName()
+    public void Create_WithABf16CacheOrActivations_SaysSoInItsName()
     {
         if (TorchFixtureAttribute.Reason is string reason)
         {
@@ -88,7 +88,10 @@ internal sealed class TorchBackendTests
 
         using IComputeBackend plain = TorchBackend.Create("cpu", new TorchOptions()).CreateBackend();
         using IComputeBackend narrow = TorchBackend.Create("cpu", new TorchOptions { Bf16KvCache = true }).CreateBackend();
+        var options = new TorchOptions { Bf16KvCache = true, Bf16Activations = true };
+        using IComputeBackend both = TorchBackend.Create("cpu", options).CreateBackend();
         Assert.That((plain.Name, narrow.Name), Is.EqualTo(("torch (cpu)", "torch (cpu, BF16 KV cache)")));
+        Assert.That(both.Name, Is.EqualTo("torch (cpu, BF16 KV cache, BF16 activations)"));
     }
 
     [TestCase("cuda")]

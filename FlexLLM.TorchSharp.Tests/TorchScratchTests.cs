@@ -42,7 +42,7 @@ internal sealed class TorchScratchTests
     public void SetUp()
     {
         MallocPeak.Prepare();
-        Open(DType.F32);
+        Open(DType.F32, DType.F32);
     }
 
     [TearDown]
@@ -64,7 +64,18 @@ internal sealed class TorchScratchTests
         [Values("AppendKv", "Attention", "Decode", "AttentionBackward")] string operation)
     {
         TearDown();
-        Open(DType.BF16);
+        Open(DType.BF16, DType.F32);
+        StayWithin(operation);
+    }
+
+    // Beside what F32 needs: what is widened, and on the host what libtorch brings to one type.
+    [Test]
+    public void CallsOnBf16Activations_OfTheLargestShapes_StayWithinTheirFormulaAndNeedMostOfIt([Values(
+        "SiluGateBackward", "RmsNorm", "RmsNormBackward", "Rope", "ScaleColumnsBackward", "Linear", "LoraBackward", "Attention", "Decode",
+        "AttentionBackward", "Logits", "CrossEntropy", "CrossEntropyF32", "AppendKv")] string operation)
+    {
+        TearDown();
+        Open(DType.F32, DType.BF16);
         StayWithin(operation);
     }
 
@@ -84,11 +95,11 @@ internal sealed class TorchScratchTests
         Assert.That(_backend.AllocatedBytes - before, Is.EqualTo(_backend.ScratchBytes(Limits with { Rows = 1 })));
     }
 
-    private void Open(DType kvType)
+    private void Open(DType kvType, DType activations)
     {
         var device = new torch.Device(DeviceType.CPU);
-        _backend = new TorchComputeBackend(device, kvType: kvType);
-        _context = new TorchContext(device, TorchContext.ElementsMaxDefault, kvType: kvType);
+        _backend = new TorchComputeBackend(device, kvType: kvType, activationType: activations);
+        _context = new TorchContext(device, TorchContext.ElementsMaxDefault, kvType: kvType, activationType: activations);
         _bench = new Workbench(_backend);
     }
 
@@ -110,36 +121,42 @@ internal sealed class TorchScratchTests
         {
             case "SiluGate" or "SiluGateBackward":
                 bool isForward = operation == "SiluGate";
-                DeviceTensor[] gate = Tensors(5, rows, wide);
+                DeviceTensor[] gate = Activations(5, rows, wide);
                 return (ElementwiseOps.ScratchBytes(_context, rows, wide, !isForward), isForward
                     ? () => _backend.SiluGate(gate[0], gate[1], gate[1])
                     : () => _backend.SiluGateBackward(gate[0], gate[1], gate[2], gate[3], gate[4]));
             case "RmsNorm" or "RmsNormBackward":
                 isForward = operation == "RmsNorm";
-                DeviceTensor[] norm = Tensors(3, rows, wide);
+                DeviceTensor[] norm = Activations(3, rows, wide);
                 DeviceTensor gain = Tensors(1, 1, wide)[0];
                 return (RowOps.ScratchBytes(_context, rows, wide, limits.QueryHeads, !isForward), isForward
                     ? () => _backend.RmsNorm(norm[0], gain, 1e-5f, norm[1])
                     : () => _backend.RmsNormBackward(norm[0], gain, 1e-5f, norm[1], norm[2], accumulate: false));
             case "Rope":
-                DeviceTensor heads = Tensors(1, rows, wide)[0];
+                DeviceTensor heads = Activations(1, rows, wide)[0];
                 DeviceTensor table = Tensors(1, limits.Positions, limits.HeadDim)[0];
                 int[] positions = [.. Enumerable.Range(0, rows)];
                 return (RowOps.ScratchBytes(_context, rows, wide, limits.QueryHeads, trains: false),
                     () => _backend.Rope(heads, positions, table, inverse: false));
             case "ScaleColumnsBackward":
-                DeviceTensor[] scale = Tensors(3, rows, wide);
+                DeviceTensor[] scale = Activations(3, rows, wide);
                 DeviceTensor[] row = Tensors(2, 1, wide);
                 return (ColumnOps.ScratchBytes(_context, rows, wide, trains: true),
                     () => _backend.ScaleColumnsBackward(scale[0], scale[1], row[0], row[1], scale[2], accumulate: false));
             case "Linear":
                 DeviceWeight weight = _bench.RandomWeight(hidden, wide, DType.BF16).Weight;
-                (DeviceTensor x, DeviceTensor y) = (Tensors(1, rows, wide)[0], Tensors(1, rows, hidden)[0]);
-                return (LinearOps.ScratchBytes(_context, rows, hidden, wide),
+                (DeviceTensor x, DeviceTensor y) = (Activations(1, rows, wide)[0], Activations(1, rows, hidden)[0]);
+                return (LinearOps.ScratchBytes(_context, rows, hidden, wide) + LinearOps.WideBytes(_context, rows, hidden, wide),
                     () => _backend.Linear(x, weight, null, y, accumulate: false));
+            case "LoraBackward":
+                DeviceTensor[] lora = Activations(3, rows, wide);
+                (DeviceFactor a, DeviceFactor b) = (_bench.Factor(new(limits.RankMax, wide)), _bench.Factor(new(limits.RankMax, wide)));
+                DeviceTensor[] sums = Tensors(2, limits.RankMax, wide);
+                return (FactorOps.ScratchBytes(_context, rows, limits.RankMax, wide, trains: true),
+                    () => _backend.LoraBypassBackward(lora[0], lora[1], a, b, 0.5f, sums[0], sums[1], lora[2]));
             case "Logits":
                 DeviceWeight head = _bench.RandomWeight(limits.Vocabulary, hidden, DType.BF16).Weight;
-                DeviceTensor last = Tensors(1, rows, hidden)[0];
+                DeviceTensor last = Activations(1, rows, hidden)[0];
                 DeviceTensor logits = Tensors(1, limits.SampledRows, limits.Vocabulary)[0];
                 int[] sampled = [.. Enumerable.Range(0, limits.SampledRows)];
                 return (LossOps.LogitsBytes(_context, limits.SampledRows, limits.Vocabulary, hidden),
@@ -147,7 +164,7 @@ internal sealed class TorchScratchTests
             case "CrossEntropy" or "CrossEntropyF32":
                 DType type = operation == "CrossEntropy" ? DType.BF16 : DType.F32;
                 head = _bench.RandomWeight(limits.Vocabulary, hidden, type).Weight;
-                DeviceTensor[] loss = Tensors(2, rows, hidden);
+                DeviceTensor[] loss = Activations(2, rows, hidden);
                 int[] targets = [.. Enumerable.Range(0, rows)];
                 float[] losses = new float[rows];
                 long widened = type == DType.BF16 ? 0 : LinearOps.ScratchBytes(_context, rows, limits.Vocabulary, hidden);
@@ -170,7 +187,7 @@ internal sealed class TorchScratchTests
         int blocks = limits.Positions / DeviceKvCache.TokensPerBlock;
         DeviceKvCache cache = _bench.Own(_backend.CreateKvCache(1, blocks, limits.KvHeads, limits.HeadDim));
         int[] table = [.. Enumerable.Range(0, blocks)];
-        DeviceTensor kv = Tensors(1, limits.Positions, limits.KvHeads * limits.HeadDim)[0];
+        DeviceTensor kv = Activations(1, limits.Positions, limits.KvHeads * limits.HeadDim)[0];
         AttentionSegment[] all = [new(0, limits.Positions, 0, cache, table)];
         _backend.AppendKv(kv, kv, 0, all);
         if (operation == "AppendKv")
@@ -179,7 +196,7 @@ internal sealed class TorchScratchTests
         }
 
         int rows = decodes ? limits.Segments : limits.Rows;
-        DeviceTensor[] q = Tensors(3, rows, limits.QueryHeads * limits.HeadDim);
+        DeviceTensor[] q = Activations(3, rows, limits.QueryHeads * limits.HeadDim);
         DeviceTensor logSumExp = Tensors(1, limits.Positions, limits.QueryHeads)[0];
         AttentionSegment window = new(0, rows, limits.Positions - rows, cache, table, logSumExp);
         AttentionSegment[] segments = !decodes ? [window]
@@ -195,6 +212,8 @@ internal sealed class TorchScratchTests
             () => _backend.AttentionBackward(q[0], q[1], 0, window, q[2], gradients[0], gradients[1]));
     }
 
-    private DeviceTensor[] Tensors(int count, int rows, int columns) =>
-        [.. Enumerable.Range(0, count).Select(_ => _bench.Own(_backend.Allocate(rows, columns)))];
+    private DeviceTensor[] Activations(int count, int rows, int columns) => Tensors(count, rows, columns, TensorUse.Activation);
+
+    private DeviceTensor[] Tensors(int count, int rows, int columns, TensorUse use = TensorUse.Exact) =>
+        [.. Enumerable.Range(0, count).Select(_ => _bench.Own(_backend.Allocate(rows, columns, use)))];
 }

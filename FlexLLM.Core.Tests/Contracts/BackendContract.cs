@@ -26,6 +26,12 @@ internal abstract partial class BackendContract
     /// <summary>What the backend's KV caches hold. Attention is compared with that of keys and values rounded to it.</summary>
     protected virtual DType KvType => DType.F32;
 
+    /// <summary>
+    /// What the backend's activations are. Operations are compared with references computed from numbers that it holds exactly, within the
+    /// tolerances of F32 and one rounding to it where they write it: products with a bias and rotations two, gates three.
+    /// </summary>
+    protected virtual DType ActivationType => DType.F32;
+
     [OneTimeSetUp]
     public void Open() => Backend = CreateBackend();
 
@@ -34,6 +40,9 @@ internal abstract partial class BackendContract
 
     [Test]
     public void Allocate_AnyShape_IsZero([ValueSource(nameof(RowCounts))] int rows) => MemoryChecks.Allocate(Backend, rows, 13);
+
+    [Test]
+    public void Tensors_OfEachUse_HaveItsType() => MemoryChecks.Types(Backend, ActivationType);
 
     [Test]
     public void AllocatedBytes_CreateAndDispose_AddsUp() => MemoryChecks.Accounting(Backend);

@@ -44,7 +44,7 @@ internal static class DenseChecks
         backend.Linear(bench.Source(x), weight, bias ? bench.Constant(b) : null, y, accumulate);
         Matrix expected = Reference.Linear(x, w, bias ? b : null);
         Matrix magnitude = Reference.Linear(x.Abs(), w.Abs(), bias ? b.Abs() : null);
-        Close("linear", y, expected, magnitude, accumulate ? before : null, Expect.Roundings(inFeatures));
+        Close("linear", y, expected, magnitude, accumulate ? before : null, Expect.Roundings(inFeatures), bias ? 2 : 1);
         bench.Verify();
     }
 
@@ -80,7 +80,7 @@ internal static class DenseChecks
             magnitude.Values[i] += Math.Abs(x.Values[partner]);
         }
 
-        Expect.Close("rope", y.Read(), expected, magnitude, 4);
+        Expect.Close("rope", y.Read(), expected, magnitude, 4, bf16Roundings: 2);
         bench.Verify();
     }
 
@@ -91,8 +91,10 @@ internal static class DenseChecks
         (Matrix gate, Matrix up) = (bench.Random(rows, columns, scale), bench.Random(rows, columns));
         Operand y = bench.Target(destination == 0 ? Nan(rows, columns) : destination == 1 ? gate : up);
         backend.SiluGate(destination == 1 ? y : bench.Source(gate), destination == 2 ? y : bench.Source(up), y);
+
+        // Two by itself; libtorch's BF16 silu on the CPU rounds on the way too, and was off by 2.4 with the product.
         Expect.Close(
-            "silu gate", y.Read(), Reference.SiluGate(gate, up), SiluMagnitude(gate, up), Expect.Roundings());
+            "silu gate", y.Read(), Reference.SiluGate(gate, up), SiluMagnitude(gate, up), Expect.Roundings(), bf16Roundings: 3);
         bench.Verify();
     }
 
@@ -176,10 +178,11 @@ internal static class DenseChecks
     }
 
     private static void Close(
-        string what, Operand actual, Matrix expected, Matrix magnitude, Matrix? before, double roundings) =>
+        string what, Operand actual, Matrix expected, Matrix magnitude, Matrix? before, double roundings,
+        int bf16Roundings = 1) =>
         Expect.Close(
             what, actual.Read(), before is null ? expected : before.Plus(expected),
-            before is null ? magnitude : before.Abs().Plus(magnitude), roundings);
+            before is null ? magnitude : before.Abs().Plus(magnitude), roundings, bf16Roundings);
 
     // Every fifth is a zero, of either sign.
     private static Matrix WithZeros(Matrix values)

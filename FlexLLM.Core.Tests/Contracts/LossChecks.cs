@@ -18,7 +18,7 @@ internal static class LossChecks
         }
 
         (DeviceWeight weight, Matrix head) = bench.RandomWeight(vocabulary, hidden, type);
-        Operand logits = bench.Output(chosen, vocabulary);
+        Operand logits = bench.Output(chosen, vocabulary, TensorUse.Exact);
         backend.Logits(bench.Source(x), rows, weight, logits);
         Matrix magnitude = Reference.Logits(x.Abs(), rows, head.Abs());
         Expect.Close("logits", logits.Read(), Reference.Logits(x, rows, head), magnitude, Expect.Roundings(hidden));

@@ -10,6 +10,9 @@ internal sealed class Matrix(int rows, int columns)
 
     public int Rows { get; } = rows;
 
+    /// <summary>What each value was rounded to when the device wrote it; F32 where it came from elsewhere.</summary>
+    public DType Type { get; set; }
+
     public int Columns => _columns;
 
     public double[] Values => _values;
@@ -50,7 +53,7 @@ internal sealed class Matrix(int rows, int columns)
     /// <summary>A copy of rows [start, start + count).</summary>
     public Matrix Slice(int start, int count)
     {
-        var result = new Matrix(count, Columns);
+        var result = new Matrix(count, Columns) { Type = Type };
         Array.Copy(Values, start * Columns, result.Values, 0, count * Columns);
         return result;
     }

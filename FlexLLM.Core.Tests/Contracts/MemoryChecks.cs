@@ -52,9 +52,10 @@ internal static class MemoryChecks
     /// <summary>Bytes that the backend tells beforehand are those that the resource holds.</summary>
     public static void ToldBytes(IComputeBackend backend, int rows, int columns)
     {
-        using (DeviceTensor tensor = backend.Allocate(rows, columns))
+        foreach (TensorUse use in Enum.GetValues<TensorUse>())
         {
-            Assert.That(tensor.Bytes, Is.EqualTo(backend.TensorBytes(rows, columns)));
+            using DeviceTensor tensor = backend.Allocate(rows, columns, use);
+            Assert.That(tensor.Bytes, Is.EqualTo(backend.TensorBytes(rows, columns, use)));
         }
 
         using var bench = new Workbench(backend);
@@ -139,6 +140,22 @@ internal static class MemoryChecks
         backend.ResizeKvCache(cache, 20);
         backend.ResizeKvCache(cache, 0);
         Assert.That(cache.Bytes, Is.Zero);
+    }
+
+    /// <summary>Each use has its type and bytes; a view has its owner's, and counts in elements.</summary>
+    public static void Types(IComputeBackend backend, DType activations)
+    {
+        foreach ((TensorUse use, DType type) in new[] { (TensorUse.Exact, DType.F32), (TensorUse.Activation, activations) })
+        {
+            using DeviceTensor owner = backend.Allocate(4, 16, use);
+            DeviceTensor view = backend.View(backend.View(owner, 16, 3, 16), 16, 1, 8);
+            backend.Upload([.. Enumerable.Range(0, 64).Select(i => (float)i)], owner);
+            float[] values = new float[8];
+            backend.Download(view, values);
+            Assert.That((owner.Type, view.Type, view.Bytes), Is.EqualTo((type, type, 0L)));
+            Assert.That(owner.Bytes, Is.EqualTo(64 * DTypes.BytesOf(type)));
+            Assert.That(values, Is.EqualTo(Enumerable.Range(32, 8)));
+        }
     }
 
     public static void Description(IComputeBackend backend, DType kvType)

@@ -11,11 +11,11 @@ internal static class PackChecks
     public static void RoundTrip(IComputeBackend backend, int rows, int columns, PackedFormat format)
     {
         using var bench = new Workbench(backend);
-        Matrix source = Special(bench.Random(rows, columns));
+        Matrix source = bench.Held(Special(bench.Random(rows, columns)));
         int packedColumns = PackedFormats.PackedColumns(columns, format);
         Operand x = bench.Source(source);
         (Operand packed, Operand again, Operand copy) =
-            (bench.Output(rows, packedColumns), bench.Output(rows, packedColumns), bench.Output(rows, packedColumns));
+            (Packed(), Packed(), Packed());
         backend.Pack(x, format, packed);
         for (int row = 0; row < rows; row++)
         {
@@ -32,6 +32,8 @@ internal static class PackChecks
         Assert.That(Bits(backend, copy), Is.EqualTo(bits), "a source");
         Compare(y.Read(), Kept(source, format));
         bench.Verify();
+
+        Operand Packed() => bench.Output(rows, packedColumns, TensorUse.Exact);
     }
 
     /// <summary>Copies move bits, among them those of a NaN that arithmetic would change.</summary>

@@ -9,28 +9,36 @@ internal sealed class Workbench(IComputeBackend backend) : IDisposable
 {
     private readonly List<IDisposable> _owned = [];
     private readonly List<Operand> _operands = [];
+    private readonly DType _activations = ActivationsOf(backend);
     private SeededRandom _random = new(20);
 
     public IComputeBackend Backend { get; } = backend;
 
     public ref SeededRandom Chance => ref _random;
 
-    public Matrix Random(int rows, int columns, double scale = 1) => Matrix.Random(ref _random, rows, columns, scale);
+    /// <summary>Numbers that the backend's activations hold exactly.</summary>
+    public Matrix Random(int rows, int columns, double scale = 1) => Held(Matrix.Random(ref _random, rows, columns, scale));
+
+    /// <summary>What the backend's activations hold of these numbers.</summary>
+    public Matrix Held(Matrix values) => _activations == DType.F32 ? values : values.Rounded(_activations);
 
     /// <summary>A slice that the operation only reads, between guard rows of NaN.</summary>
-    public Operand Source(Matrix values) => Add(new Operand(Backend, values, guardRows: 3, readOnly: true));
+    public Operand Source(Matrix values) => Add(new Operand(Backend, values, TensorUse.Activation, guardRows: 3, readOnly: true));
 
     /// <summary>A slice that the operation may write, between guard rows of NaN.</summary>
-    public Operand Target(Matrix initial) => Add(new Operand(Backend, initial, guardRows: 2, readOnly: false));
+    public Operand Target(Matrix initial, TensorUse use = TensorUse.Activation) =>
+        Add(new Operand(Backend, initial, use, guardRows: 2, readOnly: false));
 
     /// <summary>A target whose old content must not matter.</summary>
-    public Operand Output(int rows, int columns) => Target(Matrix.Filled(rows, columns, double.NaN));
+    public Operand Output(int rows, int columns, TensorUse use = TensorUse.Activation) =>
+        Target(Matrix.Filled(rows, columns, double.NaN), use);
 
     /// <summary>A whole tensor that the operation only reads.</summary>
-    public DeviceTensor Constant(Matrix values) => Add(new Operand(Backend, values, guardRows: 0, readOnly: true)).Tensor;
+    public DeviceTensor Constant(Matrix values) =>
+        Add(new Operand(Backend, values, TensorUse.Exact, guardRows: 0, readOnly: true)).Tensor;
 
     /// <summary>A whole tensor that the operation may write.</summary>
-    public Operand Accumulator(Matrix initial) => Add(new Operand(Backend, initial, guardRows: 0, readOnly: false));
+    public Operand Accumulator(Matrix initial) => Add(new Operand(Backend, initial, TensorUse.Exact, guardRows: 0, readOnly: false));
 
     public unsafe DeviceWeight Weight(Matrix values, DType type, DType sourceType)
     {
@@ -66,6 +74,12 @@ internal sealed class Workbench(IComputeBackend backend) : IDisposable
     public void Verify() => _operands.ForEach(operand => operand.Verify());
 
     public void Dispose() => _owned.ForEach(resource => resource.Dispose());
+
+    private static DType ActivationsOf(IComputeBackend backend)
+    {
+        using DeviceTensor tensor = backend.Allocate(1, 1, TensorUse.Activation);
+        return tensor.Type;
+    }
 
     private static byte[] Encode(Matrix values, DType type)
     {
@@ -108,10 +122,10 @@ internal sealed class Operand
     private readonly int _guardRows;
     private readonly bool _readOnly;
 
-    public Operand(IComputeBackend backend, Matrix values, int guardRows, bool readOnly)
+    public Operand(IComputeBackend backend, Matrix values, TensorUse use, int guardRows, bool readOnly)
     {
         (_backend, _initial, _guardRows, _readOnly) = (backend, values.Copy(), guardRows, readOnly);
-        Tensor = backend.Allocate(values.Rows + (2 * guardRows), values.Columns);
+        Tensor = backend.Allocate(values.Rows + (2 * guardRows), values.Columns, use);
         Matrix all = Matrix.Filled(Tensor.Rows, values.Columns, double.NaN);
         all.SetRows(guardRows, values);
         backend.Upload(all.ToFloats(), Tensor);
@@ -125,18 +139,11 @@ internal sealed class Operand
 
     public TensorSlice Slice(int start, int count) => All.Slice(start, count);
 
-    public Matrix Read()
-    {
-        float[] values = new float[_initial.Values.Length];
-        _backend.Download(All, values);
-        return Matrix.FromFloats(_initial.Rows, _initial.Columns, values);
-    }
+    public Matrix Read() => Read(All);
 
     public void Verify()
     {
-        float[] values = new float[Tensor.Rows * Tensor.Columns];
-        _backend.Download(Tensor, values);
-        Matrix all = Matrix.FromFloats(Tensor.Rows, Tensor.Columns, values);
+        Matrix all = Read(Tensor);
         Matrix guard = Matrix.Filled(_guardRows, Tensor.Columns, float.NaN);
         Expect.SameBits("guard rows before", all.Slice(0, _guardRows), guard);
         Expect.SameBits("guard rows after", all.Slice(Tensor.Rows - _guardRows, _guardRows), guard);
@@ -144,5 +151,14 @@ internal sealed class Operand
         {
             Expect.SameBits("a source", all.Slice(_guardRows, _initial.Rows), _initial);
         }
+    }
+
+    private Matrix Read(TensorSlice slice)
+    {
+        float[] values = new float[slice.Rows * slice.Columns];
+        _backend.Download(slice, values);
+        Matrix read = Matrix.FromFloats(slice.Rows, slice.Columns, values);
+        read.Type = Tensor.Type;
+        return read;
     }
 }

@@ -21,7 +21,7 @@ namespace FlexLLM.Tests.Execution;
 [DeviceFixture(ModelArchitecture.Qwen2, DType.BF16)]
 [DeviceFixture(ModelArchitecture.Qwen3, DType.F32)]
 [DeviceFixture(ModelArchitecture.Qwen3, DType.BF16)]
-internal sealed class MemoryPlanTests(ModelArchitecture architecture, DType weights)
+internal class MemoryPlanTests(ModelArchitecture architecture, DType weights)
 {
     private const int KvBlocks = 21;
     private const int Sequences = 3;
@@ -30,6 +30,8 @@ internal sealed class MemoryPlanTests(ModelArchitecture architecture, DType weig
     private SafetensorsCheckpoint _checkpoint = null!;
 
     private DType Weights => weights;
+
+    protected virtual IComputeBackend CreateBackend() => TestDevice.CreateBackend(2);
 
     private static readonly (string Name, Func<int, PeftConfig> OfSize)[] Methods =
     [
@@ -139,6 +141,26 @@ internal sealed class MemoryPlanTests(ModelArchitecture architecture, DType weig
         Assert.That(MemoryTable.MiB(3 << 19), Is.EqualTo("1.50 MiB"));
     }
 
+    /// <summary>What a job with AdamW is planned to hold on another device.</summary>
+    protected MemoryTable JobOn(IComputeBackend backend, PeftConfig method, int window, int tokens)
+    {
+        GraphCompiler compiler = LoadedModel.Compile(_model.Config);
+        TrainingProgram program = compiler.CompileTraining(
+            DecoderBuilder.BuildTraining(_model.Config, PeftAdapter.NetworksOf(method, _model.Config)));
+        return PlanOn(backend, compiler, _model.Config, window).OfJob(program, method, moments: 2, tokens);
+    }
+
+    private static MemoryPlan PlanOn(IComputeBackend backend, GraphCompiler compiler, ModelConfig config, int rows) =>
+        new(config, compiler.Forward, backend, new ExecutionLimits
+        {
+            Rows = rows,
+            Sequences = Sequences,
+            Windows = 1,
+            Positions = config.MaxPositions,
+            RankMax = LoraConfig.RankMaxOf(config),
+            InnerMax = Math.Max(LoraConfig.RankMaxOf(config), SerialAdapterConfig.SizeMaxOf(config)),
+        });
+
     private static bool IsOfJob(MemoryRow row) =>
         MemoryUse.Arenas.Append(MemoryUse.AdapterWeights).Append(MemoryUse.AdapterGradients).Append(MemoryUse.OptimizerState)
             .Contains(row.Use);
@@ -146,7 +168,7 @@ internal sealed class MemoryPlanTests(ModelArchitecture architecture, DType weig
     /// <summary>The parts of an engine and of a job, planned first.</summary>
     private sealed class Parts : IDisposable
     {
-        private readonly IComputeBackend _backend = TestDevice.CreateBackend(2);
+        private readonly IComputeBackend _backend;
         private readonly LoadedModel _model;
         private readonly KvPool _pool;
         private readonly ForwardPass _forward;
@@ -156,20 +178,11 @@ internal sealed class MemoryPlanTests(ModelArchitecture architecture, DType weig
 
         public Parts(MemoryPlanTests test, PeftConfig method, OptimizerOptions optimizer, int window, int tokens)
         {
-            _window = window;
-            _tokens = tokens;
+            (_backend, _window, _tokens) = (test.CreateBackend(), window, tokens);
             ModelConfig config = test._model.Config;
             GraphCompiler compiler = LoadedModel.Compile(config);
             int rows = window + (4 * Sequences);
-            Plan = new MemoryPlan(config, compiler.Forward, _backend, new ExecutionLimits
-            {
-                Rows = rows,
-                Sequences = Sequences,
-                Windows = 1,
-                Positions = config.MaxPositions,
-                RankMax = LoraConfig.RankMaxOf(config),
-                InnerMax = Math.Max(LoraConfig.RankMaxOf(config), SerialAdapterConfig.SizeMaxOf(config)),
-            });
+            Plan = PlanOn(_backend, compiler, config, rows);
             Program = compiler.CompileTraining(DecoderBuilder.BuildTraining(config, PeftAdapter.NetworksOf(method, config)));
             Planned = Plan.OfEngine(_ => test.Weights, KvBlocks) + Plan.OfJob(Program, method, optimizer.Moments, tokens) +
                 new MemoryTable([new(

@@ -83,7 +83,15 @@ internal static class RowOps
         Tensor[] angles = context.Results(indices, table, inverse, Angles);
         Tensor heads = TorchContext.Of(x, new ViewShape(x.Rows, x.Columns / headDim, 2, half, x.Columns, headDim, half));
         Tensor swapped = heads.flip(Halves);
-        heads.mul_(angles[0]).addcmul_(swapped, angles[1], TorchContext.One);
+        if (TorchContext.IsBf16(x))
+        {
+            // libtorch's addcmul_ takes one type alone; the cosines and sines stay F32.
+            heads.mul_(angles[0]).add_(swapped.mul(angles[1]), TorchContext.One);
+        }
+        else
+        {
+            heads.mul_(angles[0]).addcmul_(swapped, angles[1], TorchContext.One);
+        }
     }
 
     /// <summary>
