@@ -16,7 +16,11 @@ internal static class BenchDevice
     /// <exception cref="FlexLlmException">No TorchSharp, no libtorch, or no such GPU; the message says what to do.</exception>
     public static ComputeDevice Create(DeviceChoice choice, int threads) =>
         !choice.IsTorch ? ComputeDevice.Cpu(threads)
-        : HasTorchSharp() ? TorchBackend.Create(choice.Name, new TorchOptions { Bf16KvCache = choice.Bf16Kv })
+        : HasTorchSharp() ? TorchBackend.Create(choice.Name, new TorchOptions
+        {
+            Bf16KvCache = choice.Bf16Kv,
+            Bf16Activations = choice.Bf16Activations,
+        })
         : throw new FlexLlmException(HowToBuild);
 
     /// <summary>Whether there is a TorchSharp with code in it.</summary>

@@ -2,21 +2,22 @@ using System.Globalization;
 
 namespace FlexLLM.Benchmarks;
 
-/// <summary>What --backend, --device and --kv ask for; nothing is opened yet.</summary>
+/// <summary>What --backend, --device, --kv and --activations ask for; nothing is opened yet.</summary>
 /// <param name="IsTorch">libtorch instead of the managed backend.</param>
 /// <param name="Name">"cpu", "cuda" or "cuda:N".</param>
 /// <param name="Bf16Kv">Keys and values in BF16 instead of F32.</param>
-internal sealed record DeviceChoice(bool IsTorch, string Name, bool Bf16Kv = false)
+/// <param name="Bf16Activations">Activations in BF16 instead of F32.</param>
+internal sealed record DeviceChoice(bool IsTorch, string Name, bool Bf16Kv = false, bool Bf16Activations = false)
 {
     private const string Numbered = "cuda:";
 
-    public const string Usage = "[--backend cpu|torch] [--device cpu|cuda|cuda:N] [--kv f32|bf16]";
+    public const string Usage = "[--backend cpu|torch] [--device cpu|cuda|cuda:N] [--kv f32|bf16] [--activations f32|bf16]";
 
     /// <summary>The managed backend.</summary>
     public static readonly DeviceChoice Cpu = new(false, "cpu");
 
     /// <summary>Names of the options.</summary>
-    public static readonly string[] Options = ["--backend", "--device", "--kv"];
+    public static readonly string[] Options = ["--backend", "--device", "--kv", "--activations"];
 
     /// <summary>Whether the device has memory of its own and much of everything.</summary>
     public bool IsCuda => Name != "cpu";
@@ -39,16 +40,17 @@ internal sealed record DeviceChoice(bool IsTorch, string Name, bool Bf16Kv = fal
             throw new ArgumentException($"--device: '{device}' is none of cpu, cuda and cuda:N.");
         }
 
-        bool bf16Kv = CommandLine.Text(args, "--kv") switch
-        {
-            null or "f32" => false,
-            "bf16" => isTorch ? true : throw new ArgumentException("--kv bf16 needs --backend torch: the managed backend keeps F32."),
-            string other => throw new ArgumentException($"--kv: '{other}' is neither f32 nor bf16."),
-        };
         return isTorch || device == "cpu"
-            ? new DeviceChoice(isTorch, device, bf16Kv)
+            ? new DeviceChoice(isTorch, device, IsBf16(args, "--kv", isTorch), IsBf16(args, "--activations", isTorch))
             : throw new ArgumentException($"--device {device} needs --backend torch: the managed backend computes on the CPU alone.");
     }
+
+    private static bool IsBf16(string[] args, string option, bool isTorch) => CommandLine.Text(args, option) switch
+    {
+        null or "f32" => false,
+        "bf16" => isTorch ? true : throw new ArgumentException($"{option} bf16 needs --backend torch: the managed backend keeps F32."),
+        string other => throw new ArgumentException($"{option}: '{other}' is neither f32 nor bf16."),
+    };
 
     private static bool IsKnown(string device) => device is "cpu" or "cuda" || Number(device) is not null;
 

@@ -65,7 +65,8 @@ internal sealed unsafe class BackendProbe : DeviceProbe
         }
 
         _end = backend.Allocate(1, 1);
-        (_x, _y) = (backend.Allocate(size.Rows, size.Side), backend.Allocate(size.Rows, size.Side));
+        _x = backend.Allocate(size.Rows, size.Side, TensorUse.Activation);
+        _y = backend.Allocate(size.Rows, size.Side, TensorUse.Activation);
         backend.Upload(Values((long)size.Rows * size.Side), _x);
         fixed (float* square = Values((long)size.Side * size.Side))
         {

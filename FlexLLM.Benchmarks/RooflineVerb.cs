@@ -8,8 +8,8 @@ namespace FlexLLM.Benchmarks;
 
 /// <summary>
 /// `roofline`: what a device does at best, copying and multiplying, F32 and BF16. On libtorch a second table says what of that is left
-/// when the engine's waist asks for the product, which takes and gives F32 rows whatever the weights are, and a third what the calls
-/// of a decode step cost.
+/// when the engine's waist asks for the product, which takes and gives rows of the activations' type whatever the weights are, and a
+/// third what the calls of a decode step cost.
 /// </summary>
 internal static class RooflineVerb
 {

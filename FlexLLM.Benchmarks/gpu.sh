@@ -16,7 +16,7 @@
 #              DEVICE   cuda:0, cuda:N or cpu               SHAPE    name of a model's shape, see make-model
 #              MINUTES  when to give up                     QUICK    1: small numbers everywhere, to try the script
 #              RATES    requests a second, such as 1,5      SECONDS_EACH  length of each serving window
-#              KV       f32 or bf16: what the KV cache holds
+#              KV       f32 or bf16: what the KV cache holds ACTIVATIONS  f32 or bf16, the same of activations
 #              DEVICE_BYTES  most bytes of an engine; empty leaves that to the engine
 #
 # A trial without a GPU: DEVICE=cpu BACKEND=cpu SHAPE=tiny QUICK=1 PROGRAM=... ./gpu.sh
@@ -32,7 +32,7 @@ rates=${RATES:-1,5}
 seconds_each=${SECONDS_EACH:-20}
 
 read -r -a command <<<"$program"
-where=(--backend "$backend" --device "$device" --kv "${KV:-f32}")
+where=(--backend "$backend" --device "$device" --kv "${KV:-f32}" --activations "${ACTIVATIONS:-f32}")
 model=("${where[@]}" --shape "$shape")
 
 if [[ ${QUICK:-0} == 1 ]]; then

@@ -36,6 +36,8 @@ internal sealed class BenchDeviceTests
         Assert.That(backend.Name, Is.EqualTo("torch (cpu)"));
         using IComputeBackend narrow = BenchDevice.Create(Torch with { Bf16Kv = true }, threads: 1).CreateBackend();
         Assert.That(narrow.Name, Is.EqualTo("torch (cpu, BF16 KV cache)"));
+        using IComputeBackend activations = BenchDevice.Create(Torch with { Bf16Activations = true }, threads: 1).CreateBackend();
+        Assert.That(activations.Name, Is.EqualTo("torch (cpu, BF16 activations)"));
     }
 
     [Test]

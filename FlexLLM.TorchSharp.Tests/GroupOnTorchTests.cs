@@ -70,6 +70,30 @@ internal sealed class GroupOnTorchTests
         });
     }
 
+    [TestCase(DType.BF16, true)]
+    [TestCase(DType.F32, false)]
+    public void AllReduce_OfBf16Activations_IsDirectWithTheirKindAndRoundsTheSum(DType other, bool isDirect)
+    {
+        using IComputeBackend narrow = Create(DType.BF16);
+        using IComputeBackend beside = Create(other);
+        IComputeBackend[] backends = [narrow, beside];
+        using var group = new InProcessGroup(backends);
+        Assert.That(group.IsDirect, Is.EqualTo(isDirect));
+        group.Run(communicator =>
+        {
+            IComputeBackend backend = backends[communicator.Rank];
+            using DeviceTensor x = backend.Allocate(1, 3, TensorUse.Activation);
+            backend.Upload(communicator.Rank == 0 ? [1, 256, 3] : [0.5f, 0.5f, -1], x);
+            communicator.AllReduce(x);
+            float[] sum = new float[3];
+            backend.Download(x, sum);
+            Assert.That(sum, Is.EqualTo(x.Type == DType.BF16 ? [1.5f, 256, 2] : new float[] { 1.5f, 256.5f, 2 }));
+        });
+
+        static IComputeBackend Create(DType activations) =>
+            TorchBackend.Create("cpu", new TorchOptions { Bf16Activations = activations == DType.BF16 }).CreateBackend();
+    }
+
     [Test]
     public void PeerKind_OfHostAndGpu_Differ()
     {

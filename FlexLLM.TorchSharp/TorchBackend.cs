@@ -28,7 +28,8 @@ public sealed record TorchOptions
     /// Whether rows of a model's values and of their gradients are kept in BF16: rounded to 8 bits of mantissa, to nearest even, whenever
     /// an operation writes them. They take half the bytes, saved ones of finetuning jobs included, and a GPU multiplies them with BF16
     /// weights as they are. Norms, attention, softmax, losses, logits, adapters, their gradients and optimizers compute in F32. Answers
-    /// change with what runs beside a request more often than in F32. Keys and values are <see cref="Bf16KvCache"/>'s business.
+    /// change with what runs beside a request more often than in F32. <see cref="Bf16KvCache"/> beside it rounds nothing more: keys and
+    /// values are BF16 when they come there.
     /// </summary>
     /// <value>False: F32.</value>
     public bool Bf16Activations { get; init; }

@@ -163,7 +163,8 @@ internal sealed record ServeSettings
     public IReadOnlyList<(string Name, string Value)> Describe() =>
     [
         ("model", Model.Name),
-        ("backend", $"{(Device.IsTorch ? "torch" : "managed")}, {Device.Name}{(Device.Bf16Kv ? ", BF16 KV cache" : "")}"),
+        ("backend", $"{(Device.IsTorch ? "torch" : "managed")}, {Device.Name}{(Device.Bf16Kv ? ", BF16 KV cache" : "")}" +
+            (Device.Bf16Activations ? ", BF16 activations" : "")),
         ("weights", Weights?.ToString() ?? "as stored"),
         ("trace", Trace is null ? "arrivals and lengths at random" : Path.GetFileName(Trace)),
         ("lengths", string.Create(

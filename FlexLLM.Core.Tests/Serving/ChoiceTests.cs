@@ -26,9 +26,15 @@ internal sealed class ChoiceTests
     public void Parse_Kv_IsWhatWasAskedFor(string line, bool bf16) =>
         Assert.That(DeviceChoice.Parse(Split(line)), Is.EqualTo(new DeviceChoice(true, "cpu", bf16)));
 
+    [TestCase("--backend torch --activations f32", false)]
+    [TestCase("--activations bf16 --backend torch", true)]
+    public void Parse_Activations_AreWhatWasAskedFor(string line, bool bf16) =>
+        Assert.That(DeviceChoice.Parse(Split(line)), Is.EqualTo(new DeviceChoice(true, "cpu", Bf16Activations: bf16)));
+
     [TestCase("--backend cuda", "'cuda' is neither cpu")]
     [TestCase("--backend torch --kv f16", "'f16' is neither f32 nor bf16")]
-    [TestCase("--kv bf16", "needs --backend torch")]
+    [TestCase("--kv bf16", "--kv bf16 needs --backend torch")]
+    [TestCase("--activations bf16", "--activations bf16 needs --backend torch")]
     [TestCase("--backend torch --device gpu", "'gpu' is none of")]
     [TestCase("--backend torch --device cuda:", "'cuda:' is none of")]
     [TestCase("--backend torch --device cuda:-1", "'cuda:-1' is none of")]
