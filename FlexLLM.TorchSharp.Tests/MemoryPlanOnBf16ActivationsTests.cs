@@ -1,16 +1,17 @@
-using FlexLLM.Adapters;
 using FlexLLM.Backends;
 using FlexLLM.Execution;
-using FlexLLM.Graph;
-using FlexLLM.Models;
 using FlexLLM.Tests.Execution;
+using FlexLLM.Tests.Support;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests;
 
 /// <summary>The same with BF16 activations: to the byte, and rows of the model's values in half of what F32 takes.</summary>
+[DeviceFixture(ModelArchitecture.Llama, DType.BF16)]
+[DeviceFixture(ModelArchitecture.Qwen2, DType.F32)]
+[DeviceFixture(ModelArchitecture.Qwen3, DType.BF16)]
 internal sealed class MemoryPlanOnBf16ActivationsTests(ModelArchitecture architecture, DType weights)
-    : MemoryPlanTests(architecture, weights)
+    : MemoryPlanContract(architecture, weights)
 {
     private static readonly TorchOptions Options = new() { Bf16Activations = true };
 

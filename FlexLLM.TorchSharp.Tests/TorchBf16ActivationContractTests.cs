@@ -1,5 +1,4 @@
 using FlexLLM.Backends;
-using FlexLLM.Primitives;
 using FlexLLM.Tests.Contracts;
 using NUnit.Framework;
 

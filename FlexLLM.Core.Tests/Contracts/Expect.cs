@@ -1,5 +1,4 @@
 using System.Globalization;
-using FlexLLM.Primitives;
 using NUnit.Framework;
 
 namespace FlexLLM.Tests.Contracts;

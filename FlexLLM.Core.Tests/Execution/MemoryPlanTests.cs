@@ -15,13 +15,7 @@ namespace FlexLLM.Tests.Execution;
 /// What was planned before anything existed is what the backend holds, to the byte and in each category, while real training
 /// steps run beside inference.
 /// </summary>
-[DeviceFixture(ModelArchitecture.Llama, DType.F32)]
-[DeviceFixture(ModelArchitecture.Llama, DType.BF16)]
-[DeviceFixture(ModelArchitecture.Qwen2, DType.F32)]
-[DeviceFixture(ModelArchitecture.Qwen2, DType.BF16)]
-[DeviceFixture(ModelArchitecture.Qwen3, DType.F32)]
-[DeviceFixture(ModelArchitecture.Qwen3, DType.BF16)]
-internal class MemoryPlanTests(ModelArchitecture architecture, DType weights)
+internal abstract class MemoryPlanContract(ModelArchitecture architecture, DType weights)
 {
     private const int KvBlocks = 21;
     private const int Sequences = 3;
@@ -31,7 +25,7 @@ internal class MemoryPlanTests(ModelArchitecture architecture, DType weights)
 
     private DType Weights => weights;
 
-    protected virtual IComputeBackend CreateBackend() => TestDevice.CreateBackend(2);
+    protected abstract IComputeBackend CreateBackend();
 
     private static readonly (string Name, Func<int, PeftConfig> OfSize)[] Methods =
     [
@@ -176,7 +170,7 @@ internal class MemoryPlanTests(ModelArchitecture architecture, DType weights)
         private readonly int _window;
         private readonly int _tokens;
 
-        public Parts(MemoryPlanTests test, PeftConfig method, OptimizerOptions optimizer, int window, int tokens)
+        public Parts(MemoryPlanContract test, PeftConfig method, OptimizerOptions optimizer, int window, int tokens)
         {
             (_backend, _window, _tokens) = (test.CreateBackend(), window, tokens);
             ModelConfig config = test._model.Config;
@@ -282,4 +276,16 @@ internal class MemoryPlanTests(ModelArchitecture architecture, DType weights)
             Assert.That(Held, Is.Zero);
         }
     }
+}
+
+/// <summary>The same on the device of the tests.</summary>
+[DeviceFixture(ModelArchitecture.Llama, DType.F32)]
+[DeviceFixture(ModelArchitecture.Llama, DType.BF16)]
+[DeviceFixture(ModelArchitecture.Qwen2, DType.F32)]
+[DeviceFixture(ModelArchitecture.Qwen2, DType.BF16)]
+[DeviceFixture(ModelArchitecture.Qwen3, DType.F32)]
+[DeviceFixture(ModelArchitecture.Qwen3, DType.BF16)]
+internal sealed class MemoryPlanTests(ModelArchitecture architecture, DType weights) : MemoryPlanContract(architecture, weights)
+{
+    protected override IComputeBackend CreateBackend() => TestDevice.CreateBackend(2);
 }

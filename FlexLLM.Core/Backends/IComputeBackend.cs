@@ -3,9 +3,10 @@ using FlexLLM.Primitives;
 namespace FlexLLM.Backends;
 
 /// <summary>
-/// The narrow waist: everything that the engine asks of a device, forward and backward side by side, on row-major
-/// batches: F32, but that a backend may keep activations narrower (<see cref="TensorUse"/>) and then rounds what it writes there. The caller owns every tensor, also the destinations. One thread calls at a time. Shapes are the caller's promise:
-/// a wrong one is a broken invariant (<see cref="System.Diagnostics.UnreachableException"/>), never a silent result.
+/// The narrow waist: everything that the engine asks of a device, forward and backward side by side, on row-major F32
+/// batches; activations may be narrower (<see cref="TensorUse"/>), and what is written there is rounded. The caller owns every
+/// tensor, also the destinations. One thread calls at a time. Shapes are the caller's promise: a wrong one is a broken
+/// invariant (<see cref="System.Diagnostics.UnreachableException"/>), never a silent result.
 /// Unless an operation says otherwise, a destination must not overlap a source, and an empty slice (0 rows) is legal and does
 /// nothing.
 /// </summary>

@@ -14,7 +14,8 @@ internal static class LossOps
     /// Temporaries of logits in bytes: chosen rows, and those of the product. Finding the largest of them takes less: four numbers a row.
     /// </summary>
     public static long LogitsBytes(TorchContext context, long rows, long vocabulary, long columns) =>
-        LinearOps.GatherBytes(rows, columns) + LinearOps.ScratchBytes(context, rows, vocabulary, columns) + WideBytes(context, rows, columns);
+        LinearOps.GatherBytes(rows, columns) + LinearOps.ScratchBytes(context, rows, vocabulary, columns)
+            + WideBytes(context, rows, columns);
 
     /// <summary>
     /// Temporaries of the fused loss in bytes: of a piece of rows the logits and what logsumexp makes of them, the chosen rows and their

@@ -125,8 +125,8 @@ internal sealed class TorchContext : IDisposable
         type == DType.F32 ? torch.ScalarType.Float32 : torch.ScalarType.BFloat16;
 
     /// <summary>
-    /// Copies in F32 that an operation on BF16 activations makes at most of one operand, or as large: of what it reads, and on the host, where
-    /// libtorch first brings operands of two types to one, of operand and result.
+    /// Copies in F32, each as large as an operand, that an operation on BF16 activations makes at most beside its results: of what it
+    /// reads, and on the host, where libtorch first brings operands of two types to one, of operand and result.
     /// </summary>
     public int WideCopies => ActivationType == DType.F32 ? 0 : OnHost ? 3 : 1;
 

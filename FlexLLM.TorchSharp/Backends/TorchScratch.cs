@@ -17,7 +17,8 @@ internal static class TorchScratch
         long narrowest = Math.Max(hidden, (long)limits.QueryHeads * limits.HeadDim);
         long widest = Math.Max(limits.InputColumnsMax, narrowest);
         long bytes = LinearOps.GatherBytes(rows, hidden);
-        bytes = Math.Max(bytes, LinearOps.ScratchBytes(context, rows, widest, narrowest) + LinearOps.WideBytes(context, rows, widest, narrowest));
+        bytes = Math.Max(
+            bytes, LinearOps.ScratchBytes(context, rows, widest, narrowest) + LinearOps.WideBytes(context, rows, widest, narrowest));
         bytes = Math.Max(bytes, ElementwiseOps.ScratchBytes(context, rows, widest, trains));
         bytes = Math.Max(bytes, RowOps.ScratchBytes(context, rows, widest, limits.QueryHeads, trains));
         bytes = Math.Max(bytes, ColumnOps.ScratchBytes(context, rows, widest, trains));
