@@ -13,7 +13,7 @@ internal static class FactorOps
     public static long ScratchBytes(TorchContext context, long rows, long rank, long widest, bool trains)
     {
         int sides = trains ? 2 : 1;
-        return sizeof(float) * rows * ((sides * rank) + (context.WideCopies > 0 ? (context.WideCopies + sides) * widest : 0));
+        return sizeof(float) * rows * ((sides * rank) + (context.WideCopies > 0 ? (sides + 1) * widest : 0));
     }
 
     public static void LoraForward(TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y)
@@ -114,14 +114,7 @@ internal static class FactorOps
             return;
         }
 
-        using Scalar factor = TorchContext.Passing(scale);
-        if (accumulate)
-        {
-            result.add_(a.mm(b), factor);
-        }
-        else
-        {
-            result.copy_(a.mm(b).mul_(factor));
-        }
+        Tensor wide = result.to_type(torch.ScalarType.Float32);
+        result.copy_(wide.addmm_(a, b, accumulate ? 1 : 0, scale));
     }
 }
