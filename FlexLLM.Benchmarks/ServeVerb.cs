@@ -28,16 +28,7 @@ internal static class ServeVerb
         ServeSettings settings = asked with { Open = open, Random = random };
         ServingReport report = RunAsync(settings).GetAwaiter().GetResult();
         report.Write(Console.Out);
-        if (settings.JsonFile is not null)
-        {
-            report.WriteJson(settings.JsonFile);
-        }
-
-        if (settings.HtmlFile is not null)
-        {
-            report.WriteHtml(settings.HtmlFile);
-        }
-
+        report.Save(settings.JsonFile, settings.HtmlFile);
         return 0;
     }
 
@@ -48,9 +39,7 @@ internal static class ServeVerb
         Roofline best = RooflineMeasurement.Of(settings.Device, settings.Open(settings.Threads), settings.Threads);
         (LiveCapacity capacity, ServingCosts costs) = await CapacityAsync(settings, trace, best).ConfigureAwait(false);
         ServiceLevelObjective slo = capacity.Targets(settings);
-        (string Name, double Rate)[] loads = settings.Rates.Count > 0
-            ? [.. settings.Rates.Select(rate => (string.Create(CultureInfo.InvariantCulture, $"{rate} req/s"), rate))]
-            : [.. settings.Loads.Select(load => (load.Name, load.Share * capacity.RequestsPerSecond))];
+        IReadOnlyList<(string Name, double Rate)> loads = settings.LoadsOf(capacity);
         (string Name, string Value)[] measured = Describe(capacity, costs, slo, loads);
         foreach ((string name, string value) in measured)
         {
@@ -100,7 +89,7 @@ internal static class ServeVerb
 
     // Runs of one mode are apart in time, and no mode always comes first: what else the machine does falls on all alike.
     private static async Task<IReadOnlyList<ServingRun>> RunsAsync(
-        ServeSettings settings, ArrivalTrace trace, ServiceLevelObjective slo, (string Name, double Rate)[] loads)
+        ServeSettings settings, ArrivalTrace trace, ServiceLevelObjective slo, IReadOnlyList<(string Name, double Rate)> loads)
     {
         List<(int Round, ServingMode Mode, string Load, double Rate)> plan =
         [
@@ -127,13 +116,7 @@ internal static class ServeVerb
             }
         }
 
-        string[] order = [.. settings.Modes.Select(mode => mode.Name)];
-        string[] loadOrder = ["none", .. loads.Select(load => load.Name)];
-        return
-        [
-            .. runs.GroupBy(r => (r.Load, r.Mode)).Select(g => ServingRun.Joined([.. g]))
-                .OrderBy(r => Array.IndexOf(loadOrder, r.Load)).ThenBy(r => Array.IndexOf(order, r.Mode)),
-        ];
+        return ServingRun.JoinedInOrder(runs, [.. settings.Modes.Select(mode => mode.Name)], [.. loads.Select(load => load.Name)]);
     }
 
     private static IEnumerable<ServingMode> Rotated(IEnumerable<ServingMode> modes, int by)
@@ -143,18 +126,13 @@ internal static class ServeVerb
     }
 
     private static (string Name, string Value)[] Describe(
-        LiveCapacity capacity, ServingCosts costs, ServiceLevelObjective slo, (string Name, double Rate)[] loads) =>
+        LiveCapacity capacity, ServingCosts costs, ServiceLevelObjective slo, IReadOnlyList<(string Name, double Rate)> loads) =>
     [
         (
             "alone",
             $"TPOT {(1e3 * capacity.Tpot).Fixed(1)} ms, TTFT {(1e3 * capacity.Ttft).Fixed(1)} ms; the weights alone are read in " +
             $"{(1e3 * costs.DecodeSecondsMin).Fixed(1)} ms, {(100 * costs.DecodeSecondsMin / capacity.Tpot).Fixed(0)} % of that TPOT"),
-        (
-            "targets",
-            $"TPOT {slo.TimePerOutputToken.TotalMilliseconds.Fixed(1)} ms, TTFT {slo.TimeToFirstToken.TotalMilliseconds.Fixed(0)} ms"),
-        ("capacity", $"{capacity.GeneratedPerSecond.Fixed(1)} generated tokens/s, {capacity.RequestsPerSecond.Fixed(2)} requests/s"),
-        ("loads", string.Join(", ", loads.Select(l =>
-            $"{l.Name} {l.Rate.Fixed(2)} requests/s ({(100 * l.Rate / capacity.RequestsPerSecond).Fixed(0)} % of capacity)"))),
+        .. capacity.Describe(slo, loads),
     ];
 
     private static (string Name, string Value)[] Machine(string loadAverage) =>

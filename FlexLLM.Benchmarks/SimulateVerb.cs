@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using FlexLLM.Benchmarks.Serving;
 using FlexLLM.Benchmarks.Simulation;
 using FlexLLM.Engine;
@@ -7,7 +6,7 @@ namespace FlexLLM.Benchmarks;
 
 /// <summary>
 /// `simulate`: the paper's evaluation on machines that exist only as a clock: all sharing modes at all rates, beside the authors'
-/// figures. With --log, every event of every engine as text (<see cref="EventLog"/>). With --calibrate, what those machines' rates are
+/// figures. With `--scenario machine`, what `serve` does, on a measured profile (<see cref="MachineScenario"/>). With --log, every event of every engine as text (<see cref="EventLog"/>). With --calibrate, what those machines' rates are
 /// and how near they bring the authors' own policy to its figures.
 /// </summary>
 internal static class SimulateVerb
@@ -16,12 +15,17 @@ internal static class SimulateVerb
         "[--scenario paper | --model 8b|14b|32b] [--modes NAME,NAME] [--rates 4,8,12,16,20] [--minutes 10] [--seed 1] [--seeds 1] " +
         "[--burst 0.1] [--tokens 2048] [--trace CSV [--lengths drawn|trace]] [--profile FILE] [--log FOLDER] [--json FILE] " +
         "[--html FILE], " +
-        "or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
+        "or --scenario machine " + MachineScenario.Usage + " " + ServeSettings.LoadUsage + ", or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
 
     public static int Run(string[] args) => Run(args, Console.Out, Console.Error);
 
     public static int Run(string[] args, TextWriter output, TextWriter progress)
     {
+        if (CommandLine.Text(args, "--scenario") == "machine")
+        {
+            return MachineScenario.Run(args, output, progress);
+        }
+
         bool calibrates = CommandLine.TakeFlag(ref args, "--calibrate");
         CommandLine.Allow(
             args, "--scenario", "--model", "--modes", "--rates", "--minutes", "--seed", "--seeds", "--burst", "--tokens", "--trace",
@@ -84,16 +88,7 @@ internal static class SimulateVerb
             ("step times", profile is null ? "calibrated machine" : Path.GetFileName(profile)),
             ("rows in a step of co-serving", $"{tokens}"),
         ]);
-        if (CommandLine.Text(args, "--json") is string json)
-        {
-            report.WriteJson(json);
-        }
-
-        if (CommandLine.Text(args, "--html") is string html)
-        {
-            report.WriteHtml(html);
-        }
-
+        report.Save(CommandLine.Text(args, "--json"), CommandLine.Text(args, "--html"));
         return 0;
     }
 
@@ -102,13 +97,12 @@ internal static class SimulateVerb
         string? scenario = CommandLine.Text(args, "--scenario");
         if (scenario is not (null or "paper"))
         {
-            throw new ArgumentException($"--scenario: '{scenario}' is unknown; known is paper.");
+            throw new ArgumentException($"--scenario: '{scenario}' is unknown; known are paper and machine.");
         }
 
         return CommandLine.Text(args, "--model") is string name ? [SimulatedModel.Of(name)] : SimulatedModel.Paper;
     }
 
-    // Runs share nothing, so that their order and the number of processors change no figure.
     private static ServingRun[] RunAll(SimulationSetting setting, int seeds, string[] modes, int[] rates, TextWriter progress)
     {
         (string Mode, int Rate, ulong Seed)[] tasks =
@@ -116,19 +110,9 @@ internal static class SimulateVerb
             .. modes.SelectMany(mode => rates.SelectMany(rate =>
                 Enumerable.Range(0, seeds).Select(i => (mode, rate, setting.Seed + (ulong)i)))),
         ];
-        var runs = new ServingRun[tasks.Length];
-        int done = 0;
-        Parallel.For(0, tasks.Length, new ParallelOptions { MaxDegreeOfParallelism = Environment.ProcessorCount }, i =>
-        {
-            var watch = Stopwatch.StartNew();
-            runs[i] = ModeRunner.Run(setting with { Seed = tasks[i].Seed }, tasks[i].Mode, tasks[i].Rate);
-            lock (progress)
-            {
-                progress.WriteLine(FormattableString.Invariant(
-                    $"{++done}/{tasks.Length} {setting.Model.Name} {tasks[i].Mode} {tasks[i].Rate} req/s: {runs[i].Steps} steps in ") +
-                    FormattableString.Invariant($"{watch.Elapsed.TotalSeconds:F1} s, log {runs[i].EventHash}"));
-            }
-        });
+        ServingRun[] runs = SimulatedRuns.All(
+            tasks, t => ModeRunner.Run(setting with { Seed = t.Seed }, t.Mode, t.Rate),
+            t => $"{setting.Model.Name} {t.Mode} {t.Rate} req/s", progress);
         return [.. runs.Chunk(seeds).Select(ServingRun.Joined)];
     }
 }

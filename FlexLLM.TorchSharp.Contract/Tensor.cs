@@ -59,6 +59,9 @@ public static partial class torch
 
         public Tensor argmax(long dim, bool keepdim = false) => throw Contract.NoCode();
 
+        public (Tensor values, Tensor indexes) topk(int k, int dim = -1, bool largest = true, bool sorted = true) =>
+            throw Contract.NoCode();
+
         public Tensor gather(long dim, Tensor index) => throw Contract.NoCode();
 
         public Tensor scatter_add_(long dim, Tensor index, Tensor src) => throw Contract.NoCode();

@@ -16,14 +16,13 @@ internal static class FinetuningData
     /// </summary>
     /// <exception cref="InvalidFileException">A missing file or a malformed line.</exception>
     /// <exception cref="RequestRejectedException">A file of text for a model without a tokenizer.</exception>
-    public static TrainingDataset Load(string? file, CoServingEngine engine, int tokensMax, ulong seed)
+    public static TrainingDataset Load(string? file, Tokenizer? tokenizer, ModelConfig config, int tokensMax, ulong seed)
     {
         if (file is null)
         {
             var random = new SeededRandom(seed);
-            int vocabulary = engine.Config.VocabularySize;
             return TrainingDataset.FromExamples(
-                [.. Enumerable.Range(0, RandomSamples).Select(_ => AllTargets(RandomIds(ref random, vocabulary, tokensMax)))]);
+                [.. Enumerable.Range(0, RandomSamples).Select(_ => AllTargets(RandomIds(ref random, config.VocabularySize, tokensMax)))]);
         }
 
         using JsonlReader reader = JsonlReader.Open(file);
@@ -41,12 +40,12 @@ internal static class FinetuningData
                 throw new InvalidFileException(file, $"line {line.Number}", "needs \"question\" and \"answer\" as strings");
             }
 
-            if (engine.Tokenizer is null)
+            if (tokenizer is null)
             {
                 throw new RequestRejectedException($"{file} holds text, and the model has no tokenizer.");
             }
 
-            int[] ids = engine.Tokenizer.Encode($"{question.GetString()}\n{answer.GetString()}");
+            int[] ids = tokenizer.Encode($"{question.GetString()}\n{answer.GetString()}");
             examples.Add(AllTargets(ids.Length > tokensMax ? ids[..tokensMax] : ids));
         }
 

@@ -21,6 +21,22 @@ internal sealed record LiveCapacity(double Tpot, double Ttft, double GeneratedPe
         TimeToFirstToken = TimeSpan.FromSeconds(settings.TtftTarget ?? RoundUp(TtftFactor * Ttft)),
     };
 
+    /// <summary>The capacity, and what follows from it, for reports.</summary>
+    public IEnumerable<(string Name, string Value)> Describe(
+        ServiceLevelObjective slo, IReadOnlyList<(string Name, double Rate)> loads) =>
+    [
+        (
+            "targets",
+            $"TPOT {slo.TimePerOutputToken.TotalMilliseconds.Fixed(1)} ms, TTFT {slo.TimeToFirstToken.TotalMilliseconds.Fixed(0)} ms"),
+        ("capacity", $"{GeneratedPerSecond.Fixed(1)} generated tokens/s, {RequestsPerSecond.Fixed(2)} requests/s"),
+        ("loads", string.Join(", ", loads.Select(l =>
+            $"{l.Name} {l.Rate.Fixed(2)} requests/s ({(100 * l.Rate / RequestsPerSecond).Fixed(0)} % of capacity)"))),
+    ];
+
+    /// <summary>A request of the mean prompt, to be answered alone.</summary>
+    public static TraceArrival Typical(ArrivalTrace trace, ServeSettings settings) => new(
+        0, Math.Max(1, (int)trace.MeanPromptTokens), Math.Max(2, Math.Min(AnswerTokens, settings.Lengths.MaxAnswer)));
+
     /// <summary>Measures an engine with the lengths of a trace.</summary>
     /// <param name="engine">An engine that does nothing else.</param>
     /// <param name="trace">Lengths of requests; their times do not matter.</param>
@@ -32,10 +48,9 @@ internal sealed record LiveCapacity(double Tpot, double Ttft, double GeneratedPe
         var replay = new TraceReplay(engine, settings.Seed);
         var tpots = new List<double>();
         var ttfts = new List<double>();
-        int answer = Math.Max(2, Math.Min(AnswerTokens, settings.Lengths.MaxAnswer));
+        TraceArrival arrival = Typical(trace, settings);
         for (int i = 0; i <= Repetitions; i++)
         {
-            var arrival = new TraceArrival(0, Math.Max(1, (int)trace.MeanPromptTokens), answer);
             RequestOutcome outcome = await replay.SendAsync(arrival, Stopwatch.GetTimestamp(), default).ConfigureAwait(false);
 
             // The first one pays for what is compiled and allocated once.

@@ -18,7 +18,7 @@ internal sealed class LiveServer : IAsyncDisposable
 {
     // A trainer that serves nobody may take long steps: nothing can arrive that would have to wait. But its counters, which are
     // read between steps, should not lag behind the window by much.
-    private static readonly TimeSpan TrainerStepMax = TimeSpan.FromMilliseconds(500);
+    public static readonly TimeSpan TrainerStepMax = TimeSpan.FromMilliseconds(500);
     private const int Epochs = 10_000;
     private readonly List<CoServingEngine> _engines = [];
     private FinetuningJob? _job;
@@ -118,8 +118,8 @@ internal sealed class LiveServer : IAsyncDisposable
             DeviceBytesMax = settings.DeviceBytes,
             WeightType = settings.Weights,
             ContextTokensMax = settings.ContextTokens,
-            KvCacheTokens = settings.Sequences * settings.ContextTokens,
-            TokensPerStepMax = Math.Max(settings.StepTokens, settings.Sequences),
+            KvCacheTokens = settings.KvTokens,
+            TokensPerStepMax = settings.ServerStepTokens,
             SequencesMax = settings.Sequences,
             Seed = settings.Seed,
         };
@@ -131,7 +131,7 @@ internal sealed class LiveServer : IAsyncDisposable
         DeviceBytesMax = settings.DeviceBytes,
         WeightType = settings.Weights,
         ContextTokensMax = settings.SampleTokens,
-        TokensPerStepMax = Math.Max(settings.StepTokens, settings.SampleTokens),
+        TokensPerStepMax = settings.TrainerStepTokens,
         SequencesMax = 1,
         IdleStepMax = TrainerStepMax,
         Seed = settings.Seed,
@@ -140,7 +140,7 @@ internal sealed class LiveServer : IAsyncDisposable
     private static FinetuningRequest JobOf(ServeSettings settings, CoServingEngine engine) => new()
     {
         Adapter = "trained",
-        Dataset = FinetuningData.Load(settings.Data, engine, settings.SampleTokens, settings.Seed),
+        Dataset = FinetuningData.Load(settings.Data, engine.Tokenizer, engine.Config, settings.SampleTokens, settings.Seed),
         Method = settings.Lora,
         Epochs = Epochs,
         GradientAccumulation = settings.Accumulation,

@@ -7,22 +7,27 @@ namespace FlexLLM.Benchmarks.Serving;
 internal sealed record ServeSettings
 {
     public const string Usage =
-        ModelChoice.Usage + " " + DeviceChoice.Usage + " [--device-bytes SIZE] [--trace CSV] [--modes NAME,NAME] " +
-        "[--loads light,medium,heavy | --rates R,R] [--seconds 60] [--rounds 1] " +
-        "[--threads 2] [--tpot-ms X] [--ttft-ms X] [--weights f32|bf16] [--length-factor 1] [--max-prompt 128] [--max-answer 64] " +
-        "[--start-second S] [--sequences 16] [--step-tokens 256] [--data JSONL] [--target-modules down_proj] [--rank 16] " +
-        "[--sample-tokens 256] [--accumulation 8] [--drain-seconds N] [--seed 1] [--json FILE] [--html FILE]   " +
-        "(modes: " + ServingMode.Defaults + ")";
+        LoadUsage + " " + DeviceChoice.Usage + " [--device-bytes SIZE] [--weights f32|bf16] [--target-modules down_proj] [--rank 16] " +
+        "[--drain-seconds N]   (modes: " + ServingMode.Defaults + ")";
+
+    /// <summary>What a simulation of the same takes.</summary>
+    public const string LoadUsage =
+        ModelChoice.Usage + " [--trace CSV] [--modes NAME,NAME] " +
+        "[--loads light,medium,heavy | --rates R,R] [--seconds 60] [--rounds 1] [--threads 2] [--tpot-ms X] [--ttft-ms X] " +
+        "[--length-factor 1] [--max-prompt 128] [--max-answer 64] [--start-second S] [--sequences 16] [--step-tokens 256] " +
+        "[--data JSONL] [--sample-tokens 256] [--accumulation 8] [--seed 1] [--json FILE] [--html FILE]";
 
     private static readonly (string Name, double Share)[] NamedLoads = [("light", 0.1), ("medium", 0.4), ("heavy", 0.7)];
 
-    private static readonly string[] Options =
+    private static readonly string[] LoadOptions =
     [
-        .. ModelChoice.Options, .. DeviceChoice.Options, "--device-bytes", "--trace", "--modes",
-        "--loads", "--rates", "--seconds", "--rounds", "--threads", "--tpot-ms", "--ttft-ms",
-        "--weights", "--length-factor", "--max-prompt", "--max-answer", "--start-second", "--sequences", "--step-tokens", "--data",
-        "--target-modules", "--rank", "--sample-tokens", "--accumulation", "--drain-seconds", "--seed", "--json", "--html",
+        .. ModelChoice.Options, "--trace", "--modes", "--loads", "--rates", "--seconds", "--rounds", "--threads", "--tpot-ms", "--ttft-ms",
+        "--length-factor", "--max-prompt", "--max-answer", "--start-second", "--sequences", "--step-tokens", "--data", "--sample-tokens",
+        "--accumulation", "--seed", "--json", "--html",
     ];
+
+    private static readonly string[] DeviceOptions =
+        [.. DeviceChoice.Options, "--device-bytes", "--weights", "--target-modules", "--rank", "--drain-seconds"];
 
     public required ModelChoice Model { get; init; }
 
@@ -97,6 +102,15 @@ internal sealed record ServeSettings
     /// <summary>Longest sequence that can occur, of requests and samples.</summary>
     public int ContextTokens => Math.Max(SampleTokens, Lengths.MaxPrompt + Lengths.MaxAnswer);
 
+    /// <summary>Tokens in the KV cache of an engine that serves: as many sequences of the greatest length as may run.</summary>
+    public int KvTokens => Sequences * ContextTokens;
+
+    /// <summary>Most rows in a step of an engine that serves.</summary>
+    public int ServerStepTokens => Math.Max(StepTokens, Sequences);
+
+    /// <summary>Most rows in a step of an engine that only trains.</summary>
+    public int TrainerStepTokens => Math.Max(StepTokens, SampleTokens);
+
     /// <summary>Threads of the half that serves in the split mode; at least one is left for the other half.</summary>
     public int ServingThreads => Math.Max(1, Threads / 2);
 
@@ -105,9 +119,17 @@ internal sealed record ServeSettings
 
     /// <summary>Reads the verb's arguments.</summary>
     /// <exception cref="ArgumentException">An unknown option, or a value out of its range.</exception>
-    public static ServeSettings Parse(string[] args)
+    public static ServeSettings Parse(string[] args) =>
+        Parse(args, [.. LoadOptions, .. DeviceOptions], ServingMode.Defaults, ServingMode.Parse);
+
+    /// <summary>Reads the arguments of a simulation of the verb, which may have others beside them.</summary>
+    /// <exception cref="ArgumentException">An unknown option, or a value out of its range.</exception>
+    public static ServeSettings ParseSimulated(string[] args, params ReadOnlySpan<string> others) =>
+        Parse(args, [.. LoadOptions, .. others], ServingMode.SimulatedDefaults, ServingMode.ParseSimulated);
+
+    private static ServeSettings Parse(string[] args, string[] options, string modes, Func<string, ServingMode> modeOf)
     {
-        CommandLine.Allow(args, Options);
+        CommandLine.Allow(args, options);
         if (CommandLine.Has(args, "--loads") && CommandLine.Has(args, "--rates"))
         {
             throw new ArgumentException("--loads and --rates exclude each other.");
@@ -123,7 +145,7 @@ internal sealed record ServeSettings
             Trace = CommandLine.Text(args, "--trace"),
             Modes =
             [
-                .. (CommandLine.Text(args, "--modes") ?? ServingMode.Defaults).Split(',').Distinct().Select(ServingMode.Parse),
+                .. (CommandLine.Text(args, "--modes") ?? modes).Split(',').Distinct().Select(modeOf),
             ],
             Loads = CommandLine.Has(args, "--rates")
                 ? []
@@ -159,24 +181,36 @@ internal sealed record ServeSettings
         };
     }
 
-    /// <summary>For the report.</summary>
+    /// <summary>The loads that are asked for, with their arrivals a second.</summary>
+    public IReadOnlyList<(string Name, double Rate)> LoadsOf(LiveCapacity capacity) => Rates.Count > 0
+        ? [.. Rates.Select(rate => (string.Create(CultureInfo.InvariantCulture, $"{rate} req/s"), rate))]
+        : [.. Loads.Select(load => (load.Name, load.Share * capacity.RequestsPerSecond))];
+
+    /// <summary>For the report of a real run.</summary>
     public IReadOnlyList<(string Name, string Value)> Describe() =>
     [
-        ("model", Model.Name),
+        .. DescribeLoad(),
         ("backend", $"{(Device.IsTorch ? "torch" : "managed")}, {Device.Name}{(Device.Bf16Kv ? ", BF16 KV cache" : "")}" +
             (Device.Bf16Activations ? ", BF16 activations" : "")),
         ("weights", Weights?.ToString() ?? "as stored"),
+        ("adapter", Lora.Describe()),
+        ("answers", string.Create(CultureInfo.InvariantCulture, $"up to {DrainSeconds} s after a window to end")),
+    ];
+
+    /// <summary>For the report of a run, real or simulated.</summary>
+    public IReadOnlyList<(string Name, string Value)> DescribeLoad() =>
+    [
+        ("model", Model.Name),
         ("trace", Trace is null ? "arrivals and lengths at random" : Path.GetFileName(Trace)),
         ("lengths", string.Create(
             CultureInfo.InvariantCulture,
             $"times {Lengths.Factor}, prompts of at most {Lengths.MaxPrompt} and answers of at most {Lengths.MaxAnswer} tokens")),
-        ("window", string.Create(
-            CultureInfo.InvariantCulture, $"{Rounds} times {Seconds} s, each then up to {DrainSeconds} s for answers to end")),
+        ("window", string.Create(CultureInfo.InvariantCulture, $"{Rounds} times {Seconds} s")),
         ("threads", string.Create(CultureInfo.InvariantCulture, $"{Threads}; split {ServingThreads} + {TrainingThreads}")),
         ("limits", string.Create(CultureInfo.InvariantCulture, $"{Sequences} sequences, {StepTokens} tokens a step")),
         ("finetuning", string.Create(
             CultureInfo.InvariantCulture,
-            $"{Lora.Describe()}; samples of {(Data is null ? "" : "at most ")}{SampleTokens} tokens " +
+            $"samples of {(Data is null ? "" : "at most ")}{SampleTokens} tokens " +
             $"{(Data is null ? "at random" : $"of {Path.GetFileName(Data)}")}; {Accumulation} to an optimizer step")),
         ("seed", Seed.ToString(CultureInfo.InvariantCulture)),
     ];

@@ -34,6 +34,14 @@ internal sealed record ServingMode(string Name, ServingLayout Layout, SharingPol
     public const string Defaults =
         "co-serving,inference-only,finetune-only,temporal-64,temporal-128,temporal-512,temporal-dynamic,fixed-budget,spatial,split";
 
+    /// <summary>What is compared when nothing is asked of a simulation.</summary>
+    public const string SimulatedDefaults = OracleName + "," + Defaults;
+
+    private const string OracleName = "oracle";
+
+    /// <summary>Co-serving by an engine that knows what each step will take; only where step times are simulated.</summary>
+    public static ServingMode Oracle { get; } = new(OracleName, ServingLayout.Shared, SharingPolicy.CoServing);
+
     public bool Serves => Layout != ServingLayout.Training;
 
     public bool Trains => Layout != ServingLayout.Serving;
@@ -53,6 +61,10 @@ internal sealed record ServingMode(string Name, ServingLayout Layout, SharingPol
             new ServingMode(name, ServingLayout.Shared, SharingPolicy.FixedBudget(layers)),
         _ => throw new ArgumentException($"'{name}' is no mode; there are {Defaults}, and temporal-N and fixed-budget-N for any N."),
     };
+
+    /// <summary>The mode of that name, <see cref="Oracle"/> among them.</summary>
+    /// <exception cref="ArgumentException">There is none.</exception>
+    public static ServingMode ParseSimulated(string name) => name == OracleName ? Oracle : Parse(name);
 
     /// <summary>The policy of "temporal-N" for any N, or of "temporal-dynamic"; null for another name.</summary>
     public static SharingPolicy? Temporal(string name) =>

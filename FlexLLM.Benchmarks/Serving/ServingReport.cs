@@ -155,6 +155,20 @@ internal sealed record ServingReport
     /// <summary>Writes a web page that needs nothing else.</summary>
     public void WriteHtml(string file) => AtomicFile.Write(file, stream => ServingPage.Write(this, stream));
 
+    /// <summary>Writes the files that are asked for.</summary>
+    public void Save(string? jsonFile, string? htmlFile)
+    {
+        if (jsonFile is not null)
+        {
+            WriteJson(jsonFile);
+        }
+
+        if (htmlFile is not null)
+        {
+            WriteHtml(htmlFile);
+        }
+    }
+
     /// <summary>In percent; a dash where nothing arrived.</summary>
     public static string AttainmentText(ServingRun run) => run.Requests.Count == 0 ? "-" : (100 * run.Attainment).Fixed(1);
 

@@ -62,7 +62,10 @@ internal sealed record ServingRun
 
     public required long Preemptions { get; init; }
 
-    /// <summary>Time that engines spent in steps, of two engines added up; null for a simulated run.</summary>
+    /// <summary>
+    /// Time that engines spent in steps, of two engines in real time added up, of two simulated ones that of the one that serves; null
+    /// where it was not measured.
+    /// </summary>
     public double? BusySeconds { get; init; }
 
     public IReadOnlyList<ThroughputPoint> Series { get; init; } = [];
@@ -79,6 +82,24 @@ internal sealed record ServingRun
     public double GeneratedPerSecond => TokensGenerated / Seconds;
 
     public double TrainedPerSecond => TokensTrained / Seconds;
+
+    /// <summary>
+    /// This run of an engine that serves and that of an engine that trains, each with a clock of its own, as one: requests wait for
+    /// their own engine alone.
+    /// </summary>
+    public ServingRun Beside(ServingRun training) => this with
+    {
+        TokensTrained = training.TokensTrained,
+        Series = [.. Series.Zip(training.Series, (s, t) => s with { TrainedTokens = t.TrainedTokens })],
+        EventHash = $"{EventHash}-{training.EventHash}",
+    };
+
+    /// <summary>All runs, those of one mode under one load joined; runs without requests first, then load by load.</summary>
+    public static IReadOnlyList<ServingRun> JoinedInOrder(IEnumerable<ServingRun> runs, string[] modes, string[] loads) =>
+    [
+        .. runs.GroupBy(r => (r.Load, r.Mode)).Select(g => Joined([.. g]))
+            .OrderBy(r => Array.IndexOf(loads, r.Load)).ThenBy(r => Array.IndexOf(modes, r.Mode)),
+    ];
 
     /// <summary>Runs of one mode under one load as one long run: the times of each count from the end of the one before.</summary>
     public static ServingRun Joined(IReadOnlyList<ServingRun> runs)

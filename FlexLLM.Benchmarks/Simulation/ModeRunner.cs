@@ -74,14 +74,14 @@ internal static class ModeRunner
             {
                 Policy = SharingPolicy.FixedBudget(Calibration.BackwardLayers),
                 TokensPerStepMax = Calibration.TokensPerBatch,
-                WholeLayers = true,
+                Times = TimesOf(setting, wholeLayers: true),
             }),
             "spatial" => Both(
                 Simulate(OnHalf(ServesAlone(shared), setting)), Simulate(OnHalf(TrainsAlone(shared), setting)), 1, 1),
             "split-1/4" or "split-2/4" or "split-3/4" => Split(setting, rate, mode[6] - '0'),
             "inference-only" => Simulate(ServesAlone(shared)),
             "finetune-only" => Simulate(TrainsAlone(shared)),
-            _ when ServingMode.Temporal(mode) is SharingPolicy policy => Simulate(WholeSamples(shared, policy)),
+            _ when ServingMode.Temporal(mode) is SharingPolicy policy => Simulate(WholeSamples(shared, setting, policy)),
             _ => throw new ArgumentException($"'{mode}' is no mode; known are {string.Join(", ", Modes)}."),
         };
         bool isSplit = mode.StartsWith("split-", StringComparison.Ordinal);
@@ -98,17 +98,8 @@ internal static class ModeRunner
             setting.LogFolder,
             FormattableString.Invariant($"{setting.Model.Name}-{mode}-{rate}-{setting.Seed}-{engine}.log").Replace('/', '.'));
 
-        // Both with their own clock; a request waits for its own engine alone.
-        ServingRun Both(ServingRun serving, ServingRun training, int serve, int train)
-        {
-            (serving, training) = (Times(serving, serve, serve), Times(training, train, train));
-            return serving with
-            {
-                TokensTrained = training.TokensTrained,
-                Series = [.. serving.Series.Zip(training.Series, (s, t) => s with { TrainedTokens = t.TrainedTokens })],
-                EventHash = $"{serving.EventHash}-{training.EventHash}",
-            };
-        }
+        static ServingRun Both(ServingRun serving, ServingRun training, int serve, int train) =>
+            Times(serving, serve, serve).Beside(Times(training, train, train));
 
         ServingRun Split(SimulationSetting s, double total, int servers)
         {
@@ -131,22 +122,28 @@ internal static class ModeRunner
         };
         return new SimulatedLoad
         {
-            Model = setting.Model,
+            Times = TimesOf(setting),
+            Layers = setting.Model.Config.LayerCount,
+            KvTokens = setting.Model.KvTokens,
+            TpotTarget = setting.Model.TpotTarget,
             Seconds = setting.Seconds,
             Arrivals = workload.Draw(setting.Seed),
             Samples = workload.DrawSamples(setting.Seed),
-            Times = setting.Profile is LatencyModel profile ? new ProfileTimes(profile) : null,
             TokensPerStepMax = setting.TokensPerStepMax,
         };
     }
 
+    private static StepTimes TimesOf(SimulationSetting setting, bool wholeLayers = false) => setting.Profile is LatencyModel profile
+        ? new ProfileTimes(profile)
+        : new RooflineTimes(StepCosts.Of(setting.Model), wholeLayers);
+
     // The authors' temporal sharing takes a sample of up to 8,192 tokens forward at once (paper.md e.3). It has no latency model, so
     // that ours, which only bounds prompts here, must not be worse than exact.
-    private static SimulatedLoad WholeSamples(SimulatedLoad load, SharingPolicy policy) => load with
+    private static SimulatedLoad WholeSamples(SimulatedLoad load, SimulationSetting setting, SharingPolicy policy) => load with
     {
+        Times = TimesOf(setting, wholeLayers: true),
         Policy = policy,
         TokensPerStepMax = SimulatedWorkload.TokensMax,
-        WholeLayers = true,
         KnowsTimes = true,
     };
 
@@ -157,11 +154,12 @@ internal static class ModeRunner
         TokensPerStepMax = Calibration.TokensPerBatch,
     };
 
-    // Half of the rates; of a profile, which does not tell rates from overhead, steps that take twice as long.
+    // Half of the rates; of a profile, which does not tell rates from overhead, half of the speed.
     private static SimulatedLoad OnHalf(SimulatedLoad load, SimulationSetting setting) => load with
     {
-        Model = setting.Model.OnShare(0.5),
-        Times = setting.Profile is LatencyModel profile ? new ProfileTimes(profile with { Correction = 2 * profile.Correction }) : null,
+        Times = setting.Profile is LatencyModel profile
+            ? ProfileTimes.OnShare(profile, 0.5)
+            : TimesOf(setting with { Model = setting.Model.OnShare(0.5) }),
     };
 
     private static SimulatedLoad TrainsAlone(SimulatedLoad load) => load with

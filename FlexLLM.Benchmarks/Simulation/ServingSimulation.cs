@@ -11,7 +11,23 @@ namespace FlexLLM.Benchmarks.Simulation;
 /// <summary>What one engine of a simulation does.</summary>
 internal sealed record SimulatedLoad
 {
-    public required SimulatedModel Model { get; init; }
+    /// <summary>What steps take.</summary>
+    public required StepTimes Times { get; init; }
+
+    /// <summary>Layers of the model.</summary>
+    public required int Layers { get; init; }
+
+    /// <summary>Tokens in the KV cache; it holds at least one sequence of the greatest length.</summary>
+    public required int KvTokens { get; init; }
+
+    /// <summary>Longest prompt and answer together, and longest sample.</summary>
+    public int ContextTokens { get; init; } = SimulatedWorkload.TokensMax;
+
+    /// <summary>TPOT target in seconds.</summary>
+    public required double TpotTarget { get; init; }
+
+    /// <summary>TTFT target in seconds.</summary>
+    public double TtftTarget { get; init; } = 5.0;
 
     public SharingPolicy Policy { get; init; } = SharingPolicy.CoServing;
 
@@ -23,12 +39,6 @@ internal sealed record SimulatedLoad
 
     /// <summary>Lengths of the job's samples; empty for a machine without a job.</summary>
     public IReadOnlyList<int> Samples { get; init; } = [];
-
-    /// <summary>What steps take; null for the roofline of the model's machine.</summary>
-    public StepTimes? Times { get; init; }
-
-    /// <summary>See <see cref="RooflineTimes"/>.</summary>
-    public bool WholeLayers { get; init; }
 
     /// <summary>Plans with exact times, not with what it learns: a bound for what any latency model could do.</summary>
     public bool KnowsTimes { get; init; }
@@ -48,7 +58,11 @@ internal sealed record SimulatedLoad
     /// <summary>Deviation of the logarithm of a step's time from what the machine's rates say.</summary>
     public double Jitter { get; init; } = 0.02;
 
-    public double TtftTarget { get; init; } = 5.0;
+    /// <summary>Requests inside the engine at a time, running or waiting; callers beyond wait outside, in their order.</summary>
+    public int PlacesMax { get; init; } = 512;
+
+    /// <summary>Samples to an optimizer step.</summary>
+    public int Accumulation { get; init; } = 8;
 
     /// <summary>Where its <see cref="EventLog"/> is kept; null for nowhere.</summary>
     public string? LogFile { get; init; }
@@ -64,9 +78,6 @@ internal sealed class ServingSimulation : IDisposable
 
     // What an engine that has just measured its machine allows for a step that takes longer than most.
     private const double TailAtStart = 1.1;
-
-    // Callers beyond wait outside, in their order: twice as many as can run.
-    private const int PlacesMax = 512;
 
     // A machine that falls behind for ever is not simulated for ever.
     private const double DrainSecondsMax = 600;
@@ -85,6 +96,7 @@ internal sealed class ServingSimulation : IDisposable
     private readonly List<double> _errors = [];
     private readonly EventLog _log;
     private readonly ThroughputPoint[] _series;
+    private double _busy;
     private long _generatedCounted;
     private long _trainedCounted;
     private int _next;
@@ -96,11 +108,10 @@ internal sealed class ServingSimulation : IDisposable
         _log = new EventLog(load.LogFile);
         _callers = new LoopCaller(_inbox, _clock);
         _series = new ThroughputPoint[(int)Math.Ceiling(load.Seconds / BinSeconds)];
-        StepTimes times = load.Times ?? new RooflineTimes(StepCosts.Of(load.Model), load.WholeLayers);
-        _exact = times.Calibrated;
-        ModelConfig config = StandIn(load.Model.Config.LayerCount);
+        _exact = load.Times.Calibrated;
+        ModelConfig config = StandIn(load.Layers) with { MaxPositions = load.ContextTokens };
         NullMachine jitter = new() { FlopsPerSecond = 1, BytesPerSecond = 1, Jitter = load.Jitter };
-        _backend = new SimulatedBackend(times, config.LayerCount, jitter, _clock, seed);
+        _backend = new SimulatedBackend(load.Times, config.LayerCount, jitter, _clock, seed);
         _model = LoadedModel.CreateEmpty(config, _backend, DType.BF16, config.MaxPositions);
         var options = new CoServingOptions
         {
@@ -108,7 +119,7 @@ internal sealed class ServingSimulation : IDisposable
             Sharing = load.Policy,
             Slo = new ServiceLevelObjective
             {
-                TimePerOutputToken = TimeSpan.FromSeconds(load.Model.TpotTarget),
+                TimePerOutputToken = TimeSpan.FromSeconds(load.TpotTarget),
                 TimeToFirstToken = TimeSpan.FromSeconds(load.TtftTarget),
             },
             TokensPerStepMax = load.TokensPerStepMax,
@@ -120,7 +131,7 @@ internal sealed class ServingSimulation : IDisposable
             DeviceBytesMax = 1L << 40, // The stand-in's bytes say nothing about the model's.
         };
         options.Validate();
-        int blocks = BlockTable.BlocksFor(Math.Max(load.Model.KvTokens, config.MaxPositions));
+        int blocks = BlockTable.BlocksFor(Math.Max(load.KvTokens, config.MaxPositions));
         _loop = new EngineLoop(_model, tokenizer: null, options, _inbox, eosTokens: [], blocks)
         {
             Latency = _exact with { Tail = Math.Max(_exact.Tail, TailAtStart) },
@@ -214,7 +225,7 @@ internal sealed class ServingSimulation : IDisposable
 
     private void SubmitArrived()
     {
-        while (_inside < PlacesMax && _next < _load.Arrivals.Count && _load.Arrivals[_next].Time <= Now)
+        while (_inside < _load.PlacesMax && _next < _load.Arrivals.Count && _load.Arrivals[_next].Time <= Now)
         {
             Submit(_load.Arrivals[_next++]);
         }
@@ -237,7 +248,7 @@ internal sealed class ServingSimulation : IDisposable
             Dataset = TrainingDataset.FromExamples([]),
             Method = new LoraConfig { Rank = 16, TargetModules = ["down_proj"] },
             Optimizer = new SgdOptions { LearningRate = 1e-3f },
-            GradientAccumulation = 8,
+            GradientAccumulation = _load.Accumulation,
             Epochs = 10_000,
         };
         return loop => loop.Jobs.Start(_inbox, request, new BuiltSamples(samples, 0, 0, 0), loop.Now);
@@ -246,6 +257,7 @@ internal sealed class ServingSimulation : IDisposable
     private void Record(double begun, LatencyModel believed)
     {
         double took = Now - begun;
+        _busy += Math.Clamp(_load.Seconds - begun, 0, took);
         if (_loop.LastPlan is not StepPlan plan)
         {
             _log.Write("given-up"u8, TicksOf(begun), TicksOf(took));
@@ -305,7 +317,7 @@ internal sealed class ServingSimulation : IDisposable
         RequestsPerSecond = _load.Arrivals.Count / _load.Seconds,
         Seconds = _load.Seconds,
         TtftTarget = _load.TtftTarget,
-        TpotTarget = _load.Model.TpotTarget,
+        TpotTarget = _load.TpotTarget,
         Requests =
         [
             .. _requests.Select(r => OutcomeOf(r.Arrival, r.Submitted)),
@@ -319,6 +331,7 @@ internal sealed class ServingSimulation : IDisposable
         FinetuningSteps = _loop.Counters.FinetuningSteps,
         StepsOverBudget = _loop.Counters.StepsOverBudget,
         Preemptions = _loop.Counters.Preemptions,
+        BusySeconds = _busy,
         Series = _series,
         EventHash = _log.Digest,
     };

@@ -179,6 +179,10 @@ internal sealed class ProfileTimes(LatencyModel profile) : StepTimes
 {
     public override LatencyModel Calibrated => profile;
 
+    /// <summary>The same on a share of the machine's speed.</summary>
+    public static ProfileTimes OnShare(in LatencyModel profile, double share) =>
+        new(profile with { Correction = profile.Correction / share });
+
     public override double Batch(StepPlan plan)
     {
         double seconds = profile.Expect(plan.Features).TotalSeconds;

@@ -264,6 +264,11 @@ internal abstract partial class BackendContract
         LossChecks.ArgMax(Backend, rows, columns);
 
     [Test]
+    public void Largest_TiesAndOddValues_MatchesReference(
+        [Values(0, 1, 9)] int rows, [Values(1, 37, 1000)] int columns, [Values(1, 5, ScratchLimits.LargestMax)] int count) =>
+        LossChecks.Largest(Backend, rows, columns, Math.Min(count, columns));
+
+    [Test]
     public void FusedLinearCrossEntropy_MatchesReference(
         [ValueSource(nameof(RowCounts))] int rows, [Values(0, 1, 2, 3)] int targetEvery,
         [Values(DType.F32, DType.BF16)] DType type) =>

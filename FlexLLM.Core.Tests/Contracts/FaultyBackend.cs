@@ -280,6 +280,18 @@ internal sealed partial class FaultyBackend(IComputeBackend inner, string fault)
         }
     }
 
+    public override void Largest(TensorSlice x, int count, Span<float> values, Span<int> columns)
+    {
+        Inner.Largest(x, count, values, columns);
+        for (int row = 0; row < x.Rows; row++)
+        {
+            int last = ((row + 1) * count) - 1;
+            values[last] = fault == "the last of the largest is too small" ? values[last] - 1 : values[last];
+            columns[last] = fault == "one of the largest twice" ? columns[last - 1] : columns[last];
+            values[row * count] = fault == "numbers for a row of NaN" && float.IsNaN(values[row * count]) ? 1 : values[row * count];
+        }
+    }
+
     public override void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,
         Span<float> losses)

@@ -29,6 +29,42 @@ internal static class LossChecks
     public static void ArgMax(IComputeBackend backend, int rows, int columns)
     {
         using var bench = new Workbench(backend);
+        Matrix x = WithOddRows(bench, rows, columns);
+        int[] actual = [.. Enumerable.Repeat(-7, rows)];
+        backend.ArgMax(bench.Source(x), actual);
+        Assert.That(actual, Is.EqualTo(Reference.ArgMax(x)));
+        bench.Verify();
+    }
+
+    /// <summary>Of the same rows: values as the reference sorts them, each at its column, none twice.</summary>
+    public static void Largest(IComputeBackend backend, int rows, int columns, int count)
+    {
+        using var bench = new Workbench(backend);
+        Matrix x = WithOddRows(bench, rows, columns);
+        float[] values = new float[rows * count];
+        int[] places = new int[rows * count];
+        backend.Largest(bench.Source(x), count, values, places);
+        for (int row = 0; row < rows; row++)
+        {
+            float[] own = values[(row * count)..((row + 1) * count)];
+            int[] at = places[(row * count)..((row + 1) * count)];
+            float[] sorted = [.. Reference.Order(x, row).Select(column => (float)x[row, column])];
+            if (float.IsNaN(sorted[0]))
+            {
+                Assert.That(own[0], Is.NaN);
+                continue;
+            }
+
+            Assert.That(own, Is.EqualTo(sorted[..count]));
+            Assert.That(at, Is.Unique.And.All.InRange(0, columns - 1));
+            Assert.That(at.Select(column => (float)x[row, column]), Is.EqualTo(own));
+        }
+
+        bench.Verify();
+    }
+
+    private static Matrix WithOddRows(Workbench bench, int rows, int columns)
+    {
         Matrix x = bench.Random(rows, columns);
         double[] odd = [double.NaN, double.PositiveInfinity, double.NegativeInfinity];
         for (int row = 0; row < rows; row++)
@@ -49,10 +85,7 @@ internal static class LossChecks
             x.SetRows(8, Matrix.Filled(1, columns, double.NegativeInfinity));
         }
 
-        int[] actual = [.. Enumerable.Repeat(-7, rows)];
-        backend.ArgMax(bench.Source(x), actual);
-        Assert.That(actual, Is.EqualTo(Reference.ArgMax(x)));
-        bench.Verify();
+        return x;
     }
 
     /// <summary>

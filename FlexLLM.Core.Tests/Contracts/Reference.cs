@@ -162,6 +162,12 @@ internal static partial class Reference
         return columns;
     }
 
+    /// <summary>Columns of a row by their values, NaN first, then the largest; the lowest of equals first.</summary>
+    public static int[] Order(Matrix x, int row) =>
+    [
+        .. Enumerable.Range(0, x.Columns).OrderByDescending(column => double.IsNaN(x[row, column])).ThenByDescending(column => x[row, column]),
+    ];
+
     public static Matrix Logits(Matrix x, int[] rows, Matrix head) => Linear(Gather(x, rows), head);
 
     // losses[i] = -log softmax(x_i head^T)[targets[i]]; rows without a target lose nothing.

@@ -242,6 +242,19 @@ internal sealed partial class ReferenceBackend : IComputeBackend
         Reference.ArgMax(values).CopyTo(columns);
     }
 
+    public void Largest(TensorSlice x, int count, Span<float> values, Span<int> columns)
+    {
+        Matrix all = Read(x);
+        for (int row = 0; row < all.Rows; row++)
+        {
+            int[] order = Reference.Order(all, row);
+            for (int i = 0; i < count; i++)
+            {
+                (values[(row * count) + i], columns[(row * count) + i]) = ((float)all[row, order[i]], order[i]);
+            }
+        }
+    }
+
     public void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,
         Span<float> losses)

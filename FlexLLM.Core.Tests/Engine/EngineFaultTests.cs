@@ -62,6 +62,7 @@ internal sealed class EngineFaultTests
     [TestCase("Attention", 9)]
     [TestCase("Logits", 3)]
     [TestCase("ArgMax", 3)]
+    [TestCase("Largest", 3)]
     [TestCase("Download", 1)]
     [TestCase("Allocate", 30)]
     [TestCase("CreateKvCache", 1)]
@@ -92,7 +93,7 @@ internal sealed class EngineFaultTests
         Task<FinetuningJob> started = engine.StartFinetuningAsync(
             Jobs.Request("j") with { Epochs = 1000, PublishEverySteps = 1 });
         Task<AdapterInfo> created = engine.Adapters.CreateAsync("c", new LoraConfig());
-        Task<string>[] answers = [.. Enumerable.Range(0, 6).Select(_ => AnswerForEverAsync(engine))];
+        Task<string>[] answers = [.. Enumerable.Range(0, 6).Select(i => AnswerForEverAsync(engine, topK: i % 2))];
         foreach (Task<string> answer in answers)
         {
             Exception? fault = await answer.FaultAsync();
@@ -162,11 +163,16 @@ internal sealed class EngineFaultTests
     }
 
     // Requests end; the stream of them does not.
-    private static async Task<string> AnswerForEverAsync(CoServingEngine engine)
+    private static async Task<string> AnswerForEverAsync(CoServingEngine engine, int topK = 0)
     {
         while (true)
         {
-            await Answers.OfAsync(engine, new GenerationRequest(TinyModel.Ids(9, 1)) { MaxTokens = 30, IgnoreEos = true });
+            await Answers.OfAsync(engine, new GenerationRequest(TinyModel.Ids(9, 1))
+            {
+                MaxTokens = 30,
+                IgnoreEos = true,
+                Sampling = new SamplingOptions { Temperature = topK, TopK = topK },
+            });
         }
     }
 

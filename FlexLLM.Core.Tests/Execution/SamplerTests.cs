@@ -234,6 +234,58 @@ internal sealed class SamplerTests
         Assert.That(disagreements, Is.GreaterThan(5));
     }
 
+    /// <summary>What a device tells of a row, instead of the row; any order of equals.</summary>
+    [Test]
+    public void SampleLargest_RandomParameters_IsTheTokenOfTheWholeRow([Range(1, 20)] int seed)
+    {
+        var random = new SeededRandom((ulong)seed);
+        (int told, int silent) = (0, 0);
+        for (int i = 0; i < 200; i++)
+        {
+            float[] logits = RandomLogits(ref random);
+            SamplingParameters parameters = RandomParameters(ref random, logits.Length) with { TopK = random.Next(1, 60) };
+            int[] order = [.. Enumerable.Range(0, logits.Length)];
+            random.Shuffle<int>(order);
+            int count = Math.Min(logits.Length, parameters.TopK + random.Next(1, 9));
+            int[] columns = [.. order.OrderByDescending(token => logits[token]).Take(count)];
+            var history = new TokenHistory(countsTokens: false);
+
+            SampledToken? token = new Sampler(logits.Length).SampleLargest(
+                [.. columns.Select(c => logits[c])], columns, parameters, history);
+
+            bool isTie = parameters.TopK < logits.Length && logits.Order().Reverse().ElementAt(parameters.TopK - 1) is float last &&
+                (last - logits.Max()) / parameters.Temperature ==
+                (logits.Order().Reverse().ElementAt(parameters.TopK) - logits.Max()) / parameters.Temperature;
+            Assert.That(token is null, Is.EqualTo(isTie));
+            (told, silent) = token is null ? (told, silent + 1) : (told + 1, silent);
+            Assert.That(token ?? One(logits, parameters), Is.EqualTo(One(logits, parameters)), $"row {i}");
+        }
+
+        Assert.That(told > 20 && silent > 5, Is.True, $"{told} and {silent}");
+    }
+
+    [Test]
+    public void SampleLargest_NoFiniteLogit_DoesNotTell([Values(float.NaN, float.PositiveInfinity, float.NegativeInfinity)] float largest)
+    {
+        SamplingParameters parameters = new() { Temperature = 1f, TopK = 1 };
+        SampledToken? token = new Sampler(3).SampleLargest([largest, 0f], [2, 1], parameters, new TokenHistory(countsTokens: false));
+        Assert.That(token, Is.Null);
+    }
+
+    [Test]
+    public void Candidates_WhatNeedsTheWholeRow_HasNone()
+    {
+        SamplingParameters small = new() { Temperature = 1f, TopK = 50, TopP = 0.9f, MinP = 0.1f };
+
+        Assert.That(small.Candidates, Is.EqualTo(50));
+        SamplingParameters[] others =
+        [
+            small with { TopK = 0 }, small with { TopK = 128 }, small with { Temperature = 0f }, small with { RepetitionPenalty = 1.1f },
+            small with { LogProbs = 0 }, small with { LogitBias = [new(1, 2f)] }, small with { PresencePenalty = 0.1f },
+        ];
+        Assert.That(others.Select(o => o.Candidates), Is.All.Null);
+    }
+
     [Test]
     public void Sample_SteadyState_AllocatesNothing()
     {

@@ -89,21 +89,20 @@ internal sealed class LiveServingTests
         Assert.That(LiveCapacity.RoundUp(value), Is.EqualTo(rounded).Within(1e-9));
 
     [Test]
-    public async Task Load_QuestionsAndAnswers_AreCutToTheLength()
+    public void Load_QuestionsAndAnswers_AreCutToTheLength()
     {
         using var folder = new TempFolder();
         using var model = new TinyModel(ModelArchitecture.Llama, withTokenizer: true);
         string file = folder.Write("data.jsonl", "{\"question\": \"What is it?\", \"answer\": \"It is a test, and long.\"}\n");
         string bad = folder.Write("bad.jsonl", "{\"question\": \"What?\", \"answer\": 3}\n");
-        LiveServer server = await LiveServer.StartAsync(Settings(model) with { Data = file }, ServingMode.Parse("co-serving"), Slo);
-        await using (server)
-        {
-            TrainingExample example = FinetuningData.Load(file, server.Serving!, 7, seed: 1).Read().Single().Example;
-            Assert.That(example.Tokens, Is.EqualTo(server.Serving!.Tokenizer!.Encode("What is it?")[..7]));
-            Assert.That(
-                () => FinetuningData.Load(bad, server.Serving!, 7, seed: 1),
-                Throws.TypeOf<InvalidFileException>().With.Property(nameof(InvalidFileException.Field)).EqualTo("line 1"));
-        }
+        Tokenizer tokenizer = Tokenizer.Load(model.Folder);
+
+        TrainingExample example = FinetuningData.Load(file, tokenizer, model.Config, 7, seed: 1).Read().Single().Example;
+
+        Assert.That(example.Tokens, Is.EqualTo(tokenizer.Encode("What is it?")[..7]));
+        Assert.That(
+            () => FinetuningData.Load(bad, tokenizer, model.Config, 7, seed: 1),
+            Throws.TypeOf<InvalidFileException>().With.Property(nameof(InvalidFileException.Field)).EqualTo("line 1"));
     }
 
     [Test]

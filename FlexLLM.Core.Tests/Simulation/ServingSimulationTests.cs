@@ -81,12 +81,9 @@ internal sealed class ServingSimulationTests
                 (default(StepFeatures).WithInference(0, n, sampled: 1), TimeSpan.FromMilliseconds(20 + n))),
         ];
         LatencyModel profile = LatencyModel.FromCalibration(measured) with { Correction = 1.0, Tail = 1.0 };
-        var load = new SimulatedLoad
+        SimulatedLoad load = Load(new ProfileTimes(profile), 10) with
         {
-            Model = Short.Model,
-            Seconds = 10,
             Arrivals = [new TraceArrival(1.0, 100, 50)],
-            Times = new ProfileTimes(profile),
             Jitter = 0,
         };
 
@@ -117,10 +114,8 @@ internal sealed class ServingSimulationTests
     public void Oracle_EveryStep_KnowsItsTime()
     {
         var workload = new SimulatedWorkload { RequestsPerSecond = 3, Seconds = 30 };
-        var load = new SimulatedLoad
+        SimulatedLoad load = Load(new RooflineTimes(StepCosts.Of(Short.Model)), 30) with
         {
-            Model = Short.Model,
-            Seconds = 30,
             Arrivals = workload.Draw(seed: 1),
             Samples = workload.DrawSamples(seed: 1),
             TokensPerStepMax = 2048,
@@ -174,6 +169,15 @@ internal sealed class ServingSimulationTests
         Assert.That(shared.TrainedPerSecond, Is.GreaterThan(0.9 * spent.TrainedPerSecond));
     }
 
+    private static SimulatedLoad Load(StepTimes times, double seconds) => new()
+    {
+        Times = times,
+        Layers = Short.Model.Config.LayerCount,
+        KvTokens = Short.Model.KvTokens,
+        TpotTarget = Short.Model.TpotTarget,
+        Seconds = seconds,
+    };
+
     private static ServingRun RunBursts(SharingPolicy policy, bool keeps)
     {
         var runs = new ServingRun[4];
@@ -200,14 +204,12 @@ internal sealed class ServingSimulationTests
             at -= Math.Log(1.0 - random.NextDouble()) / 0.7;
         }
 
-        var load = new SimulatedLoad
+        SimulatedLoad load = Load(new ProfileTimes(machine), Seconds) with
         {
-            Model = SimulatedModel.Of("8b") with { TpotTarget = 0.035 },
+            TpotTarget = 0.035,
             Policy = policy,
-            Seconds = Seconds,
             Arrivals = arrivals,
             Samples = [150, 100, 200],
-            Times = new ProfileTimes(machine),
             SequencesMax = 16,
             Jitter = 0.1,
             KeepsReserve = keeps,

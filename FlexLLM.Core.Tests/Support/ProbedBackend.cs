@@ -167,6 +167,12 @@ internal sealed class ProbedBackend(IComputeBackend inner, Action<string> probe)
         Inner.ArgMax(x, columns);
     }
 
+    public override void Largest(TensorSlice x, int count, Span<float> values, Span<int> columns)
+    {
+        probe(nameof(Largest));
+        Inner.Largest(x, count, values, columns);
+    }
+
     public override void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses)
     {

@@ -297,6 +297,14 @@ internal interface IComputeBackend : IDisposable
     void ArgMax(TensorSlice x, Span<int> columns);
 
     /// <summary>
+    /// The largest values of each row and their columns, the largest first; which of equal ones, and in which order, is the device's
+    /// business. A row with a NaN has one as its first value, and the rest of it says nothing. Waits for the device. x [rows, n]; values and
+    /// columns [rows, count] in rows, 1 &lt;= count &lt;= n, at most
+    /// <see cref="ScratchLimits.LargestMax"/>.
+    /// </summary>
+    void Largest(TensorSlice x, int count, Span<float> values, Span<int> columns);
+
+    /// <summary>
     /// Cross-entropy of softmax(x head^T) against targets, forward and backward at once, in chunks of rows, so that rows x vocab
     /// logits never exist. targets[i] &lt; 0 means no target: the row is not multiplied with the head, its loss is 0 and its dx
     /// is 0. losses[i] = -log softmax(logits_i)[targets[i]] (not scaled); dx_i = gradientScale * (softmax(logits_i) - onehot)

@@ -6,6 +6,9 @@ namespace FlexLLM.Backends;
 /// </summary>
 internal readonly record struct ScratchLimits
 {
+    /// <summary>Most values of a row in a call of <see cref="IComputeBackend.Largest"/>.</summary>
+    public const int LargestMax = 128;
+
     /// <summary>Most rows of a call.</summary>
     public required int Rows { get; init; }
 

@@ -13,15 +13,21 @@ internal sealed partial class EngineLoop
     private bool TryRunBatch(StepPlan plan, long begun, bool mayGiveUp)
     {
         _batch.Clear();
+        _chooser.Clear();
         foreach (InferenceWork work in plan.Inference)
         {
             InferenceSequence sequence = _sequences[work.Id.Value];
             int end = work.ContextLength + work.Tokens;
             Check.That(sequence.Computed == work.ContextLength && end <= sequence.Tokens.Count);
             Check.That(sequence.Blocks.EnsureCapacity(end, _blocks), "the plan admits only what the pool holds");
+            bool isSampled = end == sequence.Tokens.Count;
             _batch.AddInference(
                 CollectionsMarshal.AsSpan(sequence.Tokens).Slice(work.ContextLength, work.Tokens), work.ContextLength, _pool.Cache,
-                sequence.Blocks.Blocks, sequence.Adapter?.Weights, sampled: end == sequence.Tokens.Count ? 1 : 0);
+                sequence.Blocks.Blocks, sequence.Adapter?.Weights, sampled: isSampled ? 1 : 0);
+            if (isSampled)
+            {
+                _chooser.Expect(sequence.Sampling);
+            }
         }
 
         foreach (ForwardWindow window in plan.Forward)
@@ -46,12 +52,7 @@ internal sealed partial class EngineLoop
             return false;
         }
 
-        Span<int> best = _best.AsSpan(0, logits.Rows);
-        if (plan.Inference.Any(work => _sequences[work.Id.Value].Sampling.IsArgMax))
-        {
-            _model.Backend.ArgMax(logits, best);
-        }
-
+        _chooser.Read(logits);
         int sampled = 0;
         foreach (InferenceWork work in plan.Inference)
         {
@@ -59,7 +60,7 @@ internal sealed partial class EngineLoop
             sequence.Advance(work.Tokens, _pool);
             if (sequence.Computed == sequence.Tokens.Count)
             {
-                Commit(sequence, Choose(sequence, best[sampled], logits.Slice(sampled++, 1)));
+                Commit(sequence, _chooser.Choose(sampled++, sequence.Sampling, sequence.History));
             }
         }
 
@@ -69,18 +70,6 @@ internal sealed partial class EngineLoop
         }
 
         return true;
-    }
-
-    // Only where more than the largest is wanted, or there is none, do logits leave the device.
-    private SampledToken Choose(InferenceSequence sequence, int best, TensorSlice logits)
-    {
-        if (sequence.Sampling.IsArgMax && best >= 0)
-        {
-            return new SampledToken(best, SamplingFault.None);
-        }
-
-        _model.Backend.Download(logits, _logits);
-        return _sampler.Sample(_logits, sequence.Sampling, sequence.History);
     }
 
     // Appends the token, delivers what became text, and ends the sequence where it must end.

@@ -24,6 +24,7 @@ internal sealed partial class EngineLoop
         TimeSpan expected = Latency.Expect(done);
         double own = expected > TimeSpan.Zero ? Latency.Expect(done.WithoutFinetuning()) / expected : 1.0;
         _finetuningTime += elapsed * (1.0 - own);
+        _reserve = _reserve.Passed(elapsed, before.Sequences.IsEmpty);
         if (before.Sequences.Any(s => s.IsDecoding))
         {
             TimeSpan most = Latency.Predict(done) * WildMax;

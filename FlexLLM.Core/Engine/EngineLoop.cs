@@ -29,9 +29,7 @@ internal sealed partial class EngineLoop : IDisposable
     private readonly ForwardPass _forward;
     private readonly BackwardPass _backward;
     private readonly TokenBatch _batch;
-    private readonly Sampler _sampler;
-    private readonly float[] _logits;
-    private readonly int[] _best;
+    private readonly TokenChooser _chooser;
     private readonly HashSet<int> _eos;
     private readonly ResourceSet _owned = new();
 
@@ -80,9 +78,7 @@ internal sealed partial class EngineLoop : IDisposable
         _backward = _owned.Add(new BackwardPass(model, options.TokensPerStepMax));
         _blocks = _pool.Blocks;
         _batch = new TokenBatch(options.TokensPerStepMax);
-        _sampler = new Sampler(config.VocabularySize);
-        _logits = new float[config.VocabularySize];
-        _best = new int[options.SequencesMax];
+        _chooser = new TokenChooser(model.Backend, config.VocabularySize, options.SequencesMax);
         _eos = [.. eosTokens];
         _tenants = new TenantTable(options.TenantWeights);
         _logger = new GuardedLogger(options.Logger);

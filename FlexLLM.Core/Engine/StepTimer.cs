@@ -22,8 +22,7 @@ internal sealed class StepTimer(ProfiledEngine engine)
     public const int SampleTokensMax = 512;
     public const int SampleTokensMin = 8;
 
-    private readonly float[] _logits = new float[engine.Model.Config.VocabularySize];
-    private readonly Sampler _sampler = new(engine.Model.Config.VocabularySize);
+    private readonly TokenChooser _chooser = new(engine.Model.Backend, engine.Model.Config.VocabularySize, engine.Limits.SequencesMax);
     private readonly SamplingParameters _greedy = SamplingOptions.Greedy.Resolve(new SamplingDefaults(), engineSeed: 0);
     private readonly TokenHistory _history = new(countsTokens: false);
     private readonly int[] _ids = new int[engine.Limits.TokensPerStepMax];
@@ -126,10 +125,12 @@ internal sealed class StepTimer(ProfiledEngine engine)
         }
 
         TensorSlice logits = engine.Forward.Run(engine.Batch);
+        _chooser.Clear();
+        _chooser.Expect(_greedy);
+        _chooser.Read(logits);
         for (int i = 0; i < sampled; i++)
         {
-            engine.Model.Backend.Download(logits.Slice(i, 1), _logits);
-            _sampler.Sample(_logits, _greedy, _history);
+            _chooser.Choose(i, _greedy, _history);
         }
     }
 

@@ -1,4 +1,5 @@
 using System.Numerics.Tensors;
+using FlexLLM.Backends;
 using FlexLLM.Primitives;
 
 namespace FlexLLM.Execution;
@@ -42,6 +43,7 @@ internal sealed class Sampler(int vocabularySize)
     private readonly int[] _ids = new int[vocabularySize];
     private readonly float[] _relative = new float[vocabularySize];
     private readonly float[] _weights = new float[vocabularySize];
+    private readonly int[] _order = new int[Math.Min(ScratchLimits.LargestMax, vocabularySize)];
 
     private readonly double[] _bucketMass = new double[BucketCount];
     private readonly int[] _bucketTokens = new int[BucketCount];
@@ -79,6 +81,45 @@ internal sealed class Sampler(int vocabularySize)
         return new SampledToken(token, SamplingFault.None, logits[token] - logSumExp, top);
     }
 
+    /// <summary>
+    /// The same choice among the largest logits alone, for parameters that have <see cref="SamplingParameters.Candidates"/>: bit by bit
+    /// what the whole row gives.
+    /// </summary>
+    /// <param name="values">The largest logits, the largest first: the candidates and one more, or the whole row where it is shorter.</param>
+    /// <param name="columns">Their tokens.</param>
+    /// <param name="parameters">How to choose.</param>
+    /// <param name="history">What the answer has so far.</param>
+    /// <returns>
+    /// Null where they do not tell: the last of the candidates has an equal that may be the lower token, or there is no choice at all.
+    /// </returns>
+    public SampledToken? SampleLargest(
+        ReadOnlySpan<float> values, ReadOnlySpan<int> columns, SamplingParameters parameters, TokenHistory history)
+    {
+        Check.That(parameters.Candidates is not null);
+        int count = Math.Min(parameters.TopK, vocabularySize);
+        Check.That(values.Length >= Math.Min(count + 1, vocabularySize) && columns.Length == values.Length);
+        if (!float.IsFinite(values[0]))
+        {
+            return null;
+        }
+
+        // As many as a vector has, so that the exponential is computed as for the whole row.
+        Span<float> relative = _relative.AsSpan(0, Math.Min(ScratchLimits.LargestMax, vocabularySize));
+        values.CopyTo(relative);
+        Spread(relative, values[0], parameters.Temperature);
+        if (count < vocabularySize && relative[count] == relative[count - 1])
+        {
+            return null;
+        }
+
+        Span<int> ids = _ids.AsSpan(0, count);
+        columns[..count].CopyTo(ids);
+        columns[..count].CopyTo(_order);
+        ids.Sort(_relative.AsSpan(0, count));
+        _order.AsSpan(0, count).Sort(_weights.AsSpan(0, count));
+        return new SampledToken(Draw(count, parameters, history.GeneratedCount), SamplingFault.None);
+    }
+
     private static void AddBias(Span<float> scores, SamplingParameters parameters)
     {
         foreach ((int token, float bias) in parameters.LogitBias)
@@ -111,10 +152,8 @@ internal sealed class Sampler(int vocabularySize)
     private int Draw(ReadOnlySpan<float> scores, float best, SamplingParameters parameters, int generatedCount)
     {
         int count = scores.Length;
-        Span<float> relative = _relative;
-        TensorPrimitives.Subtract(scores, best, relative);
-        TensorPrimitives.Divide(relative, parameters.Temperature, relative);
-        TensorPrimitives.Exp(relative, _weights);
+        scores.CopyTo(_relative);
+        Spread(_relative, best, parameters.Temperature);
         for (int i = 0; i < count; i++)
         {
             _ids[i] = i;
@@ -125,12 +164,26 @@ internal sealed class Sampler(int vocabularySize)
             count = KeepTopK(count, parameters.TopK);
         }
 
+        return Draw(count, parameters, generatedCount);
+    }
+
+    // Of the first so many candidates.
+    private int Draw(int count, SamplingParameters parameters, int generatedCount)
+    {
         if (parameters.TopP < 1f)
         {
             count = KeepTopP(count, parameters.TopP);
         }
 
         return Invert(count, parameters.MinP, UniformAt(parameters.Seed, generatedCount));
+    }
+
+    // Scores relative to the best, and their exponentials.
+    private void Spread(Span<float> scores, float best, float temperature)
+    {
+        TensorPrimitives.Subtract(scores, best, scores);
+        TensorPrimitives.Divide(scores, temperature, scores);
+        TensorPrimitives.Exp<float>(scores, _weights);
     }
 
     /// <summary>The random number of one position of one request: a function, so that no state is lost or repeated.</summary>

@@ -1,3 +1,5 @@
+using FlexLLM.Backends;
+
 namespace FlexLLM.Execution;
 
 /// <summary>
@@ -45,6 +47,13 @@ internal sealed record SamplingParameters
 
     /// <summary>Whether the token is that of the largest logit, and nothing else of them is wanted.</summary>
     public bool IsArgMax => IsGreedy && LogitBias.Length == 0 && !CountsTokens && LogProbs is null;
+
+    /// <summary>
+    /// How many of the largest logits the choice is among, where no others count and they are few enough to be asked of the device; else
+    /// null.
+    /// </summary>
+    public int? Candidates =>
+        !IsGreedy && TopK is > 0 and < ScratchLimits.LargestMax && LogitBias.Length == 0 && !CountsTokens && LogProbs is null ? TopK : null;
 
     /// <summary>Whether the choice depends on which tokens came before, so that they must be counted.</summary>
     public bool CountsTokens => RepetitionPenalty != 1f || PresencePenalty != 0f || FrequencyPenalty != 0f;

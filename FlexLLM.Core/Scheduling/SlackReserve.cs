@@ -17,8 +17,11 @@ internal readonly record struct SlackReserve
     private const double CautionMin = 0.25;
     private const double CautionMax = 8.0;
 
-    // Share of the answers that finetuning may make late.
-    private const double LateShare = 0.01;
+    // Share of the answers that finetuning may make late: where somebody is always there, and where nobody is for a tenth of the time or
+    // more. Finetuning then loses little by leaving time to requests, for it has the time when they are gone.
+    private const double LateShareBusy = 0.01;
+    private const double LateShareIdle = 0.002;
+    private const double IdleEnough = 0.1;
 
     // Where no answer was late yet, caution is more likely to be too high than too low.
     private const double Untried = 12.0;
@@ -36,6 +39,11 @@ internal readonly record struct SlackReserve
     private double Sum { get; init; }
 
     private TimeSpan GroupEnded { get; init; }
+
+    // Share of the time without requests, a mean that forgets.
+    private double Idle { get; init; }
+
+    private double LateShare => LateShareBusy + ((LateShareIdle - LateShareBusy) * Math.Min(1.0, Idle / IdleEnough));
 
     /// <summary>How many standard deviations of the coming steps' time are kept.</summary>
     public double Caution { get; private init; }
@@ -81,6 +89,10 @@ internal readonly record struct SlackReserve
             GroupEnded = now,
         };
     }
+
+    /// <summary>So much time has passed, in which requests were there or not.</summary>
+    public SlackReserve Passed(TimeSpan time, bool isIdle) =>
+        this with { Idle = Idle + (((isIdle ? 1.0 : 0.0) - Idle) * (1.0 - Math.Exp(-time / Memory))) };
 
     /// <summary>An answer has ended.</summary>
     /// <param name="late">Its time beyond its TPOT target for all tokens; negative when it was in time.</param>

@@ -7,12 +7,7 @@ namespace FlexLLM.Backends.Torch;
 /// <summary>Logits of chosen rows, and the head fused with cross-entropy.</summary>
 internal static class LossOps
 {
-    // Integers that F32 holds exactly.
-    private const int ColumnsMax = 1 << 24;
-
-    /// <summary>
-    /// Temporaries of logits in bytes: chosen rows, and those of the product. Finding the largest of them takes less: four numbers a row.
-    /// </summary>
+    /// <summary>Temporaries of logits in bytes: chosen rows, and those of the product.</summary>
     public static long LogitsBytes(TorchContext context, long rows, long vocabulary, long columns) =>
         LinearOps.GatherBytes(rows, columns) + LinearOps.ScratchBytes(context, rows, vocabulary, columns)
             + WideBytes(context, rows, columns);
@@ -42,28 +37,6 @@ internal static class LossOps
         {
             Tensor chosen = TorchContext.Of(x).index_select(0, indices);
             LinearOps.Multiply(chosen, x.Tensor.Type, LinearOps.Operand(context, head).t(), TorchContext.Of(logits));
-        }
-    }
-
-    /// <summary>Two numbers of a row go to the host. libtorch's argmax takes the first of equals, and NaN where there is one.</summary>
-    public static void ArgMax(TorchContext context, TensorSlice x, Span<int> columns)
-    {
-        Check.That(columns.Length == x.Rows && x.Columns is > 0 and <= ColumnsMax);
-        if (x.Rows == 0)
-        {
-            return;
-        }
-
-        using DisposeScope scope = torch.NewDisposeScope();
-        using TorchTensor found = new(context, 2 * x.Rows, 1);
-        Tensor largest = TorchContext.Of(x).argmax(1, keepdim: true);
-        TorchContext.Of(found.Slice(0, x.Rows)).copy_(largest);
-        TorchContext.Of(found.Slice(x.Rows, x.Rows)).copy_(TorchContext.Of(x).gather(1, largest));
-        float[] numbers = new float[2 * x.Rows];
-        context.Download(found.Slice(0, 2 * x.Rows), numbers);
-        for (int i = 0; i < columns.Length; i++)
-        {
-            columns[i] = float.IsFinite(numbers[x.Rows + i]) ? (int)numbers[i] : -1;
         }
     }
 

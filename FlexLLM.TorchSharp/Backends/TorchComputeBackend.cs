@@ -194,7 +194,10 @@ internal sealed class TorchComputeBackend(
     public void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits) =>
         LossOps.Logits(_context, x, rows, head, logits);
 
-    public void ArgMax(TensorSlice x, Span<int> columns) => LossOps.ArgMax(_context, x, columns);
+    public void ArgMax(TensorSlice x, Span<int> columns) => LargestOps.ArgMax(_context, x, columns);
+
+    public void Largest(TensorSlice x, int count, Span<float> values, Span<int> columns) =>
+        LargestOps.Run(_context, x, count, values, columns);
 
     public void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses) =>

@@ -25,6 +25,7 @@ internal static class TorchScratch
         bytes = Math.Max(bytes, FactorOps.ScratchBytes(context, rows, limits.RankMax, widest, trains));
         bytes = Math.Max(bytes, AttentionOps.ScratchBytes(context, limits));
         bytes = Math.Max(bytes, LossOps.LogitsBytes(context, limits.SampledRows, limits.Vocabulary, hidden));
+        bytes = Math.Max(bytes, LargestOps.ScratchBytes(limits.SampledRows, limits.Vocabulary));
         if (trains)
         {
             bytes = Math.Max(bytes, AttentionGradient.ScratchBytes(context, limits));

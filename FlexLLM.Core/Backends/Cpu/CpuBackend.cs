@@ -171,7 +171,9 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
     public void Logits(TensorSlice x, ReadOnlySpan<int> rows, DeviceWeight head, TensorSlice logits) =>
         CrossEntropyOp.Logits(_cpu, x, rows, head, logits);
 
-    public void ArgMax(TensorSlice x, Span<int> columns) => CrossEntropyOp.ArgMax(x, columns);
+    public void ArgMax(TensorSlice x, Span<int> columns) => LargestOp.ArgMax(x, columns);
+
+    public void Largest(TensorSlice x, int count, Span<float> values, Span<int> columns) => LargestOp.Run(x, count, values, columns);
 
     public void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses) =>

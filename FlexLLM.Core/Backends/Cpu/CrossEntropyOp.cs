@@ -1,4 +1,3 @@
-using System.Numerics.Tensors;
 using System.Runtime.CompilerServices;
 using FlexLLM.Primitives;
 
@@ -23,17 +22,6 @@ internal static unsafe class CrossEntropyOp
 
         LinearOps.Forward(
             cpu, selected, rows.Length, x.Columns, (CpuWeight)head, null, CpuTensor.Of(logits), accumulate: false);
-    }
-
-    public static void ArgMax(TensorSlice x, Span<int> columns)
-    {
-        Check.That(columns.Length == x.Rows && x.Columns > 0);
-        for (int i = 0; i < columns.Length; i++)
-        {
-            ReadOnlySpan<float> row = Row(CpuTensor.Of(x), i, x.Columns);
-            float largest = TensorPrimitives.Max(row); // NaN where any value is.
-            columns[i] = float.IsFinite(largest) ? row.IndexOf(largest) : -1;
-        }
     }
 
     public static void Run(

@@ -307,6 +307,24 @@ internal partial class NullBackend(NullMachine machine, ManualClock clock, ulong
         }
     }
 
+    // The single one, and zeros behind it.
+    public void Largest(TensorSlice x, int count, Span<float> values, Span<int> columns)
+    {
+        Check.That(count > 0 && count <= x.Columns && values.Length == x.Rows * count && columns.Length == values.Length);
+        values.Clear();
+        for (int i = 0; i < x.Rows; i++)
+        {
+            Charge(1, 0, BytesOf(x.Slice(i, 1)));
+            int largest = _downloads.Next(x.Columns);
+            for (int k = 0; k < count; k++)
+            {
+                columns[(i * count) + k] = (largest + k) % x.Columns;
+            }
+
+            values[i * count] = 1f;
+        }
+    }
+
     public void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses)
     {
