@@ -105,7 +105,7 @@ internal sealed record SimulatedModel
             Config = ModelShapes.Of("qwen2.5-32b"),
             Ranks = 4,
             KvTokens = 60_000,
-            Fit = new MachineFit(0.64, 0.85, 31e-3),
+            Fit = new MachineFit(0.65, 0.85, 31e-3),
             ServerFit = new MachineFit(0.64, 0.85, 14.5e-3),
         },
     ];
