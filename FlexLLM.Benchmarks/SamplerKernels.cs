@@ -1,4 +1,6 @@
 using BenchmarkDotNet.Attributes;
+using FlexLLM.Backends;
+using FlexLLM.Backends.Cpu;
 using FlexLLM.Execution;
 using FlexLLM.Primitives;
 
@@ -16,7 +18,11 @@ public class SamplerKernels
     private readonly TokenHistory _history = new(countsTokens: false);
     private readonly SamplingParameters _greedy = new();
     private readonly SamplingParameters _topP = new() { Temperature = 0.8f, TopP = 0.9f, Seed = 1 };
+    private readonly SamplingParameters _topK = new() { Temperature = 0.8f, TopK = 50, TopP = 0.9f, Seed = 1 };
     private readonly float[] _logits = new float[Vocabulary];
+    private readonly List<IDisposable> _owned = [];
+    private TokenChooser _chooser = null!;
+    private DeviceTensor _row = null!;
 
     /// <summary>Makes one row of logits.</summary>
     [GlobalSetup]
@@ -27,6 +33,22 @@ public class SamplerKernels
         {
             _logits[i] = (float)(Deviation * random.NextGaussian());
         }
+
+        var backend = new CpuBackend(threads: 1);
+        _owned.Add(backend);
+        _chooser = new TokenChooser(backend, Vocabulary, rowsMax: 1);
+        _row = backend.Allocate(1, Vocabulary);
+        _owned.Add(_row);
+        backend.Upload(_logits, _row);
+    }
+
+    /// <summary>Frees the row, and the backend after it.</summary>
+    [GlobalCleanup]
+    public void Cleanup()
+    {
+        _owned.Reverse();
+        _owned.ForEach(owned => owned.Dispose());
+        _owned.Clear();
     }
 
     /// <summary>The likeliest token.</summary>
@@ -36,4 +58,18 @@ public class SamplerKernels
     /// <summary>Top-p 0.9 at temperature 0.8.</summary>
     [Benchmark]
     public int SampleTopP() => _sampler.Sample(_logits, _topP, _history).TokenId;
+
+    /// <summary>Top-k 50 and top-p 0.9 at temperature 0.8, of the whole row.</summary>
+    [Benchmark]
+    public int SampleTopK() => _sampler.Sample(_logits, _topK, _history).TokenId;
+
+    /// <summary>The same of the largest that the device tells, finding them included.</summary>
+    [Benchmark]
+    public int SampleTopKOnDevice()
+    {
+        _chooser.Clear();
+        _chooser.Expect(_topK);
+        _chooser.Read(_row);
+        return _chooser.Choose(0, _topK, _history).TokenId;
+    }
 }

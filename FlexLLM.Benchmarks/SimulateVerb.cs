@@ -6,8 +6,9 @@ namespace FlexLLM.Benchmarks;
 
 /// <summary>
 /// `simulate`: the paper's evaluation on machines that exist only as a clock: all sharing modes at all rates, beside the authors'
-/// figures. With `--scenario machine`, what `serve` does, on a measured profile (<see cref="MachineScenario"/>). With --log, every event of every engine as text (<see cref="EventLog"/>). With --calibrate, what those machines' rates are
-/// and how near they bring the authors' own policy to its figures.
+/// figures. With `--scenario machine`, what `serve` does, on a measured profile (<see cref="MachineScenario"/>). With --log, every event of
+/// every engine as text (<see cref="EventLog"/>). With --calibrate, what those machines' rates are and how near they bring the authors' own
+/// policy to its figures.
 /// </summary>
 internal static class SimulateVerb
 {
@@ -15,7 +16,8 @@ internal static class SimulateVerb
         "[--scenario paper | --model 8b|14b|32b] [--modes NAME,NAME] [--rates 4,8,12,16,20] [--minutes 10] [--seed 1] [--seeds 1] " +
         "[--burst 0.1] [--tokens 2048] [--trace CSV [--lengths drawn|trace]] [--profile FILE] [--log FOLDER] [--json FILE] " +
         "[--html FILE], " +
-        "or --scenario machine " + MachineScenario.Usage + " " + ServeSettings.LoadUsage + ", or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
+        "or --scenario machine " + MachineScenario.Usage + " " + ServeSettings.LoadUsage + ", " +
+        "or --calibrate [--model NAME] [--minutes 10] [--seed 1]";
 
     public static int Run(string[] args) => Run(args, Console.Out, Console.Error);
 

@@ -161,7 +161,13 @@ internal sealed class MachineScenario
     private LiveCapacity Capacity()
     {
         ArrivalTrace lengths = _trace.Scaled(1, 600, _settings.Seed, _settings.StartSecond, _settings.Lengths);
-        SimulatedLoad alone = _serving with { Policy = SharingPolicy.InferenceOnly, Samples = [], Seconds = CapacitySeconds, TtftTarget = 1e4 };
+        SimulatedLoad alone = _serving with
+        {
+            Policy = SharingPolicy.InferenceOnly,
+            Samples = [],
+            Seconds = CapacitySeconds,
+            TtftTarget = 1e4, // Nobody is turned away for waiting.
+        };
         RequestOutcome first = Simulate([LiveCapacity.Typical(lengths, _settings)], alone).Requests[0];
 
         // As many callers as may run, each with a new request when it has its answer.

@@ -3,7 +3,9 @@ using FlexLLM.Benchmarks.Serving;
 
 namespace FlexLLM.Benchmarks.Simulation;
 
-/// <summary>Runs simulations on all processors. They share nothing, so that neither order nor number of processors changes a figure.</summary>
+/// <summary>
+/// Runs simulations on all processors. They share nothing, so that neither order nor number of processors changes a figure.
+/// </summary>
 internal static class SimulatedRuns
 {
     /// <summary>The outcome of every task, in the order of the tasks.</summary>

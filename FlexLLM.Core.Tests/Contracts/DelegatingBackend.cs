@@ -148,7 +148,8 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     public virtual void ArgMax(TensorSlice x, Span<int> columns) => inner.ArgMax(x, columns);
 
-    public virtual void Largest(TensorSlice x, int count, Span<float> values, Span<int> columns) => inner.Largest(x, count, values, columns);
+    public virtual void Largest(TensorSlice x, int count, Span<float> values, Span<int> columns) =>
+        inner.Largest(x, count, values, columns);
 
     public virtual void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,

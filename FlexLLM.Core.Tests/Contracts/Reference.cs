@@ -165,7 +165,8 @@ internal static partial class Reference
     /// <summary>Columns of a row by their values, NaN first, then the largest; the lowest of equals first.</summary>
     public static int[] Order(Matrix x, int row) =>
     [
-        .. Enumerable.Range(0, x.Columns).OrderByDescending(column => double.IsNaN(x[row, column])).ThenByDescending(column => x[row, column]),
+        .. Enumerable.Range(0, x.Columns)
+            .OrderByDescending(column => double.IsNaN(x[row, column])).ThenByDescending(column => x[row, column]),
     ];
 
     public static Matrix Logits(Matrix x, int[] rows, Matrix head) => Linear(Gather(x, rows), head);

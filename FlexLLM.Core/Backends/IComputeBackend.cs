@@ -298,9 +298,8 @@ internal interface IComputeBackend : IDisposable
 
     /// <summary>
     /// The largest values of each row and their columns, the largest first; which of equal ones, and in which order, is the device's
-    /// business. A row with a NaN has one as its first value, and the rest of it says nothing. Waits for the device. x [rows, n]; values and
-    /// columns [rows, count] in rows, 1 &lt;= count &lt;= n, at most
-    /// <see cref="ScratchLimits.LargestMax"/>.
+    /// business. A row with a NaN has one as its first value, and the rest of it says nothing. Waits for the device.
+    /// x [rows, n]; values and columns [rows, count], row by row; count is 1 to n and at most <see cref="ScratchLimits.LargestMax"/>.
     /// </summary>
     void Largest(TensorSlice x, int count, Span<float> values, Span<int> columns);
 

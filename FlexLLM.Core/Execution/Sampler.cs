@@ -85,7 +85,9 @@ internal sealed class Sampler(int vocabularySize)
     /// The same choice among the largest logits alone, for parameters that have <see cref="SamplingParameters.Candidates"/>: bit by bit
     /// what the whole row gives.
     /// </summary>
-    /// <param name="values">The largest logits, the largest first: the candidates and one more, or the whole row where it is shorter.</param>
+    /// <param name="values">
+    /// The largest logits, the largest first: the candidates and one more, or the whole row where it is shorter.
+    /// </param>
     /// <param name="columns">Their tokens.</param>
     /// <param name="parameters">How to choose.</param>
     /// <param name="history">What the answer has so far.</param>

@@ -4,7 +4,9 @@ using Tensor = TorchSharp.torch.Tensor;
 
 namespace FlexLLM.Backends.Torch;
 
-/// <summary>The largest values of rows, so that logits stay on the device: two numbers for each of them go to the host, in one copy.</summary>
+/// <summary>
+/// The largest values of rows, so that logits stay on the device: two numbers for each of them go to the host, in one copy.
+/// </summary>
 internal static class LargestOps
 {
     // Integers that F32 holds exactly.
