@@ -34,7 +34,7 @@ internal static class ServeVerb
 
     private static async Task<ServingReport> RunAsync(ServeSettings settings)
     {
-        ArrivalTrace trace = settings.Trace is string file ? ArrivalTrace.Read(file) : ArrivalTrace.Drawn(settings.Seed);
+        ArrivalTrace trace = settings.ReadTrace();
         string loadAverage = FirstLine("/proc/loadavg");
         Roofline best = RooflineMeasurement.Of(settings.Device, settings.Open(settings.Threads), settings.Threads);
         (LiveCapacity capacity, ServingCosts costs) = await CapacityAsync(settings, trace, best).ConfigureAwait(false);
@@ -71,7 +71,7 @@ internal static class ServeVerb
         LiveServer server = await LiveServer.StartAsync(settings, ServingMode.Parse("inference-only"), new()).ConfigureAwait(false);
         await using (server.ConfigureAwait(false))
         {
-            ArrivalTrace lengths = trace.Scaled(1, 600, settings.Seed, settings.StartSecond, settings.Lengths);
+            ArrivalTrace lengths = LiveCapacity.LengthsOf(trace, settings);
             LiveCapacity capacity = await LiveCapacity.MeasureAsync(server.Serving!, lengths, settings, seconds).ConfigureAwait(false);
             return (capacity, await server.Serving!.CallAsync(loop => CostsOf(loop.Model, settings, best), default).ConfigureAwait(false));
         }
@@ -104,9 +104,7 @@ internal static class ServeVerb
             string prefix = $"[{runs.Count + 1}/{plan.Count}] {load} {mode.Name}";
             Console.Error.WriteLine(prefix);
             ServeSettings now = settings with { Seed = settings.Seed + (ulong)round };
-            ArrivalTrace? arrivals = mode.Serves
-                ? trace.Scaled(rate, now.Seconds, now.Seed, now.StartSecond, now.Lengths)
-                : null;
+            ArrivalTrace? arrivals = mode.Serves ? now.Window(trace, rate) : null;
             LiveServer server = await LiveServer.StartAsync(now, mode, slo).ConfigureAwait(false);
             await using (server.ConfigureAwait(false))
             {
@@ -116,7 +114,7 @@ internal static class ServeVerb
             }
         }
 
-        return ServingRun.JoinedInOrder(runs, [.. settings.Modes.Select(mode => mode.Name)], [.. loads.Select(load => load.Name)]);
+        return ServingRun.JoinedInOrder(runs, settings.Modes, loads);
     }
 
     private static IEnumerable<ServingMode> Rotated(IEnumerable<ServingMode> modes, int by)

@@ -33,6 +33,10 @@ internal sealed record LiveCapacity(double Tpot, double Ttft, double GeneratedPe
             $"{l.Name} {l.Rate.Fixed(2)} requests/s ({(100 * l.Rate / RequestsPerSecond).Fixed(0)} % of capacity)"))),
     ];
 
+    /// <summary>A trace whose lengths stand for those of any load.</summary>
+    public static ArrivalTrace LengthsOf(ArrivalTrace trace, ServeSettings settings) =>
+        trace.Scaled(1, 600, settings.Seed, settings.StartSecond, settings.Lengths);
+
     /// <summary>A request of the mean prompt, to be answered alone.</summary>
     public static TraceArrival Typical(ArrivalTrace trace, ServeSettings settings) => new(
         0, Math.Max(1, (int)trace.MeanPromptTokens), Math.Max(2, Math.Min(AnswerTokens, settings.Lengths.MaxAnswer)));

@@ -181,6 +181,13 @@ internal sealed record ServeSettings
         };
     }
 
+    /// <summary>Whose arrivals to scale.</summary>
+    /// <exception cref="InvalidFileException">A broken trace.</exception>
+    public ArrivalTrace ReadTrace() => Trace is null ? ArrivalTrace.Drawn(Seed) : ArrivalTrace.Read(Trace);
+
+    /// <summary>The arrivals of one window.</summary>
+    public ArrivalTrace Window(ArrivalTrace trace, double rate) => trace.Scaled(rate, Seconds, Seed, StartSecond, Lengths);
+
     /// <summary>The loads that are asked for, with their arrivals a second.</summary>
     public IReadOnlyList<(string Name, double Rate)> LoadsOf(LiveCapacity capacity) => Rates.Count > 0
         ? [.. Rates.Select(rate => (string.Create(CultureInfo.InvariantCulture, $"{rate} req/s"), rate))]

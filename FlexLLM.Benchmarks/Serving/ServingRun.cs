@@ -95,11 +95,17 @@ internal sealed record ServingRun
     };
 
     /// <summary>All runs, those of one mode under one load joined; runs without requests first, then load by load.</summary>
-    public static IReadOnlyList<ServingRun> JoinedInOrder(IEnumerable<ServingRun> runs, string[] modes, string[] loads) =>
-    [
-        .. runs.GroupBy(r => (r.Load, r.Mode)).Select(g => Joined([.. g]))
-            .OrderBy(r => Array.IndexOf(loads, r.Load)).ThenBy(r => Array.IndexOf(modes, r.Mode)),
-    ];
+    public static IReadOnlyList<ServingRun> JoinedInOrder(
+        IEnumerable<ServingRun> runs, IReadOnlyList<ServingMode> modes, IReadOnlyList<(string Name, double Rate)> loads)
+    {
+        List<string> modeOrder = [.. modes.Select(mode => mode.Name)];
+        List<string> loadOrder = [.. loads.Select(load => load.Name)];
+        return
+        [
+            .. runs.GroupBy(r => (r.Load, r.Mode)).Select(g => Joined([.. g]))
+                .OrderBy(r => loadOrder.IndexOf(r.Load)).ThenBy(r => modeOrder.IndexOf(r.Mode)),
+        ];
+    }
 
     /// <summary>Runs of one mode under one load as one long run: the times of each count from the end of the one before.</summary>
     public static ServingRun Joined(IReadOnlyList<ServingRun> runs)

@@ -32,6 +32,10 @@ internal sealed class EventLog : IDisposable
         Append(Legend);
     }
 
+    /// <summary>The file of a run in a folder; null where there is none. Names of modes and loads can have slashes.</summary>
+    public static string? PathIn(string? folder, string run) =>
+        folder is null ? null : Path.Combine(folder, $"{run.Replace('/', '.')}.log");
+
     /// <summary>First 16 hexadecimal digits of the SHA-256 of all lines so far.</summary>
     public string Digest => Convert.ToHexString(_hash.GetCurrentHash())[..16];
 

@@ -82,7 +82,7 @@ internal sealed class MachineScenario
     {
         ServeSettings settings = ServeSettings.ParseSimulated(args, "--scenario", "--profile", "--jitter", "--log");
         string file = CommandLine.Require(args, "--profile");
-        ArrivalTrace trace = settings.Trace is string path ? ArrivalTrace.Read(path) : ArrivalTrace.Drawn(settings.Seed);
+        ArrivalTrace trace = settings.ReadTrace();
         string? log = CommandLine.Text(args, "--log") is string folder ? Directory.CreateDirectory(folder).FullName : null;
         var scenario = new MachineScenario(
             settings, LatencyProfileFile.Read(file), trace, CommandLine.Number(args, "--jitter"), log);
@@ -114,16 +114,17 @@ internal sealed class MachineScenario
         ];
         ServingRun[] runs = SimulatedRuns.All(
             tasks, t => Run(t.Mode, t.Load, t.Rate, t.Seed), t => $"{t.Load} {t.Mode.Name}", progress);
-        return ServingRun.JoinedInOrder(runs, [.. _settings.Modes.Select(m => m.Name)], [.. Loads.Select(l => l.Name)]);
+        return ServingRun.JoinedInOrder(runs, _settings.Modes, Loads);
     }
 
     /// <summary>Simulates one mode under one load.</summary>
     public ServingRun Run(ServingMode mode, string load, double rate, ulong seed)
     {
-        TraceArrival[] arrivals = mode.Serves
-            ? [.. _trace.Scaled(rate, _settings.Seconds, seed, _settings.StartSecond, _settings.Lengths).Arrivals]
-            : [];
-        SimulatedLoad serving = _serving with { Arrivals = arrivals, Policy = mode.Policy };
+        SimulatedLoad serving = _serving with
+        {
+            Arrivals = mode.Serves ? (_settings with { Seed = seed }).Window(_trace, rate).Arrivals : [],
+            Policy = mode.Policy,
+        };
         int engines = 0;
         return mode.Layout switch
         {
@@ -152,7 +153,7 @@ internal sealed class MachineScenario
 
         ServingRun Simulate(SimulatedLoad what)
         {
-            string? log = _logFolder is null ? null : Path.Combine(_logFolder, $"{mode.Name}-{load}-{seed}-{++engines}.log");
+            string? log = EventLog.PathIn(_logFolder, $"{mode.Name}-{load}-{seed}-{++engines}");
             using var simulation = new ServingSimulation(what with { LogFile = log }, seed);
             return simulation.Run(mode.Name, load);
         }
@@ -160,7 +161,7 @@ internal sealed class MachineScenario
 
     private LiveCapacity Capacity()
     {
-        ArrivalTrace lengths = _trace.Scaled(1, 600, _settings.Seed, _settings.StartSecond, _settings.Lengths);
+        ArrivalTrace lengths = LiveCapacity.LengthsOf(_trace, _settings);
         SimulatedLoad alone = _serving with
         {
             Policy = SharingPolicy.InferenceOnly,

@@ -93,10 +93,8 @@ internal static class ModeRunner
             return simulation.Run(mode, load) with { RequestsPerSecond = rate };
         }
 
-        // A mode's name can have a slash.
-        string? LogFile(int engine) => setting.LogFolder is null ? null : Path.Combine(
-            setting.LogFolder,
-            FormattableString.Invariant($"{setting.Model.Name}-{mode}-{rate}-{setting.Seed}-{engine}.log").Replace('/', '.'));
+        string? LogFile(int engine) => EventLog.PathIn(
+            setting.LogFolder, FormattableString.Invariant($"{setting.Model.Name}-{mode}-{rate}-{setting.Seed}-{engine}"));
 
         static ServingRun Both(ServingRun serving, ServingRun training, int serve, int train) =>
             Times(serving, serve, serve).Beside(Times(training, train, train));

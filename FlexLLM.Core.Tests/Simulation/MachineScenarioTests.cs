@@ -100,6 +100,19 @@ internal sealed class MachineScenarioTests
         Assert.That(report.RootElement.GetProperty("runs")[0].GetProperty("tokens_trained").GetInt64() % length, Is.Zero);
     }
 
+    /// <summary>The name of a load that is a rate has a slash.</summary>
+    [Test]
+    public void Run_RateWithLog_KeepsAFileAnEngine()
+    {
+        string logs = Path.Combine(_folder, "logs");
+
+        Run([.. Small, "--modes", "co-serving,split", "--rates", "0.5", "--seconds", "10", "--log", logs]);
+
+        Assert.That(
+            Directory.GetFiles(logs).Select(Path.GetFileName).Order(StringComparer.Ordinal),
+            Is.EqualTo(new[] { "co-serving-0.5 req.s-1-1.log", "split-0.5 req.s-1-1.log", "split-0.5 req.s-1-2.log" }));
+    }
+
     [TestCase("--profile", "none.json", "none.json")]
     [TestCase("--modes", "co-serving,none", "'none' is no mode")]
     [TestCase("--device", "cuda:0", "'--device' is no option")]

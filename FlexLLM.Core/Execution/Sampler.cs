@@ -43,7 +43,6 @@ internal sealed class Sampler(int vocabularySize)
     private readonly int[] _ids = new int[vocabularySize];
     private readonly float[] _relative = new float[vocabularySize];
     private readonly float[] _weights = new float[vocabularySize];
-    private readonly int[] _order = new int[Math.Min(ScratchLimits.LargestMax, vocabularySize)];
 
     private readonly double[] _bucketMass = new double[BucketCount];
     private readonly int[] _bucketTokens = new int[BucketCount];
@@ -100,25 +99,20 @@ internal sealed class Sampler(int vocabularySize)
         Check.That(parameters.Candidates is not null);
         int count = Math.Min(parameters.TopK, vocabularySize);
         Check.That(values.Length >= Math.Min(count + 1, vocabularySize) && columns.Length == values.Length);
-        if (!float.IsFinite(values[0]))
+        float best = values[0];
+        bool mayTie = count < vocabularySize;
+        if (!float.IsFinite(best) ||
+            (mayTie && (values[count] - best) / parameters.Temperature == (values[count - 1] - best) / parameters.Temperature))
         {
             return null;
         }
 
-        // As many as a vector has, so that the exponential is computed as for the whole row.
-        Span<float> relative = _relative.AsSpan(0, Math.Min(ScratchLimits.LargestMax, vocabularySize));
-        values.CopyTo(relative);
-        Spread(relative, values[0], parameters.Temperature);
-        if (count < vocabularySize && relative[count] == relative[count - 1])
-        {
-            return null;
-        }
+        columns[..count].CopyTo(_ids);
+        values[..count].CopyTo(_relative);
+        _ids.AsSpan(0, count).Sort(_relative.AsSpan(0, count));
 
-        Span<int> ids = _ids.AsSpan(0, count);
-        columns[..count].CopyTo(ids);
-        columns[..count].CopyTo(_order);
-        ids.Sort(_relative.AsSpan(0, count));
-        _order.AsSpan(0, count).Sort(_weights.AsSpan(0, count));
+        // Never fewer than a vector has, so that the exponential is computed as for the whole row; what is behind them is not read.
+        Spread(_relative.AsSpan(0, Math.Min(ScratchLimits.LargestMax, vocabularySize)), best, parameters.Temperature);
         return new SampledToken(Draw(count, parameters, history.GeneratedCount), SamplingFault.None);
     }
 
@@ -353,29 +347,9 @@ internal sealed class Sampler(int vocabularySize)
 
     private static TokenLogProb[] MostProbable(ReadOnlySpan<float> logits, int count, float logSumExp)
     {
-        var top = new TokenLogProb[count];
-        int filled = 0;
-        for (int token = 0; token < logits.Length; token++)
-        {
-            if (filled == count && (count == 0 || logits[token] <= top[^1].LogProb))
-            {
-                continue;
-            }
-
-            int at = filled < count ? filled++ : count - 1;
-            for (; at > 0 && top[at - 1].LogProb < logits[token]; at--)
-            {
-                top[at] = top[at - 1];
-            }
-
-            top[at] = new TokenLogProb(token, logits[token]);
-        }
-
-        for (int i = 0; i < count; i++)
-        {
-            top[i] = top[i] with { LogProb = top[i].LogProb - logSumExp };
-        }
-
-        return top;
+        float[] values = new float[count];
+        int[] tokens = new int[count];
+        LargestValues.Find(logits, values, tokens);
+        return [.. tokens.Select((token, i) => new TokenLogProb(token, values[i] - logSumExp))];
     }
 }

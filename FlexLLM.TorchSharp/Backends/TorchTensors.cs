@@ -128,13 +128,14 @@ internal sealed class OwnedMemory : IDisposable
     }
 
     public static OwnedMemory Zeros(TorchContext context, long rows, long columns, DType type) => new(
-        context, () => torch.zeros(rows, columns, TypeOf(type), context.Device), rows * columns * DTypes.BytesOf(type));
+        context, () => torch.zeros(rows, columns, TorchContext.ScalarTypeOf(type), context.Device), rows * columns * DTypes.BytesOf(type));
 
     public static OwnedMemory Matrix(TorchContext context, long rows, long columns, DType type) => new(
-        context, () => torch.empty(rows, columns, TypeOf(type), context.Device), rows * columns * DTypes.BytesOf(type));
+        context, () => torch.empty(rows, columns, TorchContext.ScalarTypeOf(type), context.Device), rows * columns * DTypes.BytesOf(type));
 
     public static OwnedMemory Cube(TorchContext context, long first, long second, long third, DType type) => new(
-        context, () => torch.empty(first, second, third, TypeOf(type), context.Device), first * second * third * DTypes.BytesOf(type));
+        context, () => torch.empty(first, second, third, TorchContext.ScalarTypeOf(type), context.Device),
+        first * second * third * DTypes.BytesOf(type));
 
     public void Dispose()
     {
@@ -146,8 +147,6 @@ internal sealed class OwnedMemory : IDisposable
             Bytes = 0;
         }
     }
-
-    private static torch.ScalarType TypeOf(DType type) => TorchContext.ScalarTypeOf(type);
 }
 
 /// <summary>W [out, in], row-major, F32 or BF16.</summary>
