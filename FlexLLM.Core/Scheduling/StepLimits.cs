@@ -39,10 +39,8 @@ internal sealed record StepLimits
     /// <summary>Longest finetuning in a step while no request is there.</summary>
     public TimeSpan IdleFinetuningMax => GivesUpWindows ? IdleStepMax * 2.0 : IdleStepMax;
 
-    /// <summary>
-    /// Most slack that one step may spend, in TPOT targets of the tightest request: who arrives in a long step finds it spent.
-    /// </summary>
-    public double SlackTargetsMax { get; init; } = 2.0;
+    /// <summary>Most slack that one step may spend, in TPOT targets of the tightest request.</summary>
+    public double SlackTargetsMax { get; init; } = 4.0;
 
     /// <summary>
     /// Mean time per token that is planned for, in TPOT targets. The last step of an answer may take longer than predicted, with no
