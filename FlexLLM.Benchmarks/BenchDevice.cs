@@ -12,16 +12,10 @@ internal static class BenchDevice
         "TorchSharp-cuda-windows or TorchSharp-cpu; or with -p:TorchSharpAssembly=FILE for a TorchSharp.dll that was built elsewhere.";
 
     /// <param name="choice">The device.</param>
-    /// <param name="threads">Threads of the managed backend; libtorch decides for itself.</param>
+    /// <param name="threads">Threads of the managed backend, which the ranks of a group share; libtorch decides for itself.</param>
     /// <exception cref="FlexLlmException">No TorchSharp, no libtorch, or no such GPU; the message says what to do.</exception>
-    public static ComputeDevice Create(DeviceChoice choice, int threads) =>
-        !choice.IsTorch ? ComputeDevice.Cpu(threads)
-        : HasTorchSharp() ? TorchBackend.Create(choice.Name, new TorchOptions
-        {
-            Bf16KvCache = choice.Bf16Kv,
-            Bf16Activations = choice.Bf16Activations,
-        })
-        : throw new FlexLlmException(HowToBuild);
+    public static ComputeDevice Create(DeviceChoice choice, int threads) => ComputeDevice.Group(
+        [.. choice.Ranks.Select(rank => Create(choice, rank, Math.Max(1, threads / choice.Ranks.Length)))]);
 
     /// <summary>Whether there is a TorchSharp with code in it.</summary>
     public static bool HasTorchSharp()
@@ -35,4 +29,13 @@ internal static class BenchDevice
             return false;
         }
     }
+
+    private static ComputeDevice Create(DeviceChoice choice, string rank, int threads) =>
+        !choice.IsTorch ? ComputeDevice.Cpu(threads)
+        : HasTorchSharp() ? TorchBackend.Create(rank, new TorchOptions
+        {
+            Bf16KvCache = choice.Bf16Kv,
+            Bf16Activations = choice.Bf16Activations,
+        })
+        : throw new FlexLlmException(HowToBuild);
 }

@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using System.Runtime.CompilerServices;
 using FlexLLM.Backends;
+using FlexLLM.Backends.Group;
 
 namespace FlexLLM.Benchmarks;
 
@@ -22,7 +23,10 @@ internal static class RooflineMeasurement
         ProbeSize size = ProbeSize.Of(choice);
         using IComputeBackend backend = device.CreateBackend();
         using DeviceProbe probe = Probe(choice, backend, size, threads);
-        return Best(Run(probe, size, RepeatDefault));
+        Roofline one = Best(Run(probe, size, RepeatDefault));
+
+        // The ranks of a group did the same at the same time; of several GPUs the first did it alone.
+        return backend is GroupBackend group && (choice.IsCuda || !choice.IsTorch) ? one.Times(group.Ranks) : one;
     }
 
     /// <summary>What tells what the device does: libtorch where it is one of libtorch's, else the managed backend.</summary>

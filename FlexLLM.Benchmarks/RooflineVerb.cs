@@ -19,6 +19,11 @@ internal static class RooflineVerb
     {
         CommandLine.Allow(args, [.. DeviceChoice.Options, "--threads", "--copy-mib", "--rows", "--side", "--repeat", "--json"]);
         DeviceChoice device = DeviceChoice.Parse(args);
+        if (device.Ranks.Length > 1)
+        {
+            throw new ArgumentException($"--device {device.Name}: this verb measures one device.");
+        }
+
         int threads = CommandLine.Int(args, "--threads", 2, min: 1);
         int repeat = CommandLine.Int(args, "--repeat", RooflineMeasurement.RepeatDefault, min: 1);
         string? file = CommandLine.Text(args, "--json");

@@ -41,7 +41,7 @@ internal sealed class TrainVerb : IDisposable
         _window = window;
         _allocatedBefore = bench.Backend.AllocatedBytes;
         _residentBefore = Environment.WorkingSet;
-        _plan = new MemoryPlan(bench.Model.Config, bench.Model.Program, bench.Backend, new ExecutionLimits
+        _plan = new MemoryPlan(bench.Model.Whole, bench.Model.Program, bench.Backend, shard: bench.Model.Shard, limits: new ExecutionLimits
         {
             Rows = window,
             Sequences = 0,
@@ -54,7 +54,7 @@ internal sealed class TrainVerb : IDisposable
         _batch = new TokenBatch(window);
         _forward = new ForwardPass(bench.Model, window, sampledMax: 0);
         _backward = new BackwardPass(bench.Model, window);
-        PeftAdapter adapter = PeftAdapter.CreateRandom(bench.Backend, bench.Model.Config, lora, seed: 1);
+        PeftAdapter adapter = PeftAdapter.CreateRandom(bench.Backend, bench.Model.Whole, lora, seed: 1, bench.Model.Shard);
         int[] ids = bench.RandomIds(tokens, seed: 1);
         bool[] carriesLoss = new bool[tokens];
         Array.Fill(carriesLoss, true);

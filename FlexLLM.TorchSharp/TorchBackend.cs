@@ -141,6 +141,8 @@ public static class TorchBackend
 
     private sealed class TorchDevice(DeviceType type, int index, TorchOptions options) : ComputeDevice
     {
+        internal override string? Memory => type == DeviceType.CUDA ? $"cuda:{index}" : null;
+
         internal override IComputeBackend CreateBackend()
         {
             DType kvType = options.Bf16KvCache ? DType.BF16 : DType.F32;

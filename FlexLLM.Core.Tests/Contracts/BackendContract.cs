@@ -32,6 +32,9 @@ internal abstract partial class BackendContract
     /// </summary>
     protected virtual DType ActivationType => DType.F32;
 
+    /// <summary>Devices that each hold all of what is allocated.</summary>
+    protected virtual int Devices => 1;
+
     [OneTimeSetUp]
     public void Open() => Backend = CreateBackend();
 
@@ -42,7 +45,7 @@ internal abstract partial class BackendContract
     public void Allocate_AnyShape_IsZero([ValueSource(nameof(RowCounts))] int rows) => MemoryChecks.Allocate(Backend, rows, 13);
 
     [Test]
-    public void Tensors_OfEachUse_HaveItsType() => MemoryChecks.Types(Backend, ActivationType);
+    public void Tensors_OfEachUse_HaveItsType() => MemoryChecks.Types(Backend, ActivationType, Devices);
 
     [Test]
     public void AllocatedBytes_CreateAndDispose_AddsUp() => MemoryChecks.Accounting(Backend);

@@ -143,7 +143,7 @@ internal static class MemoryChecks
     }
 
     /// <summary>Each use has its type and bytes; a view has its owner's, and counts in elements.</summary>
-    public static void Types(IComputeBackend backend, DType activations)
+    public static void Types(IComputeBackend backend, DType activations, int devices)
     {
         foreach ((TensorUse use, DType type) in new[] { (TensorUse.Exact, DType.F32), (TensorUse.Activation, activations) })
         {
@@ -153,7 +153,7 @@ internal static class MemoryChecks
             float[] values = new float[8];
             backend.Download(view, values);
             Assert.That((owner.Type, view.Type, view.Bytes), Is.EqualTo((type, type, 0L)));
-            Assert.That(owner.Bytes, Is.EqualTo(64 * DTypes.BytesOf(type)));
+            Assert.That(owner.Bytes, Is.EqualTo(devices * 64 * DTypes.BytesOf(type)));
             Assert.That(values, Is.EqualTo(Enumerable.Range(32, 8)));
         }
     }

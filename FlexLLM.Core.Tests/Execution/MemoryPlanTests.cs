@@ -1,5 +1,6 @@
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
+using FlexLLM.Backends.Group;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
 using FlexLLM.Formats;
@@ -145,7 +146,7 @@ internal abstract class MemoryPlanContract(ModelArchitecture architecture, DType
     }
 
     private static MemoryPlan PlanOn(IComputeBackend backend, GraphCompiler compiler, ModelConfig config, int rows) =>
-        new(config, compiler.Forward, backend, new ExecutionLimits
+        new(config, compiler.Forward, backend, shard: ModelShard.Of(config, backend), limits: new ExecutionLimits
         {
             Rows = rows,
             Sequences = Sequences,
@@ -174,26 +175,29 @@ internal abstract class MemoryPlanContract(ModelArchitecture architecture, DType
         {
             (_backend, _window, _tokens) = (test.CreateBackend(), window, tokens);
             ModelConfig config = test._model.Config;
-            GraphCompiler compiler = LoadedModel.Compile(config);
+            ModelShard? shard = ModelShard.Of(config, _backend);
+            GraphCompiler compiler = LoadedModel.Compile(config, shard);
             int rows = window + (4 * Sequences);
             Plan = PlanOn(_backend, compiler, config, rows);
-            Program = compiler.CompileTraining(DecoderBuilder.BuildTraining(config, PeftAdapter.NetworksOf(method, config)));
+            IReadOnlyDictionary<int, BypassNetwork> networks = PeftAdapter.NetworksOf(method, config);
+            ParallelGraph graph = DecoderBuilder.BuildTraining(config, networks);
+            Program = compiler.CompileTraining(shard?.Parallelize(graph, networks) ?? graph);
             Planned = Plan.OfEngine(_ => test.Weights, KvBlocks) + Plan.OfJob(Program, method, optimizer.Moments, tokens) +
                 new MemoryTable([new(
                     MemoryUse.Scratch, "finetuning", 1, Plan.ScratchBytes(trains: true) - Plan.ScratchBytes(trains: false))]);
             Assert.That(_backend.AllocatedBytes, Is.Zero, "a plan allocates nothing");
 
             _model = LoadedModel.Load(
-                test._checkpoint, config, _backend, test.Weights, config.MaxPositions, shard: null, compiler);
+                test._checkpoint, config, _backend, test.Weights, config.MaxPositions, shard, compiler);
             _backend.ReserveScratch(Plan.Scratch(trains: true));
-            _pool = new KvPool(_backend, config, KvBlocks);
+            _pool = new KvPool(_backend, _model.Config, KvBlocks);
             _forward = new ForwardPass(_model, rows, Sequences);
             _batch = new TokenBatch(rows);
             Backward = new BackwardPass(_model, rows);
             Backward.Reserve(Program);
             bool[] carriesLoss = [.. Enumerable.Range(0, tokens).Select(i => i == tokens - 1 || i % 3 > 0)];
             Training = new TrainingRun(
-                _model, PeftAdapter.CreateRandom(_backend, config, method, seed: 1), new TrainingPlan
+                _model, PeftAdapter.CreateRandom(_backend, config, method, seed: 1, shard), new TrainingPlan
                 {
                     Samples = [TrainingSample.FromTokens(TinyModel.Ids(tokens, 1), carriesLoss)],
                     Epochs = 3,
@@ -215,7 +219,7 @@ internal abstract class MemoryPlanContract(ModelArchitecture architecture, DType
         public long Held => _backend.AllocatedBytes;
 
         public TrainingProgram ProgramOf(PeftConfig method) =>
-            _model.CompileTraining(PeftAdapter.NetworksOf(method, _model.Config));
+            _model.CompileTraining(PeftAdapter.NetworksOf(method, _model.Whole));
 
         public MemoryTable Real()
         {
@@ -288,4 +292,12 @@ internal abstract class MemoryPlanContract(ModelArchitecture architecture, DType
 internal sealed class MemoryPlanTests(ModelArchitecture architecture, DType weights) : MemoryPlanContract(architecture, weights)
 {
     protected override IComputeBackend CreateBackend() => TestDevice.CreateBackend(2);
+}
+
+/// <summary>The same on a group of devices: their bytes together.</summary>
+[DeviceFixture(ModelArchitecture.Llama, DType.F32)]
+[DeviceFixture(ModelArchitecture.Qwen3, DType.BF16)]
+internal sealed class GroupMemoryPlanTests(ModelArchitecture architecture, DType weights) : MemoryPlanContract(architecture, weights)
+{
+    protected override IComputeBackend CreateBackend() => new GroupBackend([TestDevice.CreateRank(0), TestDevice.CreateRank(1)]);
 }

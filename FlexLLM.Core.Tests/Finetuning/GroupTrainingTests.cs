@@ -1,5 +1,6 @@
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
+using FlexLLM.Backends.Group;
 using FlexLLM.Execution;
 using FlexLLM.Finetuning;
 using FlexLLM.Formats;
@@ -193,33 +194,22 @@ internal sealed class GroupTrainingTests
         using IComputeBackend backend = TestDevice.CreateBackend();
         using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(_folder);
         using LoadedModel model = LoadedModel.Load(checkpoint, Config, backend, null, Config.MaxPositions);
-        return Train(model, config).Assemble();
+        return Train(model, config);
     }
 
     private Result OnGroup(
         PeftConfig config, int ranks, Func<BypassTap, Bypass, BypassPlan> plans, CompilerOptions? options = null, bool isDirect = true)
     {
-        IComputeBackend[] backends = [.. Enumerable.Range(0, ranks).Select(TestDevice.CreateRank)
-            .Select(backend => isDirect ? backend : new GroupRig.OwnMemoryOnly(backend))];
-        try
-        {
-            using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(_folder);
-            using DeviceGroup group = DeviceGroup.Load(checkpoint, Config, backends, Config.MaxPositions, plans);
-            var parts = new Part[ranks];
-            group.Run(model => parts[model.Shard!.Rank] = Train(model, config, options));
-            return Part.Assemble(parts);
-        }
-        finally
-        {
-            foreach (IComputeBackend backend in backends)
-            {
-                backend.Dispose();
-            }
-        }
+        using var group = new GroupBackend([.. Enumerable.Range(0, ranks).Select(TestDevice.CreateRank)
+            .Select(backend => isDirect ? backend : new GroupRig.OwnMemoryOnly(backend))]);
+        using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(_folder);
+        using LoadedModel model = LoadedModel.Load(
+            checkpoint, Config, group, null, Config.MaxPositions, new ModelShard(Config, ranks, plans));
+        return Train(model, config, options);
     }
 
-    // A sample in two windows beside a request, ten times, on one device or one rank.
-    private static Part Train(LoadedModel model, PeftConfig config, CompilerOptions? options = null)
+    // A sample in two windows beside a request, ten times, on one device or a group.
+    private static Result Train(LoadedModel model, PeftConfig config, CompilerOptions? options = null)
     {
         IComputeBackend backend = model.Backend;
         var adapter = new PeftAdapter(backend, model.Whole, config, model.Shard);
@@ -261,6 +251,7 @@ internal sealed class GroupTrainingTests
                 if (step == 0)
                 {
                     backend.Download(result, logits);
+                    ExpectEqualOnRanks(backend, result);
                 }
 
                 run.CompleteForward(tokens);
@@ -275,70 +266,64 @@ internal sealed class GroupTrainingTests
                 foreach ((int site, AdapterTensor tensor) in adapter.Tensors())
                 {
                     int index = adapter[site]!.Tensors.Index().Single(t => t.Item == tensor).Index;
-                    gradients.Add(NameOf(site, tensor), Host(backend, run.Gradients[site][index]));
+                    gradients.Add(NameOf(site, tensor), GradientOf(backend, tensor, run.Gradients[site][index]));
                 }
             }
 
             run.Step();
         }
 
-        return new Part(
-            logits, run.LastLoss, gradients,
-            [.. adapter.Tensors().Select(t => (NameOf(t.Site, t.Tensor), t.Tensor, Host(backend, t.Tensor.Values)))]);
+        return new Result(
+            logits, run.LastLoss, gradients, adapter.Tensors().ToDictionary(t => NameOf(t.Site, t.Tensor), t => WeightsOf(backend, t.Tensor)));
     }
 
     private static string NameOf(int site, AdapterTensor tensor) => $"{AdapterSites.NameOf(site)}.{tensor.Whole.Name}";
 
-    private static float[] Host(IComputeBackend backend, DeviceTensor tensor)
+    private static void ExpectEqualOnRanks(IComputeBackend backend, TensorSlice slice)
     {
-        float[] values = new float[tensor.Rows * tensor.Columns];
-        backend.Download(tensor, values);
-        return values;
+        foreach (float[] other in PartsOf(backend, slice))
+        {
+            Assert.That(other, Is.EqualTo(PartsOf(backend, slice)[0]), "all ranks have the same");
+        }
+    }
+
+    // Undivided; ranks that hold the same must hold the same bits: what is put together and divided again is as it was.
+    private static float[] WeightsOf(IComputeBackend backend, AdapterTensor tensor)
+    {
+        float[] whole = tensor.Download(backend);
+        float[][] before = PartsOf(backend, tensor.Values);
+        tensor.Upload(backend, whole);
+        Assert.That(PartsOf(backend, tensor.Values), Is.EqualTo(before), $"copies of {tensor.Whole.Name} agree");
+        return whole;
+    }
+
+    // Gradients that are partial are the sum of what ranks have.
+    private static float[] GradientOf(IComputeBackend backend, AdapterTensor tensor, DeviceTensor gradient)
+    {
+        if (!tensor.GradientIsPartial)
+        {
+            return tensor.Read(backend, gradient);
+        }
+
+        Assert.That(tensor.Spec, Is.EqualTo(tensor.Whole), "every rank has a copy");
+        float[][] parts = PartsOf(backend, gradient);
+        return [.. parts[0].Select((_, i) => parts.Sum(part => part[i]))];
+    }
+
+    private static float[][] PartsOf(IComputeBackend backend, TensorSlice slice)
+    {
+        return backend is GroupBackend group
+            ? [.. group.Settle().Select(rank => Host(rank.Device, rank.Of(slice)))]
+            : [Host(backend, slice)];
+
+        static float[] Host(IComputeBackend device, TensorSlice part)
+        {
+            float[] values = new float[part.Rows * part.Columns];
+            device.Download(part, values);
+            return values;
+        }
     }
 
     private sealed record Result(
         float[] Logits, double Loss, Dictionary<string, float[]> Gradients, Dictionary<string, float[]> Weights);
-
-    /// <summary>What one rank holds at the end.</summary>
-    private sealed record Part(
-        float[] Logits, double Loss, Dictionary<string, float[]> Gradients, (string Name, AdapterTensor Tensor, float[] Values)[] Weights)
-    {
-        public Result Assemble() => Assemble(this);
-
-        /// <summary>The whole tensors; ranks that hold the same must hold the same bits. Gradients that are partial are summed.</summary>
-        public static Result Assemble(params Part[] parts)
-        {
-            var gradients = new Dictionary<string, float[]>();
-            var weights = new Dictionary<string, float[]>();
-            foreach (Part part in parts)
-            {
-                Assert.That(part.Logits, Is.EqualTo(parts[0].Logits), "all ranks have the same logits");
-                Assert.That(part.Loss, Is.EqualTo(parts[0].Loss));
-                foreach ((string name, AdapterTensor tensor, float[] values) in part.Weights)
-                {
-                    Put(weights, name, tensor, values, isSum: false);
-                    Put(gradients, name, tensor, part.Gradients[name], tensor.GradientIsPartial);
-                }
-            }
-
-            return new Result(parts[0].Logits, parts[0].Loss, gradients, weights);
-        }
-
-        private static void Put(Dictionary<string, float[]> all, string name, AdapterTensor tensor, float[] part, bool isSum)
-        {
-            if (!all.TryGetValue(name, out float[]? whole))
-            {
-                all.Add(name, whole = new float[tensor.Whole.Count]);
-                Array.Fill(whole, isSum ? 0 : float.NaN);
-            }
-
-            for (int i = 0; i < part.Length; i++)
-            {
-                int row = tensor.Whole.IsVector ? 0 : tensor.Inner.Start + (i / tensor.Wide.Count);
-                int index = (row * tensor.Whole.Wide) + tensor.Wide.Start + (i % tensor.Wide.Count);
-                Assert.That(isSum || float.IsNaN(whole[index]) || whole[index].Equals(part[i]), $"copies of {name} agree");
-                whole[index] = isSum ? whole[index] + part[i] : part[i];
-            }
-        }
-    }
 }

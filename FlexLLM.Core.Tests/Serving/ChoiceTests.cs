@@ -13,11 +13,13 @@ internal sealed class ChoiceTests
     [TestCase("--backend torch", true, "cpu")]
     [TestCase("--backend torch --device cuda", true, "cuda")]
     [TestCase("--device cuda:12 --backend torch", true, "cuda:12")]
+    [TestCase("--device cuda:0,cuda:1 --backend torch", true, "cuda:0,cuda:1")]
+    [TestCase("--device cpu,cpu", false, "cpu,cpu")]
     public void Parse_Device_IsWhatWasAskedFor(string line, bool isTorch, string name)
     {
         var device = DeviceChoice.Parse(Split(line));
         Assert.That(device, Is.EqualTo(new DeviceChoice(isTorch, name)));
-        Assert.That(device.IsCuda, Is.EqualTo(name != "cpu"));
+        Assert.That(device.IsCuda, Is.EqualTo(name.StartsWith("cuda", StringComparison.Ordinal)));
     }
 
     [TestCase("--backend torch", false)]
@@ -39,6 +41,8 @@ internal sealed class ChoiceTests
     [TestCase("--backend torch --device cuda:", "'cuda:' is none of")]
     [TestCase("--backend torch --device cuda:-1", "'cuda:-1' is none of")]
     [TestCase("--device cuda:0", "needs --backend torch")]
+    [TestCase("--device cpu,cuda:0", "needs --backend torch")]
+    [TestCase("--backend torch --device cuda:0,", "'' is none of")]
     public void Parse_DeviceThatCannotBe_SaysWhatCan(string line, string message) =>
         Assert.That(() => DeviceChoice.Parse(Split(line)), Throws.ArgumentException.With.Message.Contains(message));
 

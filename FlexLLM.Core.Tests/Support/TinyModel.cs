@@ -120,3 +120,17 @@ internal sealed class ProbedDevice(Action<string> probe, int threads = 1) : Comp
 
     internal override IComputeBackend CreateBackend() => Backend = new ProbedBackend(TestDevice.CreateBackend(threads), probe);
 }
+
+/// <summary>The device of one rank of a group, which calls a probe before each operation where there is one.</summary>
+internal sealed class RankDevice(int rank, Action<int, string>? probe) : ComputeDevice
+{
+    /// <summary>A group of so many ranks, on the devices that the tests run on.</summary>
+    public static ComputeDevice Group(int ranks, Action<int, string>? probe = null) =>
+        Group([.. Enumerable.Range(0, ranks).Select(rank => new RankDevice(rank, probe))]);
+
+    internal override IComputeBackend CreateBackend()
+    {
+        IComputeBackend backend = TestDevice.CreateRank(rank);
+        return probe is null ? backend : new ProbedBackend(backend, name => probe(rank, name));
+    }
+}

@@ -1,5 +1,6 @@
 using System.Numerics.Tensors;
 using FlexLLM.Backends;
+using FlexLLM.Backends.Group;
 using FlexLLM.Graph;
 using FlexLLM.Graph.Parallelization;
 using FlexLLM.Models;
@@ -8,23 +9,23 @@ using FlexLLM.Primitives;
 namespace FlexLLM.Adapters;
 
 /// <summary>
-/// One trainable tensor on the device: a matrix with the copies that its backend keeps, or a vector [1, n]; on a rank of a group
-/// the part of it that the rank's plan gives it.
+/// One trainable tensor on the device: a matrix with the copies that its backend keeps, or a vector [1, n]; on a group of devices each
+/// rank has the part that the plan gives it.
 /// </summary>
 internal sealed class AdapterTensor : IDisposable
 {
     private readonly DeviceTensor? _vector;
+    private readonly PlanParameter? _division;
 
     /// <param name="backend">The device.</param>
     /// <param name="whole">The undivided tensor.</param>
-    /// <param name="inner">The rank's part of its inner side; of a vector, anything.</param>
-    /// <param name="wide">The rank's part of its wide side.</param>
-    /// <param name="gradientIsPartial">The gradients of all ranks must be summed before an optimizer step.</param>
-    public AdapterTensor(IComputeBackend backend, BypassWeight whole, Shard inner, Shard wide, bool gradientIsPartial)
+    /// <param name="division">How a plan divides it among the ranks of a group; null on one device.</param>
+    public AdapterTensor(IComputeBackend backend, BypassWeight whole, PlanParameter? division)
     {
         Whole = whole;
-        (Inner, Wide, GradientIsPartial) = (inner, wide, gradientIsPartial);
-        Spec = whole with { Inner = whole.IsVector ? 0 : inner.Count, Wide = wide.Count };
+        _division = division;
+        Check.That(division is null || backend is GroupBackend);
+        Spec = SpecOf(whole, division, (backend as GroupBackend)?.Ranks ?? 1);
         if (whole.IsVector)
         {
             _vector = backend.Allocate(1, Spec.Wide);
@@ -35,17 +36,14 @@ internal sealed class AdapterTensor : IDisposable
         }
     }
 
-    /// <summary>Shape of what is here.</summary>
+    /// <summary>Shape of what a rank has, or one device.</summary>
     public BypassWeight Spec { get; }
 
     /// <summary>Shape of the undivided tensor.</summary>
     public BypassWeight Whole { get; }
 
-    public Shard Inner { get; }
-
-    public Shard Wide { get; }
-
-    public bool GradientIsPartial { get; }
+    /// <summary>The gradients of all ranks must be summed before an optimizer step.</summary>
+    public bool GradientIsPartial => _division is { GradientIsPartial: true };
 
     /// <summary>The matrix; null for a vector.</summary>
     public DeviceFactor? Factor { get; }
@@ -54,24 +52,70 @@ internal sealed class AdapterTensor : IDisposable
 
     public long Bytes => Factor?.Bytes ?? _vector!.Bytes;
 
+    /// <summary>Shape of a rank's part.</summary>
+    public static BypassWeight SpecOf(BypassWeight whole, PlanParameter? division, int ranks)
+    {
+        (Shard inner, Shard wide) = PartOf(whole, division, 0, ranks);
+        return whole with { Inner = inner.Count, Wide = wide.Count };
+    }
+
     /// <summary>What such a tensor will hold.</summary>
     public static long BytesOf(IComputeBackend backend, BypassWeight spec) =>
         spec.IsVector ? backend.TensorBytes(1, spec.Wide) : backend.FactorBytes(spec.Inner, spec.Wide);
 
-    /// <summary>Writes this part of the undivided tensor's values, and its derived copies.</summary>
+    /// <summary>Writes the undivided tensor's values, and derived copies.</summary>
     public void Upload(IComputeBackend backend, float[] whole)
     {
+        Write(backend, whole, Values);
+        Refresh(backend);
+    }
+
+    /// <summary>The undivided tensor's values.</summary>
+    public float[] Download(IComputeBackend backend) => Read(backend, Values);
+
+    /// <summary>Writes undivided values to a tensor that is divided as this one is: its own, or a moment of an optimizer.</summary>
+    public void Write(IComputeBackend backend, float[] whole, DeviceTensor tensor)
+    {
         Check.That(whole.Length == Whole.Count);
-        float[] part = Spec == Whole ? whole : new float[Spec.Count];
-        int rows = Whole.IsVector ? 1 : Inner.Count;
-        for (int row = 0; part != whole && row < rows; row++)
+        if (backend is not GroupBackend group)
         {
-            int source = ((Whole.IsVector ? 0 : Inner.Start + row) * Whole.Wide) + Wide.Start;
-            whole.AsSpan(source, Wide.Count).CopyTo(part.AsSpan(row * Wide.Count));
+            backend.Upload(whole, tensor);
+            return;
         }
 
-        backend.Upload(part, Values);
-        Refresh(backend);
+        float[] part = new float[Spec.Count];
+        foreach (GroupRank rank in group.Settle())
+        {
+            foreach ((int ofWhole, int ofPart) in RowsOf(rank))
+            {
+                whole.AsSpan(ofWhole, Spec.Wide).CopyTo(part.AsSpan(ofPart));
+            }
+
+            rank.Device.Upload(part, rank.Of(tensor));
+        }
+    }
+
+    /// <summary>The undivided values of a tensor that is divided as this one is.</summary>
+    public float[] Read(IComputeBackend backend, DeviceTensor tensor)
+    {
+        float[] whole = new float[Whole.Count];
+        if (backend is not GroupBackend group)
+        {
+            backend.Download(tensor, whole);
+            return whole;
+        }
+
+        float[] part = new float[Spec.Count];
+        foreach (GroupRank rank in group.Settle())
+        {
+            rank.Device.Download(rank.Of(tensor), part);
+            foreach ((int ofWhole, int ofPart) in RowsOf(rank))
+            {
+                part.AsSpan(ofPart, Spec.Wide).CopyTo(whole.AsSpan(ofWhole));
+            }
+        }
+
+        return whole;
     }
 
     /// <summary>Brings derived copies up to date after the values were written.</summary>
@@ -88,6 +132,28 @@ internal sealed class AdapterTensor : IDisposable
         Factor?.Dispose();
         _vector?.Dispose();
     }
+
+    // A plan counts a matrix as [OUT, IN]. A vector has no inner side.
+    private static (Shard Inner, Shard Wide) PartOf(BypassWeight whole, PlanParameter? division, int rank, int ranks)
+    {
+        if (division is null)
+        {
+            return (Shard.All(whole.Inner), Shard.All(whole.Wide));
+        }
+
+        Shard rows = division.RowsOn(rank, ranks);
+        Shard columns = division.ColumnsOn(rank, ranks);
+        return whole.IsVector ? (Shard.All(0), columns) : whole.Widens ? (columns, rows) : (rows, columns);
+    }
+
+    // Where each row of a rank's part begins, in the undivided values and in its own.
+    private IEnumerable<(int OfWhole, int OfPart)> RowsOf(GroupRank rank)
+    {
+        (Shard inner, Shard wide) = PartOf(Whole, _division, rank.Index, rank.Count);
+        Check.That(inner.Count == Spec.Inner && wide.Count == Spec.Wide, "parts are of one shape");
+        return Enumerable.Range(0, Math.Max(1, inner.Count))
+            .Select(row => (((inner.Start + row) * Whole.Wide) + wide.Start, row * wide.Count));
+    }
 }
 
 /// <summary>
@@ -103,6 +169,8 @@ internal sealed record AdapterSite(
 /// </summary>
 internal sealed class PeftAdapter : IDisposable
 {
+    private readonly ModelConfig _model;
+    private readonly ModelShard? _shard;
     private readonly AdapterSite?[] _sites;
     private readonly ResourceSet _tensors = new();
 
@@ -110,9 +178,11 @@ internal sealed class PeftAdapter : IDisposable
     /// <param name="backend">The device.</param>
     /// <param name="model">Shape of the whole model.</param>
     /// <param name="config">Method and modules.</param>
-    /// <param name="shard">The device's part in a group; null where it has all.</param>
+    /// <param name="shard">How the model is divided among the ranks of a group; null on one device.</param>
     public PeftAdapter(IComputeBackend backend, ModelConfig model, PeftConfig config, ModelShard? shard = null)
     {
+        (_model, _shard) = (model, shard);
+
         // The caller may go on changing its list.
         Config = config with { TargetModules = [.. config.TargetModules] };
         Modules = Validate(Config, model);
@@ -126,7 +196,7 @@ internal sealed class PeftAdapter : IDisposable
             {
                 BypassNetwork network = Networks[site];
                 (int tap, int add) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(site), network.Attachment, model);
-                BypassPlan? plan = shard?.PlanOf(site, network, model);
+                BypassPlan? plan = shard?.PlanOf(site, network);
                 if (!programs.TryGetValue((network, plan, tap, add), out BypassProgram? program))
                 {
                     programs.Add((network, plan, tap, add), program = BypassLowering.Lower(network, tap, add, plan));
@@ -138,7 +208,7 @@ internal sealed class PeftAdapter : IDisposable
                     isReduced ? BypassAttachment.AroundReduced : network.Attachment,
                     program,
                     network.IsLora && program.Steps.All(s => s.Op is OpKind.Narrow or OpKind.Widen or OpKind.Add),
-                    [.. network.Weights(tap, add).Select((w, i) => _tensors.Add(Create(backend, w, plan?.Parameters[i], shard)))]);
+                    [.. network.Weights(tap, add).Select((w, i) => _tensors.Add(new AdapterTensor(backend, w, plan?.Parameters[i])))]);
             }
         }
         catch
@@ -174,12 +244,13 @@ internal sealed class PeftAdapter : IDisposable
         AdapterSites.Of(model.LayerCount, Validate(config, model))
             .ToDictionary(site => site, site => config.NetworkOf(AdapterSites.ModuleOf(site)));
 
-    /// <summary>Every tensor that an adapter of a valid config has.</summary>
-    public static IEnumerable<BypassWeight> WeightsOf(PeftConfig config, ModelConfig model) =>
+    /// <summary>Every tensor that an adapter of a valid config has; of a divided model, a rank's part of it.</summary>
+    public static IEnumerable<BypassWeight> WeightsOf(PeftConfig config, ModelConfig model, ModelShard? shard = null) =>
         NetworksOf(config, model).OrderBy(n => n.Key).SelectMany(n =>
         {
             (int tap, int add) = AdapterSites.WidthsOf(AdapterSites.ModuleOf(n.Key), n.Value.Attachment, model);
-            return n.Value.Weights(tap, add);
+            BypassPlan? plan = shard?.PlanOf(n.Key, n.Value);
+            return n.Value.Weights(tap, add).Select((w, i) => AdapterTensor.SpecOf(w, plan?.Parameters[i], shard?.Ranks ?? 1));
         });
 
     /// <summary>A new adapter, initialised as PEFT does. It answers like the bare model.</summary>
@@ -200,9 +271,9 @@ internal sealed class PeftAdapter : IDisposable
     }
 
     /// <summary>A copy with weights of its own.</summary>
-    public PeftAdapter Copy(IComputeBackend backend, ModelConfig model)
+    public PeftAdapter Copy(IComputeBackend backend)
     {
-        var copy = new PeftAdapter(backend, model, Config);
+        var copy = new PeftAdapter(backend, _model, Config, _shard);
         try
         {
             copy.CopyFrom(this, backend);
@@ -240,22 +311,8 @@ internal sealed class PeftAdapter : IDisposable
     }
 
     /// <summary>False when a weight is NaN or infinite.</summary>
-    public bool IsFinite(IComputeBackend backend)
-    {
-        float[] values = [];
-        foreach ((_, AdapterTensor tensor) in Tensors())
-        {
-            int count = (int)tensor.Spec.Count;
-            values = values.Length < count ? new float[count] : values;
-            backend.Download(tensor.Values, values.AsSpan(0, count));
-            if (!float.IsFinite(TensorPrimitives.MaxMagnitude<float>(values.AsSpan(0, count))))
-            {
-                return false;
-            }
-        }
-
-        return true;
-    }
+    public bool IsFinite(IComputeBackend backend) =>
+        Tensors().All(t => float.IsFinite(TensorPrimitives.MaxMagnitude<float>(t.Tensor.Download(backend))));
 
     public void Dispose() => _tensors.Dispose();
 
@@ -285,20 +342,6 @@ internal sealed class PeftAdapter : IDisposable
         }
 
         return modules;
-    }
-
-    private static AdapterTensor Create(IComputeBackend backend, BypassWeight whole, PlanParameter? parameter, ModelShard? shard)
-    {
-        if (parameter is null || shard is null)
-        {
-            return new AdapterTensor(backend, whole, Shard.All(whole.Inner), Shard.All(whole.Wide), gradientIsPartial: false);
-        }
-
-        // A plan counts a matrix as [OUT, IN].
-        Shard rows = parameter.RowsOn(shard.Rank, shard.Ranks);
-        Shard columns = parameter.ColumnsOn(shard.Rank, shard.Ranks);
-        (Shard inner, Shard wide) = whole.Widens ? (columns, rows) : (rows, columns);
-        return new AdapterTensor(backend, whole, inner, wide, parameter.GradientIsPartial);
     }
 
     private static float[] InitialValues(BypassWeight spec, ref SeededRandom random)

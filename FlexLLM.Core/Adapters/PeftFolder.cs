@@ -84,12 +84,11 @@ internal static class PeftFolder
         var tensors = new List<TensorToWrite>();
         foreach ((int site, AdapterTensor tensor) in adapter.Tensors())
         {
-            float[] values = new float[tensor.Spec.Count];
-            backend.Download(tensor.Values, values);
-            Layout layout = Layout.Of(adapter[site]!.Network, tensor.Spec);
+            BypassWeight whole = tensor.Whole;
+            float[] values = tensor.Download(backend);
+            Layout layout = Layout.Of(adapter[site]!.Network, whole);
             tensors.Add(TensorToWrite.FromFloats(
-                TensorName(site, tensor.Spec.Name), layout.Shape,
-                layout.IsTransposed ? Transpose(values, tensor.Spec.Inner, tensor.Spec.Wide) : values));
+                TensorName(site, whole.Name), layout.Shape, layout.IsTransposed ? Transpose(values, whole.Inner, whole.Wide) : values));
         }
 
         return tensors;

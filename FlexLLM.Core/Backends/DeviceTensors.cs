@@ -52,10 +52,13 @@ internal readonly record struct TensorSlice
 
     public int Columns => Tensor.Columns;
 
+    /// <summary>On a group of devices each rank has its share of the rows, at the beginning, and nothing of the others.</summary>
+    public bool IsRowSplit { get; init; }
+
     /// <summary>Rows [start, start + count) of this slice.</summary>
     public TensorSlice Slice(int start, int count)
     {
-        Check.That(start >= 0 && count >= 0 && start + count <= Rows);
+        Check.That(start >= 0 && count >= 0 && start + count <= Rows && !IsRowSplit);
         return new TensorSlice(Tensor, Start + start, count);
     }
 }

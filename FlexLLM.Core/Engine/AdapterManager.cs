@@ -35,7 +35,7 @@ public sealed class AdapterManager
                 }
 
                 loop.RequireRoom(name, config);
-                PeftAdapter adapter = PeftAdapter.CreateRandom(loop.Model.Backend, loop.Model.Config, config, seed);
+                PeftAdapter adapter = PeftAdapter.CreateRandom(loop.Model.Backend, loop.Model.Whole, config, seed, loop.Model.Shard);
                 return InfoOf(name, loop.Adapters.Publish(name, adapter));
             },
             cancellationToken);
@@ -55,7 +55,7 @@ public sealed class AdapterManager
             loop =>
             {
                 loop.Jobs.RequireNotTrained(name);
-                loop.RequireRoom(name, PeftFolder.ReadConfig(folder, loop.Model.Config));
+                loop.RequireRoom(name, PeftFolder.ReadConfig(folder, loop.Model.Whole));
                 return InfoOf(name, loop.Adapters.Publish(name, PeftFolder.Load(folder, loop.Model)));
             },
             cancellationToken);

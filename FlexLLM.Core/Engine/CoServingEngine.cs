@@ -46,7 +46,7 @@ public sealed class CoServingEngine : IAsyncDisposable
         _logger = new GuardedLogger(options.Logger);
         _backend = backend;
         _model = model;
-        Config = model.Config;
+        Config = model.Whole;
         Tokenizer = files.Tokenizer;
         ChatTemplate = files.ChatTemplate;
         _samplingDefaults = files.SamplingDefaults;
@@ -289,10 +289,11 @@ public sealed class CoServingEngine : IAsyncDisposable
         CoServingEngine? engine = null;
         try
         {
-            GraphCompiler compiler = LoadedModel.Compile(config);
+            ModelShard? shard = ModelShard.Of(config, backend);
+            GraphCompiler compiler = LoadedModel.Compile(config, shard);
             int kvBlocks = EngineMemory.KvBlocksWithin(
-                options.DeviceBytesLimit(backend), n => EngineMemory.PlanOf(config, compiler.Forward, backend, options, n), typeOf, options,
-                positions);
+                options.DeviceBytesLimit(backend), n => EngineMemory.PlanOf(config, compiler.Forward, backend, options, n, shard), typeOf,
+                options, positions);
             model = load(backend, positions, compiler);
             engine = new CoServingEngine(source.Folder, options, backend, model, source.Files, kvBlocks);
             engine.LearnLatency();

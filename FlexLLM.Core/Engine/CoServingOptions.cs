@@ -1,5 +1,6 @@
 using FlexLLM.Backends;
 using FlexLLM.Backends.Cpu;
+using FlexLLM.Backends.Group;
 using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Abstractions;
 
@@ -83,11 +84,58 @@ public abstract class ComputeDevice
         return new CpuDevice(threads ?? Environment.ProcessorCount);
     }
 
+    /// <summary>
+    /// Several devices as one (tensor parallelism): each has its share of a layer's heads and MLP, of the keys and values, and of adapters as
+    /// the cheapest plan divides them; embedding, norms and head are on every one. Their number must divide the model's heads,
+    /// key/value heads and inner width. <see cref="CoServingOptions.DeviceBytesMax"/> and statistics count the bytes of all.
+    /// </summary>
+    /// <param name="devices">One or more; GPUs that differ, or parts of the processors (<see cref="Cpu"/> with some of the threads).</param>
+    /// <exception cref="ArgumentException">There is none, one is a group itself, or a GPU is named twice.</exception>
+    public static ComputeDevice Group(params ComputeDevice[] devices)
+    {
+        ArgumentNullException.ThrowIfNull(devices);
+        ComputeDevice[] ranks = [.. devices];
+        if (ranks.Length == 0 || ranks.Any(rank => rank is null or GroupDevice))
+        {
+            throw new ArgumentException("A group has one device or more, and none of them is a group itself.", nameof(devices));
+        }
+
+        string? twice = ranks.Select(rank => rank.Memory).OfType<string>().GroupBy(name => name).FirstOrDefault(g => g.Count() > 1)?.Key;
+        return twice is not null
+            ? throw new ArgumentException($"A group needs different devices; '{twice}' is named twice.", nameof(devices))
+            : ranks.Length == 1 ? ranks[0] : new GroupDevice(ranks);
+    }
+
+    /// <summary>Name of the memory that this device alone has; null for that of the process.</summary>
+    internal virtual string? Memory => null;
+
     internal abstract IComputeBackend CreateBackend();
 
     private sealed class CpuDevice(int threads) : ComputeDevice
     {
         internal override IComputeBackend CreateBackend() => new CpuBackend(threads);
+    }
+
+    private sealed class GroupDevice(ComputeDevice[] ranks) : ComputeDevice
+    {
+        internal override IComputeBackend CreateBackend()
+        {
+            var opened = new List<IComputeBackend>();
+            try
+            {
+                foreach (ComputeDevice rank in ranks)
+                {
+                    opened.Add(rank.CreateBackend());
+                }
+
+                return new GroupBackend(opened);
+            }
+            catch
+            {
+                opened.ForEach(backend => backend.Dispose());
+                throw;
+            }
+        }
     }
 }
 

@@ -62,7 +62,7 @@ internal sealed partial class EngineLoop : IDisposable
         };
         Limits.Validate();
         ModelConfig config = model.Config;
-        _memory = EngineMemory.PlanOf(config, model.Program, model.Backend, options, model.PositionsMax);
+        _memory = EngineMemory.PlanOf(model.Whole, model.Program, model.Backend, options, model.PositionsMax, model.Shard);
         try
         {
             model.Backend.ReserveScratch(_memory.Scratch(trains: false));

@@ -13,8 +13,9 @@ internal static class EngineMemory
     private const int ContextsCached = 4;
 
     public static MemoryPlan PlanOf(
-        ModelConfig config, ForwardProgram program, IComputeBackend backend, CoServingOptions options, int positions) =>
-        new(config, program, backend, new ExecutionLimits
+        ModelConfig config, ForwardProgram program, IComputeBackend backend, CoServingOptions options, int positions,
+        ModelShard? shard = null) =>
+        new(config, program, backend, shard: shard, limits: new ExecutionLimits
         {
             Rows = options.TokensPerStepMax,
             Sequences = options.SequencesMax,

@@ -44,12 +44,19 @@ internal sealed partial class JobTable
 
         // A layer of a window weighs its share of the sample's forward pass, so that both halves count alike between jobs.
         Serve(entry, (double)window.RowCount / model.Config.LayerCount);
-        if (!run.RunBackward(backward, window.RowCount))
+        bool isGroupDone = run.RunBackward(backward, window.RowCount);
+        if (isGroupDone)
+        {
+            run.Step();
+        }
+
+        // A device may run ahead: what fails on it is to fail here.
+        model.Backend.Synchronize();
+        if (!isGroupDone)
         {
             return;
         }
 
-        run.Step();
         if (!double.IsFinite(run.LastLoss))
         {
             throw new FlexLlmException(

@@ -271,15 +271,16 @@ internal sealed partial class JobTable(
 
         // What stays F32 beside narrower activations: at most the log-sum-exp of every layer.
         long elementBytes = memory.ActivationBytes(1, 1);
-        long sumsBytes = (sizeof(float) - elementBytes) * model.Config.LayerCount * model.Config.AttentionHeads;
-        TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(method, model.Config), new CompilerOptions
+        long exactBytes = model.Backend.TensorBytes(1, 1);
+        long sumsBytes = (exactBytes - elementBytes) * model.Config.LayerCount * model.Config.AttentionHeads;
+        TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(method, model.Whole), new CompilerOptions
         {
             Rematerialization = new RematerializationOptions
             {
                 SavedColumnsMax = ((request.SavedBytesMax / tokensMax) - sumsBytes) / elementBytes,
                 SequenceTokens = tokensMax,
             },
-            StoresSavedAsBF16 = request.SavesAsBF16 && elementBytes == sizeof(float),
+            StoresSavedAsBF16 = request.SavesAsBF16 && elementBytes == exactBytes,
         });
         long savedBytes = program.Saved.Sum(s => memory.SavedBytes(s, tokensMax));
         if (savedBytes > (request.SavedBytesMax ?? long.MaxValue))
@@ -358,7 +359,7 @@ internal sealed partial class JobTable(
     {
         if (request.ResumeFrom is string folder)
         {
-            PeftConfig resumed = PeftFolder.ReadConfig(folder, model.Config);
+            PeftConfig resumed = PeftFolder.ReadConfig(folder, model.Whole);
             return Fits(request.Method, resumed) ? resumed : throw new RequestRejectedException(
                 $"The checkpoint in {folder} holds an adapter of {resumed.Describe()}; FinetuningRequest.Method asks for another.");
         }
@@ -376,8 +377,8 @@ internal sealed partial class JobTable(
 
     private PeftAdapter CreateMaster(FinetuningRequest request, PeftConfig method) =>
         request.ResumeFrom is string folder ? PeftFolder.Load(folder, model)
-        : adapters.Contains(request.Adapter) ? adapters.Get(request.Adapter).Weights.Copy(model.Backend, model.Config)
-        : PeftAdapter.CreateRandom(model.Backend, model.Config, method, request.InitializationSeed);
+        : adapters.Contains(request.Adapter) ? adapters.Get(request.Adapter).Weights.Copy(model.Backend)
+        : PeftAdapter.CreateRandom(model.Backend, model.Whole, method, request.InitializationSeed, model.Shard);
 
     private static TrainingPlan PlanOf(FinetuningRequest request, BuiltSamples samples) => new()
     {
@@ -389,7 +390,7 @@ internal sealed partial class JobTable(
     };
 
     private bool Fits(PeftConfig? wanted, PeftConfig config) => wanted is null || (wanted.Scale == config.Scale &&
-        PeftAdapter.NetworksOf(wanted, model.Config).ToHashSet().SetEquals(PeftAdapter.NetworksOf(config, model.Config)));
+        PeftAdapter.NetworksOf(wanted, model.Whole).ToHashSet().SetEquals(PeftAdapter.NetworksOf(config, model.Whole)));
 
     // A version that finds no room now is left out: the next one, at the latest the last, takes its place.
     private void PublishIfFits(JobEntry entry)
@@ -405,7 +406,7 @@ internal sealed partial class JobTable(
             "No room for a version of adapter '{Adapter}' at step {Step}: it is not published.", entry.Request.Adapter, run.Cursor.Step);
     }
 
-    private Func<PeftAdapter> CopyOf(TrainingRun run) => () => run.Adapter.Copy(model.Backend, model.Config);
+    private Func<PeftAdapter> CopyOf(TrainingRun run) => () => run.Adapter.Copy(model.Backend);
 
     // The weights are the run's own or a copy of them; they are asked for once they are known to be good.
     private void Publish(string name, TrainingRun run, Func<PeftAdapter> weights)

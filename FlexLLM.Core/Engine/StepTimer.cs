@@ -138,7 +138,7 @@ internal sealed class StepTimer(ProfiledEngine engine)
     public TrainingRun? TryStart(int tokens)
     {
         LoadedModel model = engine.Model;
-        int widest = Math.Min(model.Config.HiddenSize, model.Config.KeyValueHeads * model.Config.HeadDim);
+        int widest = Math.Min(model.Whole.HiddenSize, model.Whole.KeyValueHeads * model.Whole.HeadDim);
         var method = new LoraConfig { Rank = Math.Min(16, widest) };
         OptimizerOptions optimizer = new AdamWOptions();
         if (tokens < SampleTokensMin)
@@ -146,7 +146,7 @@ internal sealed class StepTimer(ProfiledEngine engine)
             return null;
         }
 
-        TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(method, model.Config));
+        TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(method, model.Whole));
         long scratch = engine.Memory.ScratchBytes(trains: true) - engine.Memory.ScratchBytes(trains: false);
         int fitting = Bisection.Largest(
             tokens, n => engine.Memory.OfJob(program, method, optimizer.Moments, n).Bytes + scratch <= engine.Budget.BytesFree);
@@ -160,7 +160,7 @@ internal sealed class StepTimer(ProfiledEngine engine)
         {
             model.Backend.ReserveScratch(engine.Memory.Scratch(trains: true));
             engine.Backward.Reserve(program);
-            adapter = PeftAdapter.CreateRandom(model.Backend, model.Config, method, seed: 1);
+            adapter = PeftAdapter.CreateRandom(model.Backend, model.Whole, method, seed: 1, model.Shard);
             int[] ids = new int[fitting];
             var plan = new TrainingPlan
             {

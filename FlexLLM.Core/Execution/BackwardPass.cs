@@ -1,6 +1,5 @@
 using FlexLLM.Adapters;
 using FlexLLM.Backends;
-using FlexLLM.Backends.Group;
 using FlexLLM.Graph;
 using FlexLLM.Models;
 using FlexLLM.Primitives;
@@ -56,9 +55,7 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
             model.Backend.Zero(store.ValueGradient.Slice(0, sampleTokens));
         }
 
-        Communicator? communicator = model.Shard?.Communicator;
-        int share = communicator is null ? count : Moves.RowsOf(communicator, count).Count;
-        var window = new Window(store, workspace, layer, start, count, share);
+        var window = new Window(store, workspace, layer, start, count);
         foreach (Instruction instruction in program.Layers[layer])
         {
             Execute(instruction, window, adapter, gradients);
@@ -109,7 +106,7 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         BufferRef output = instruction.Outputs[0];
         if (instruction.Op == OpKind.Move)
         {
-            Moves.Run(backend, model.Shard?.Communicator, instruction.Move, window.Rows(inputs[0]), window.Rows(output));
+            Moves.Run(backend, instruction.Move, window.Rows(inputs[0]), window.Rows(output));
             return;
         }
 
@@ -232,23 +229,18 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
                     window.Rows(instruction.Inputs[1]), first, tensors[0].Factor!, tensors[1].Factor!, adapter.Scale, gradient[0],
                     gradient[1], output);
                 break;
-            case OpKind.AddBias when instruction.OnRankZeroOnly && model.Shard is { Rank: > 0 }:
-                Moves.Run(backend, model.Shard.Communicator, MoveKind.Pass, first, output!.Value);
-                break;
             default:
                 BypassOps.Run(backend, instruction, tensors, adapter.Scale, first, output!.Value, instruction.Accumulate);
                 break;
         }
     }
 
-    /// <summary>
-    /// Resolves buffers for rows [Start, Start + Count) of one layer; of buffers split by rows for this rank's share of them.
-    /// </summary>
-    private readonly record struct Window(ActivationStore Store, Workspace Workspace, int Layer, int Start, int Count, int Share)
+    /// <summary>Resolves buffers for rows [Start, Start + Count) of one layer.</summary>
+    private readonly record struct Window(ActivationStore Store, Workspace Workspace, int Layer, int Start, int Count)
     {
         public TensorSlice Rows(BufferRef buffer) => buffer.Kind switch
         {
-            BufferKind.Slot => Workspace.Rows(buffer.Index, 0, buffer.IsRowSplit ? Share : Count),
+            BufferKind.Slot => Workspace.Rows(buffer, Count),
             BufferKind.Saved => Store.Saved(buffer.Index).Slice(Start, Count),
             BufferKind.Boundary => Store.Boundary.Slice(Start, Count),
             BufferKind.KeyGradient => Store.KeyGradient.Slice(Start, Count),

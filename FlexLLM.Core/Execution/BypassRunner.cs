@@ -15,7 +15,6 @@ namespace FlexLLM.Execution;
 internal sealed class BypassRunner : IDisposable
 {
     private readonly IComputeBackend _backend;
-    private readonly Communicator? _communicator;
     private readonly int _rowsMax;
     private readonly DeviceTensor _arena;
     private readonly List<LoraSegment> _lora = [];
@@ -26,11 +25,9 @@ internal sealed class BypassRunner : IDisposable
     /// <param name="backend">The device.</param>
     /// <param name="rowsMax">Most rows of a batch.</param>
     /// <param name="config">The model whose values bypasses are added to.</param>
-    /// <param name="communicator">The other ranks, where there are any.</param>
-    public BypassRunner(IComputeBackend backend, int rowsMax, ModelConfig config, Communicator? communicator = null)
+    public BypassRunner(IComputeBackend backend, int rowsMax, ModelConfig config)
     {
         _backend = backend;
-        _communicator = communicator;
         _rowsMax = rowsMax;
         _arena = backend.Allocate(rowsMax, ArenaColumns(config), TensorUse.Activation);
     }
@@ -93,11 +90,7 @@ internal sealed class BypassRunner : IDisposable
             }
             else if (step.Op == OpKind.Move)
             {
-                Moves.Run(_backend, _communicator, step.Move, x, y);
-            }
-            else if (step.OnRankZeroOnly && _communicator is { Rank: > 0 })
-            {
-                Moves.Run(_backend, _communicator, MoveKind.Pass, x, y);
+                Moves.Run(_backend, step.Move, x, y);
             }
             else
             {
@@ -109,7 +102,7 @@ internal sealed class BypassRunner : IDisposable
         {
             BufferKind.Tap => tap,
             BufferKind.Sum => sum,
-            _ => workspace.Rows(buffer.Index, 0, buffer.IsRowSplit ? Moves.RowsOf(_communicator!, tap.Rows).Count : tap.Rows),
+            _ => workspace.Rows(buffer, tap.Rows),
         };
     }
 }
@@ -131,12 +124,8 @@ internal static class BypassOps
                 backend.Widen(x, tensors[step.Weight].Factor!, scale, y, accumulate);
                 break;
             case OpKind.AddBias:
-                if (x != y)
-                {
-                    backend.Copy(x, y);
-                }
-
-                backend.AddBias(y, tensors[step.Weight].Values);
+                Moves.Run(backend, MoveKind.Pass, x, y);
+                AddBias(backend, y, tensors[step.Weight].Values, step.OnRankZeroOnly);
                 break;
             case OpKind.Relu:
                 backend.Relu(x, y);
@@ -150,5 +139,23 @@ internal static class BypassOps
             default:
                 throw new ArgumentOutOfRangeException(nameof(step), step.Op, "Run the new operation here.");
         }
+    }
+
+    // A bias of partial sums enters their sum once.
+    private static void AddBias(IComputeBackend backend, TensorSlice y, DeviceTensor bias, bool onRankZeroOnly)
+    {
+        if (!onRankZeroOnly || backend is not GroupBackend group)
+        {
+            backend.AddBias(y, bias);
+            return;
+        }
+
+        group.Note(rank =>
+        {
+            if (rank.Index == 0)
+            {
+                rank.Device.AddBias(rank.Of(y), rank.Of(bias));
+            }
+        });
     }
 }

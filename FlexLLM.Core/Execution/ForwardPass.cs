@@ -29,7 +29,7 @@ internal sealed class ForwardPass : IDisposable
         try
         {
             _workspace = _owned.Add(new Workspace(model.Backend, model.Program.Arena, rowsMax));
-            _bypasses = _owned.Add(new BypassRunner(model.Backend, rowsMax, config, model.Shard?.Communicator));
+            _bypasses = _owned.Add(new BypassRunner(model.Backend, rowsMax, config));
             _logits = _owned.Add(model.Backend.Allocate(sampledMax, config.VocabularySize));
         }
         catch
@@ -121,7 +121,7 @@ internal sealed class ForwardPass : IDisposable
                 _bypasses.Run(instruction.Site, instruction.Attachment, batch.Adapters, Rows(instruction.Inputs[0], 0, rows), y);
                 break;
             case OpKind.Move:
-                Moves.Run(backend, _model.Shard!.Communicator, instruction.Move, Rows(instruction.Inputs[0], 0, rows), y);
+                Moves.Run(backend, instruction.Move, Rows(instruction.Inputs[0], 0, rows), y);
                 break;
             case OpKind.Rope:
                 backend.Rope(y, batch.Positions, _model.RopeTable, inverse: false);

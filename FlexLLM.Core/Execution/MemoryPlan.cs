@@ -35,14 +35,23 @@ internal sealed record ExecutionLimits
 /// </summary>
 internal sealed class MemoryPlan
 {
+    private readonly ModelConfig _whole;
+    private readonly ModelShard? _shard;
     private readonly ModelConfig _config;
     private readonly ForwardProgram _program;
     private readonly IComputeBackend _backend;
     private readonly IReadOnlyList<WeightShape> _weights;
 
-    public MemoryPlan(ModelConfig config, ForwardProgram program, IComputeBackend backend, ExecutionLimits limits)
+    /// <param name="whole">The model.</param>
+    /// <param name="program">Its forward program; on a group of devices a rank's.</param>
+    /// <param name="backend">The device; told bytes of a group are those of all ranks.</param>
+    /// <param name="limits">The largest step.</param>
+    /// <param name="shard">How the model is divided among a group's ranks; null on one device.</param>
+    public MemoryPlan(
+        ModelConfig whole, ForwardProgram program, IComputeBackend backend, ExecutionLimits limits, ModelShard? shard = null)
     {
-        _config = config;
+        (_whole, _shard) = (whole, shard);
+        ModelConfig config = _config = shard?.Local ?? whole;
         _program = program;
         _backend = backend;
         _weights = DecoderWeights.Of(config);
@@ -85,7 +94,7 @@ internal sealed class MemoryPlan
     /// <param name="tokens">Longest sample.</param>
     public MemoryTable OfJob(TrainingProgram program, PeftConfig method, int moments, int tokens)
     {
-        BypassWeight[] tensors = [.. PeftAdapter.WeightsOf(method, _config)];
+        BypassWeight[] tensors = [.. PeftAdapter.WeightsOf(method, _whole, _shard)];
         long gradients = tensors.Sum(t => _backend.TensorBytes(Math.Max(1, t.Inner), t.Wide));
         return new MemoryTable(
         [
@@ -114,7 +123,7 @@ internal sealed class MemoryPlan
     /// <summary>What the weights of an adapter hold.</summary>
     public MemoryTable OfAdapter(PeftConfig method)
     {
-        BypassWeight[] tensors = [.. PeftAdapter.WeightsOf(method, _config)];
+        BypassWeight[] tensors = [.. PeftAdapter.WeightsOf(method, _whole, _shard)];
         long bytes = tensors.Sum(t => AdapterTensor.BytesOf(_backend, t));
         return new MemoryTable([new(MemoryUse.AdapterWeights, "tensors", tensors.Length, bytes)]);
     }

@@ -5,36 +5,42 @@ using FlexLLM.Primitives;
 
 namespace FlexLLM.Execution;
 
-/// <summary>Carries out changes of layout on one rank of a group.</summary>
+/// <summary>Carries out changes of layout between the ranks of a group.</summary>
 internal static class Moves
 {
-    /// <summary>The rank's share of rows.</summary>
-    public static Shard RowsOf(Communicator communicator, int rows) => Shard.Of(rows, communicator.Rank, communicator.Ranks);
-
-    /// <summary>Source and destination are the rank's own; they are the same where nothing needs to move.</summary>
-    /// <param name="backend">The rank's device.</param>
-    /// <param name="group">The other ranks; one device alone only passes values on.</param>
+    /// <summary>Source and destination are the same where nothing needs to move.</summary>
+    /// <param name="backend">The device; one alone only passes values on.</param>
     /// <param name="move">What to do.</param>
     /// <param name="source">Rows to read.</param>
     /// <param name="destination">Rows to write.</param>
-    public static void Run(
-        IComputeBackend backend, Communicator? group, MoveKind move, TensorSlice source, TensorSlice destination)
+    public static void Run(IComputeBackend backend, MoveKind move, TensorSlice source, TensorSlice destination)
     {
-        if ((move is MoveKind.Pass or MoveKind.AllReduce) && source != destination)
-        {
-            backend.Copy(source, destination);
-        }
-
         if (move == MoveKind.Pass)
         {
+            Pass(backend, source, destination);
             return;
         }
 
+        var group = backend as GroupBackend;
         Check.That(group is not null);
-        Communicator communicator = group;
+        group.Note(rank => Run(rank, move, rank.Of(source), rank.Of(destination)));
+    }
+
+    private static void Pass(IComputeBackend backend, TensorSlice source, TensorSlice destination)
+    {
+        if (source != destination)
+        {
+            backend.Copy(source, destination);
+        }
+    }
+
+    private static void Run(GroupRank rank, MoveKind move, TensorSlice source, TensorSlice destination)
+    {
+        (IComputeBackend backend, Communicator communicator) = (rank.Device, rank.Communicator);
         switch (move)
         {
             case MoveKind.AllReduce:
+                Pass(backend, source, destination);
                 communicator.AllReduce(destination);
                 break;
             case MoveKind.AllGatherRows:
@@ -56,20 +62,20 @@ internal static class Moves
                 communicator.AllToAllColumnsToRows(source, destination);
                 break;
             case MoveKind.TakeRows:
-                Shard taken = RowsOf(communicator, source.Rows);
+                Shard taken = Shard.Of(source.Rows, rank.Index, rank.Count);
                 backend.Copy(source.Slice(taken.Start, taken.Count), destination);
                 break;
             case MoveKind.TakeColumns:
-                Shard columns = Shard.Of(source.Columns, communicator.Rank, communicator.Ranks);
+                Shard columns = Shard.Of(source.Columns, rank.Index, rank.Count);
                 backend.CopyColumns(source, columns.Start, destination, 0, columns.Count);
                 break;
             case MoveKind.PlaceRows:
-                Shard placed = RowsOf(communicator, destination.Rows);
+                Shard placed = Shard.Of(destination.Rows, rank.Index, rank.Count);
                 backend.Zero(destination);
                 backend.Copy(source, destination.Slice(placed.Start, placed.Count));
                 break;
             case MoveKind.PlaceColumns:
-                Shard place = Shard.Of(destination.Columns, communicator.Rank, communicator.Ranks);
+                Shard place = Shard.Of(destination.Columns, rank.Index, rank.Count);
                 backend.Zero(destination);
                 backend.CopyColumns(source, 0, destination, place.Start, place.Count);
                 break;

@@ -39,6 +39,9 @@ internal sealed class Workspace : IDisposable
 
     public TensorSlice Rows(int slot, int start, int count) => _slots[slot].Slice(start, count);
 
+    /// <summary>The first rows of a slot; of one that is split by rows, each rank's share of them.</summary>
+    public TensorSlice Rows(BufferRef slot, int count) => Rows(slot.Index, 0, count) with { IsRowSplit = slot.IsRowSplit };
+
     /// <summary>Fills rows of freed slots with NaN: whoever reads them after all will show it.</summary>
     public void Poison(IReadOnlyList<int> slots, int rows)
     {

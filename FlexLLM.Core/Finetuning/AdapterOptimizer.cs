@@ -36,7 +36,7 @@ internal sealed class AdapterOptimizer : IDisposable
     /// <summary>Updates done so far.</summary>
     public int Steps { get; set; }
 
-    public long Bytes => State().Sum(s => s.Tensor.Bytes);
+    public long Bytes => State().Sum(s => s.Moment.Bytes);
 
     /// <summary>Applies the accumulated gradients to the adapter.</summary>
     public void Step()
@@ -60,19 +60,21 @@ internal sealed class AdapterOptimizer : IDisposable
         }
     }
 
-    /// <summary>State tensors by a name that is stable for the adapter's config: what a checkpoint stores.</summary>
-    public IEnumerable<(string Name, DeviceTensor Tensor)> State()
+    /// <summary>
+    /// Moments, divided as their tensor is, by a name that is stable for the adapter's config: what a checkpoint stores.
+    /// </summary>
+    public IEnumerable<(string Name, AdapterTensor Tensor, DeviceTensor Moment)> State()
     {
         foreach (Parameter p in _parameters)
         {
             if (p.First is not null)
             {
-                yield return ($"{p.Name}.first", p.First);
+                yield return ($"{p.Name}.first", p.Tensor, p.First);
             }
 
             if (p.Second is not null)
             {
-                yield return ($"{p.Name}.second", p.Second);
+                yield return ($"{p.Name}.second", p.Tensor, p.Second);
             }
         }
     }

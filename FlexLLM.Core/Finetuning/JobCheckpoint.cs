@@ -26,11 +26,9 @@ internal sealed class JobCheckpoint
         _weights = PeftFolder.Download(run.Adapter, backend);
         Steps = run.Cursor.Step;
         _parameters = parameters;
-        foreach ((string name, DeviceTensor tensor) in run.Optimizer.State())
+        foreach ((string name, AdapterTensor tensor, DeviceTensor moment) in run.Optimizer.State())
         {
-            float[] values = new float[tensor.Rows * tensor.Columns];
-            backend.Download(tensor, values);
-            _state.Add(TensorToWrite.FromFloats(name, [tensor.Rows, tensor.Columns], values));
+            _state.Add(TensorToWrite.FromFloats(name, ShapeOf(tensor), tensor.Read(backend, moment)));
         }
     }
 
@@ -86,17 +84,21 @@ internal sealed class JobCheckpoint
                 weightsPath, StepsKey, $"is {weightsStep ?? "missing"}; {StateFileName} beside it is of step {text}");
         }
 
-        foreach ((string name, DeviceTensor tensor) in run.Optimizer.State())
+        foreach ((string name, AdapterTensor tensor, DeviceTensor moment) in run.Optimizer.State())
         {
             SafetensorsTensor stored = file.Get(name);
-            if (stored.Shape.Count != 2 || stored.Shape[0] != tensor.Rows || stored.Shape[1] != tensor.Columns)
+            long[] shape = ShapeOf(tensor);
+            if (!stored.Shape.SequenceEqual(shape))
             {
-                throw new InvalidFileException(path, name, $"must have shape [{tensor.Rows}, {tensor.Columns}]");
+                throw new InvalidFileException(path, name, $"must have shape [{string.Join(", ", shape)}]");
             }
 
-            backend.Upload(stored.ToFloats(), tensor);
+            tensor.Write(backend, stored.ToFloats(), moment);
         }
 
         run.ResumeAfter(steps);
     }
+
+    // Undivided, whatever device the job runs on: it may go on on another.
+    private static long[] ShapeOf(AdapterTensor tensor) => [Math.Max(1, tensor.Whole.Inner), tensor.Whole.Wide];
 }

@@ -206,7 +206,7 @@ internal sealed class TrainingRun : IDisposable
     {
         foreach ((int site, int index) in PartialGradients())
         {
-            _model.Shard!.Communicator.AllReduce(_gradients[site][index]);
+            Moves.Run(_model.Backend, MoveKind.AllReduce, _gradients[site][index], _gradients[site][index]);
         }
 
         Optimizer.Step();

@@ -1,13 +1,17 @@
 using System.Numerics.Tensors;
 using System.Runtime.InteropServices;
 using FlexLLM.Backends;
+using FlexLLM.Backends.Group;
 using FlexLLM.Formats;
 using FlexLLM.Graph;
 using FlexLLM.Primitives;
 
 namespace FlexLLM.Models;
 
-/// <summary>A model on a device: its compiled graph and the weights that the graph's instructions name.</summary>
+/// <summary>
+/// A model on a device: its compiled graph and the weights that the graph's instructions name. On a group of devices the graph is that of
+/// one rank, and each weight is divided among them.
+/// </summary>
 internal sealed class LoadedModel : IDisposable
 {
     private readonly GraphCompiler _compiler;
@@ -20,26 +24,24 @@ internal sealed class LoadedModel : IDisposable
     {
         Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
         Whole = config;
-        Shard = shard;
-        Config = shard is null ? config : ModelShard.LocalConfig(config, shard.Ranks);
+        Shard = shard ?? ModelShard.Of(config, backend);
+        Check.That((backend as GroupBackend)?.Ranks == Shard?.Ranks);
+        Config = Shard?.Local ?? config;
         Backend = backend;
         PositionsMax = positionsMax;
-        Check.That(shard is null || compiler is null, "what was compiled is the whole model");
-        _compiler = shard is null ? compiler ?? Compile(config)
-            : new GraphCompiler(
-                shard.Parallelize(DecoderBuilder.BuildServing(config), networks: null, config), config.LayerCount);
+        _compiler = compiler ?? Compile(config, Shard);
         _matrices = new DeviceWeight?[_compiler.WeightNames.Count];
         _vectors = new DeviceTensor?[_compiler.WeightNames.Count];
         RopeTable = Own(backend.Allocate(positionsMax, config.HeadDim));
     }
 
-    /// <summary>Shape of what is on this device: the whole model, or a rank's share of its heads and of its MLP.</summary>
+    /// <summary>Shape of what is on a device: the whole model, or a rank's share of its heads and of its MLP.</summary>
     public ModelConfig Config { get; }
 
     /// <summary>Shape of the whole model.</summary>
     public ModelConfig Whole { get; }
 
-    /// <summary>This device's part in a tensor-parallel group; null where it holds the whole model.</summary>
+    /// <summary>How the model is divided among a group's ranks; null where one device holds the whole.</summary>
     public ModelShard? Shard { get; }
 
     public IComputeBackend Backend { get; }
@@ -56,7 +58,13 @@ internal sealed class LoadedModel : IDisposable
     public long WeightBytes => _matrices.Sum(m => m?.Bytes ?? 0) + _vectors.Sum(v => v?.Bytes ?? 0) + RopeTable.Bytes;
 
     /// <summary>Compiles the model's graph with a bypass at every site, before there is a device.</summary>
-    public static GraphCompiler Compile(ModelConfig config) => new(DecoderBuilder.BuildServing(config), config.LayerCount);
+    /// <param name="config">The whole model.</param>
+    /// <param name="shard">How it will be divided; null for one device.</param>
+    public static GraphCompiler Compile(ModelConfig config, ModelShard? shard = null)
+    {
+        ParallelGraph whole = DecoderBuilder.BuildServing(config);
+        return new GraphCompiler(shard?.Parallelize(whole, networks: null) ?? whole, config.LayerCount);
+    }
 
     /// <summary>Type that a matrix of a checkpoint is held in: the wanted one, else BF16 as it is and F32 for all others.</summary>
     public static DType HeldType(SafetensorsTensor tensor, DType? wanted) =>
@@ -68,7 +76,7 @@ internal sealed class LoadedModel : IDisposable
     /// <param name="backend">The device; it stays the caller's.</param>
     /// <param name="weightType">F32 or BF16, or null: see <see cref="HeldType"/>.</param>
     /// <param name="positionsMax">Longest sequence to serve, at most the config's.</param>
-    /// <param name="shard">Which part of the weights, or null for all of them.</param>
+    /// <param name="shard">How to divide it among the ranks of a group; null as <see cref="ModelShard.Of"/> says.</param>
     /// <param name="compiler">The model as <see cref="Compile"/> gave it; null compiles it here.</param>
     /// <param name="cancellationToken">Gives up between two tensors.</param>
     /// <exception cref="InvalidFileException">A tensor is missing, misshapen, or not finite.</exception>
@@ -78,21 +86,11 @@ internal sealed class LoadedModel : IDisposable
     {
         return Filled(
             new LoadedModel(config, backend, positionsMax, shard, compiler),
-            shape =>
-            {
-                float[] values = Checked(shape).ToFloats();
-                if (shard is null)
-                {
-                    return values;
-                }
-
-                (_, Shard columns, bool isZero) = shard.PartOf(shape);
-                return isZero ? new float[columns.Count] : values[columns.Start..columns.End];
-            },
-            shape =>
+            shape => Checked(shape).ToFloats(),
+            (model, shape) =>
             {
                 SafetensorsTensor tensor = Checked(shape);
-                return CreatePart(backend, tensor.AsMatrix(), HeldType(tensor, weightType), shard?.PartOf(shape));
+                return model.Place(shape, tensor.AsMatrix(), HeldType(tensor, weightType));
             },
             cancellationToken);
 
@@ -113,7 +111,7 @@ internal sealed class LoadedModel : IDisposable
         RandomWeights weights, IComputeBackend backend, int positionsMax, GraphCompiler? compiler = null) => Filled(
         new LoadedModel(weights.Config, backend, positionsMax, shard: null, compiler),
         weights.Vector,
-        shape => backend.CreateWeight(weights.Matrix(shape), weights.Type));
+        (model, shape) => model.Place(shape, weights.Matrix(shape), weights.Type));
 
     /// <summary>A model of that shape whose weights are all zero: for a backend that computes nothing.</summary>
     /// <param name="config">Its shape.</param>
@@ -125,12 +123,12 @@ internal sealed class LoadedModel : IDisposable
         return Filled(new LoadedModel(config, backend, positionsMax), _ => null, Zeros);
 
         // Pages that nobody reads take no memory.
-        unsafe DeviceWeight Zeros(WeightShape shape)
+        unsafe DeviceWeight Zeros(LoadedModel model, WeightShape shape)
         {
             void* zeros = NativeMemory.AllocZeroed((nuint)shape.Count, (nuint)DTypes.BytesOf(weightType));
             try
             {
-                return backend.CreateWeight(new HostMatrix((byte*)zeros, weightType, shape.Rows, shape.Columns), weightType);
+                return model.Place(shape, new HostMatrix((byte*)zeros, weightType, shape.Rows, shape.Columns), weightType);
             }
             finally
             {
@@ -159,7 +157,7 @@ internal sealed class LoadedModel : IDisposable
     public ParallelGraph TrainingGraph(IReadOnlyDictionary<int, BypassNetwork> bypasses)
     {
         ParallelGraph whole = DecoderBuilder.BuildTraining(Whole, bypasses);
-        return Shard?.Parallelize(whole, bypasses, Whole) ?? whole;
+        return Shard?.Parallelize(whole, bypasses) ?? whole;
     }
 
     public void Dispose()
@@ -170,10 +168,9 @@ internal sealed class LoadedModel : IDisposable
         }
     }
 
-    // A slice of columns is copied together first; a slice of rows lies together in the file.
     // Vectors as numbers, or null for zeros; matrices on the device. A model that cannot be filled is disposed.
     private static LoadedModel Filled(
-        LoadedModel model, Func<WeightShape, float[]?> vectorOf, Func<WeightShape, DeviceWeight> matrixOf,
+        LoadedModel model, Func<WeightShape, float[]?> vectorOf, Func<LoadedModel, WeightShape, DeviceWeight> matrixOf,
         CancellationToken cancellationToken = default)
     {
         try
@@ -186,15 +183,15 @@ internal sealed class LoadedModel : IDisposable
                 int weight = indices[shape.Name];
                 if (!shape.IsVector)
                 {
-                    model._matrices[weight] = model.Own(matrixOf(shape));
+                    model._matrices[weight] = model.Own(matrixOf(model, shape));
                     continue;
                 }
 
-                float[]? values = vectorOf(shape);
-                DeviceTensor vector = model._vectors[weight] = model.Own(model.Backend.Allocate(1, values?.Length ?? shape.Columns));
-                if (values is not null)
+                int columns = model.Shard?.PartOf(shape, 0).Columns.Count ?? shape.Columns;
+                DeviceTensor vector = model._vectors[weight] = model.Own(model.Backend.Allocate(1, columns));
+                if (vectorOf(shape) is float[] values)
                 {
-                    model.Backend.Upload(values, vector);
+                    model.Place(shape, values, vector);
                 }
             }
 
@@ -207,14 +204,30 @@ internal sealed class LoadedModel : IDisposable
         }
     }
 
-    private static unsafe DeviceWeight CreatePart(
-        IComputeBackend backend, in HostMatrix whole, DType type, (Shard Rows, Shard Columns, bool IsZero)? part)
+    private DeviceWeight Place(WeightShape shape, HostMatrix whole, DType type) => Backend is GroupBackend group
+        ? group.CreateWeight(rank => CreatePart(rank.Device, whole, type, Shard!.PartOf(shape, rank.Index)))
+        : Backend.CreateWeight(whole, type);
+
+    private void Place(WeightShape shape, float[] whole, DeviceTensor vector)
     {
-        if (part is not (Shard rows, Shard columns, _))
+        if (Backend is not GroupBackend group)
         {
-            return backend.CreateWeight(whole, type);
+            Backend.Upload(whole, vector);
+            return;
         }
 
+        foreach (GroupRank rank in group.Settle())
+        {
+            (_, Shard columns, bool isZero) = Shard!.PartOf(shape, rank.Index);
+            rank.Device.Upload(isZero ? new float[columns.Count] : whole.AsSpan(columns.Start, columns.Count), rank.Of(vector));
+        }
+    }
+
+    // A slice of columns is copied together first; a slice of rows lies together in the file.
+    private static unsafe DeviceWeight CreatePart(
+        IComputeBackend backend, in HostMatrix whole, DType type, (Shard Rows, Shard Columns, bool IsZero) part)
+    {
+        (Shard rows, Shard columns, _) = part;
         int bytes = DTypes.BytesOf(whole.Type);
         long rowBytes = (long)whole.Columns * bytes;
         byte* first = whole.Data + (rows.Start * rowBytes) + ((long)columns.Start * bytes);

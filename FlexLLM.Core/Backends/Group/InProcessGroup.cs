@@ -51,6 +51,18 @@ internal sealed class InProcessGroup : IDisposable
         }
     }
 
+    /// <summary>
+    /// Makes the memory that an all-reduce of so many elements a rank needs on each device exactly that, between two runs. Without a
+    /// reservation, or beyond it, it grows on demand.
+    /// </summary>
+    public void ReserveRoom(int count)
+    {
+        foreach (Member member in _members)
+        {
+            member.ReserveRoom(count);
+        }
+    }
+
     /// <summary>Says that a rank cannot go on.</summary>
     public void Fail(int rank, Exception cause) => _barrier.Fail(rank, cause);
 
@@ -94,6 +106,8 @@ internal sealed class InProcessGroup : IDisposable
         public bool IsDirect => port is DevicePort;
 
         public Collective Call { get; private set; }
+
+        public void ReserveRoom(int count) => port.Reserve(count);
 
         public void Close() => port.Dispose();
 

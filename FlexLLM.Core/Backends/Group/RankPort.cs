@@ -26,6 +26,9 @@ internal abstract class RankPort : IDisposable
     /// <summary>Memory for at least so many elements that others can read, until the rank asks again.</summary>
     public abstract TensorSlice Room(int count);
 
+    /// <summary>Makes that memory so large, and no larger.</summary>
+    public abstract void Reserve(int count);
+
     /// <summary>Where to put what <see cref="Deliver"/> brings to a tensor of this rank.</summary>
     public abstract TensorSlice Target(TensorSlice destination);
 
@@ -50,12 +53,20 @@ internal sealed class DevicePort(IComputeBackend backend) : RankPort
     {
         if (_room is null || _room.Columns < count)
         {
+            Reserve(count);
+        }
+
+        return _room!;
+    }
+
+    public override void Reserve(int count)
+    {
+        if (_room?.Columns != count)
+        {
             _room?.Dispose();
             _room = null;
             _room = backend.Allocate(1, count);
         }
-
-        return _room;
     }
 
     public override TensorSlice Target(TensorSlice destination) => destination;
@@ -86,6 +97,11 @@ internal sealed class HostPort(IComputeBackend backend) : RankPort
     }
 
     public override TensorSlice Room(int count) => Sized(ref _room, count);
+
+    public override void Reserve(int count)
+    {
+        // Host memory is the garbage collector's.
+    }
 
     public override TensorSlice Target(TensorSlice destination) => Sized(ref _target, LengthOf(destination));
 
