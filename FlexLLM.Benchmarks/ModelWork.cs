@@ -6,7 +6,8 @@ namespace FlexLLM.Benchmarks;
 
 /// <summary>
 /// Bytes that must be read and operations that must be done, whoever does them: what is computed twice, converted or copied is not
-/// counted, nor is the bypass (a thousandth of a layer). A multiplication and its addition are two operations.
+/// counted (as the head on every rank of a group), nor is the bypass (a thousandth of a layer). A multiplication and its addition are two
+/// operations.
 /// </summary>
 internal sealed record ModelWork
 {
@@ -27,18 +28,20 @@ internal sealed record ModelWork
 
     public static ModelWork Of(LoadedModel model)
     {
+        // Each rank has its part of the linear layers, and all of the head.
+        int ranks = model.Shard?.Ranks ?? 1;
         DeviceWeight head = model.Matrix(model.Program.Logits.Weight);
         ModelConfig config = model.Config;
         DeviceWeight[] linear = [.. model.Program.Body.Where(i => i.Op == OpKind.Linear).Select(i => model.Matrix(i.Weight))];
         return new ModelWork
         {
-            WeightBytes = linear.Sum(w => w.Bytes) + head.Bytes,
+            WeightBytes = linear.Sum(w => w.Bytes) + (head.Bytes / ranks),
             KvBytesPerPosition = model.Backend.KvCacheBytes(
                 config.LayerCount, DeviceKvCache.BlocksPerExtent, config.KeyValueHeads, config.HeadDim)
                 / (DeviceKvCache.BlocksPerExtent * DeviceKvCache.TokensPerBlock),
-            LinearFlopsPerRow = linear.Sum(FlopsPerRow),
+            LinearFlopsPerRow = ranks * linear.Sum(FlopsPerRow),
             HeadFlopsPerRow = FlopsPerRow(head),
-            AttentionFlopsPerPair = 4.0 * config.AttentionHeads * config.HeadDim * config.LayerCount,
+            AttentionFlopsPerPair = 4.0 * model.Whole.AttentionHeads * config.HeadDim * config.LayerCount,
         };
     }
 
@@ -59,7 +62,8 @@ internal sealed record ModelWork
     public double TrainFlops(int tokens, LoadedModel model, TrainingProgram program)
     {
         Instruction[] backward = [.. program.Layers.SelectMany(layer => layer)];
-        double linear = backward.Where(i => i.Op == OpKind.LinearBackwardInput).Sum(i => FlopsPerRow(model.Matrix(i.Weight)));
+        double linear = (model.Shard?.Ranks ?? 1) *
+            backward.Where(i => i.Op == OpKind.LinearBackwardInput).Sum(i => FlopsPerRow(model.Matrix(i.Weight)));
         double attention = 2.5 * AttentionFlopsPerPair * backward.Count(i => i.Op == OpKind.AttentionBackward) / model.Config.LayerCount;
         return (tokens * (LinearFlopsPerRow + (2 * HeadFlopsPerRow) + linear)) + (Pairs(tokens) * (AttentionFlopsPerPair + attention));
     }

@@ -12,10 +12,6 @@ namespace FlexLLM.Benchmarks;
 /// <param name="BF16FlopsPerSecond">The same where the weights are BF16, and the device multiplies as it does for such weights.</param>
 internal sealed record Roofline(double CopyBytesPerSecond, double F32FlopsPerSecond, double BF16FlopsPerSecond)
 {
-    /// <summary>Of so many such devices.</summary>
-    public Roofline Times(int devices) =>
-        new(devices * CopyBytesPerSecond, devices * F32FlopsPerSecond, devices * BF16FlopsPerSecond);
-
     /// <summary>Share of the copy bandwidth that so many bytes in so many seconds are.</summary>
     public double ShareOfCopy(double bytes, double seconds) => bytes / seconds / CopyBytesPerSecond;
 

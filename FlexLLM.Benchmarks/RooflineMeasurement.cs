@@ -25,8 +25,16 @@ internal static class RooflineMeasurement
         using DeviceProbe probe = Probe(choice, backend, size, threads);
         Roofline one = Best(Run(probe, size, RepeatDefault));
 
-        // The ranks of a group did the same at the same time; of several GPUs the first did it alone.
-        return backend is GroupBackend group && (choice.IsCuda || !choice.IsTorch) ? one.Times(group.Ranks) : one;
+        if (backend is not GroupBackend group)
+        {
+            return one;
+        }
+
+        // Of several GPUs the first did it alone. Managed ranks multiplied each for itself, at the same time, and copied together.
+        double copies = choice.IsCuda ? group.Ranks : 1;
+        double products = choice.IsCuda || !choice.IsTorch ? group.Ranks : 1;
+        return new Roofline(
+            copies * one.CopyBytesPerSecond, products * one.F32FlopsPerSecond, products * one.BF16FlopsPerSecond);
     }
 
     /// <summary>What tells what the device does: libtorch where it is one of libtorch's, else the managed backend.</summary>

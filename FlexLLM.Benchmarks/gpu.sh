@@ -13,7 +13,8 @@
 #
 # Environment: PROGRAM  the published program, or a command such as "dotnet FlexLLM.Benchmarks.dll"
 #              OUT      folder for the results              BACKEND  torch, or cpu for the managed backend
-#              DEVICE   cuda:0, cuda:N or cpu               SHAPE    name of a model's shape, see make-model
+#              DEVICE   cuda:0, cuda:N or cpu; several, such as cuda:0,cuda:1, are a group (roofline is the first one's)
+#              SHAPE    name of a model's shape, see make-model
 #              MINUTES  when to give up                     QUICK    1: small numbers everywhere, to try the script
 #              RATES    requests a second, such as 1,5      SECONDS_EACH  length of each serving window
 #              KV       f32 or bf16: what the KV cache holds ACTIVATIONS  f32 or bf16, the same of activations
@@ -75,7 +76,7 @@ verb() {
     echo "--- $name took $((SECONDS - begun)) s"
 }
 
-verb roofline "${where[@]}" ${roofline[@]+"${roofline[@]}"}
+verb roofline --backend "$backend" --device "${device%%,*}" ${roofline[@]+"${roofline[@]}"}
 verb infer "${model[@]}" "${infer[@]}"
 verb train "${model[@]}" "${train[@]}"
 verb serve "${model[@]}" "${serve[@]}"
