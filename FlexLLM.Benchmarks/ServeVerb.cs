@@ -80,7 +80,7 @@ internal static class ServeVerb
     private static ServingCosts CostsOf(LoadedModel model, ServeSettings settings, Roofline best)
     {
         ModelWork work = ModelWork.Of(model);
-        TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(settings.Lora, model.Config));
+        TrainingProgram program = model.CompileTraining(PeftAdapter.NetworksOf(settings.Lora, model.Whole));
         return new ServingCosts(
             best, model.Matrix(model.Program.Logits.Weight).Type, work.WeightBytes, work.LinearFlopsPerRow,
             work.LinearFlopsPerRow + work.HeadFlopsPerRow,

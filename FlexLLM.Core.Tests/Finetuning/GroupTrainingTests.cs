@@ -274,7 +274,8 @@ internal sealed class GroupTrainingTests
         }
 
         return new Result(
-            logits, run.LastLoss, gradients, adapter.Tensors().ToDictionary(t => NameOf(t.Site, t.Tensor), t => WeightsOf(backend, t.Tensor)));
+            logits, run.LastLoss, gradients,
+            adapter.Tensors().ToDictionary(t => NameOf(t.Site, t.Tensor), t => WeightsOf(backend, t.Tensor)));
     }
 
     private static string NameOf(int site, AdapterTensor tensor) => $"{AdapterSites.NameOf(site)}.{tensor.Whole.Name}";

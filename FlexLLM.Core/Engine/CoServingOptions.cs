@@ -85,11 +85,11 @@ public abstract class ComputeDevice
     }
 
     /// <summary>
-    /// Several devices as one (tensor parallelism): each has its share of a layer's heads and MLP, of the keys and values, and of adapters as
-    /// the cheapest plan divides them; embedding, norms and head are on every one. Their number must divide the model's heads,
-    /// key/value heads and inner width. <see cref="CoServingOptions.DeviceBytesMax"/> and statistics count the bytes of all.
+    /// Several devices as one (tensor parallelism): each has its share of a layer's heads and MLP, of the keys and values, and of
+    /// adapters as the cheapest plan divides them; embedding, norms and head are on every one. Their number must divide the model's
+    /// heads, key/value heads and inner width. <see cref="CoServingOptions.DeviceBytesMax"/> and statistics count the bytes of all.
     /// </summary>
-    /// <param name="devices">One or more; GPUs that differ, or parts of the processors (<see cref="Cpu"/> with some of the threads).</param>
+    /// <param name="devices">One or more: different GPUs, or parts of the processors (<see cref="Cpu"/> with some of the threads).</param>
     /// <exception cref="ArgumentException">There is none, one is a group itself, or a GPU is named twice.</exception>
     public static ComputeDevice Group(params ComputeDevice[] devices)
     {
