@@ -29,7 +29,7 @@ internal sealed record ModelWork
     public static ModelWork Of(LoadedModel model)
     {
         // Each rank has its part of the linear layers, and all of the head.
-        int ranks = model.Shard?.Ranks ?? 1;
+        int ranks = model.Ranks;
         DeviceWeight head = model.Matrix(model.Program.Logits.Weight);
         ModelConfig config = model.Config;
         DeviceWeight[] linear = [.. model.Program.Body.Where(i => i.Op == OpKind.Linear).Select(i => model.Matrix(i.Weight))];
@@ -62,7 +62,7 @@ internal sealed record ModelWork
     public double TrainFlops(int tokens, LoadedModel model, TrainingProgram program)
     {
         Instruction[] backward = [.. program.Layers.SelectMany(layer => layer)];
-        double linear = (model.Shard?.Ranks ?? 1) *
+        double linear = model.Ranks *
             backward.Where(i => i.Op == OpKind.LinearBackwardInput).Sum(i => FlopsPerRow(model.Matrix(i.Weight)));
         double attention = 2.5 * AttentionFlopsPerPair * backward.Count(i => i.Op == OpKind.AttentionBackward) / model.Config.LayerCount;
         return (tokens * (LinearFlopsPerRow + (2 * HeadFlopsPerRow) + linear)) + (Pairs(tokens) * (AttentionFlopsPerPair + attention));

@@ -200,10 +200,10 @@ internal sealed class TrainVerb : IDisposable
     /// <summary>Saved values by their place in a layer, with the bytes of one token and the layers that save them.</summary>
     private IEnumerable<(string Value, long BytesPerToken, int Layers)> Saved => _run.Program.Saved
         .GroupBy(s => s.Role)
-        .Select(g => (g.Key, (long)sizeof(float) * g.First().Columns, g.Count()));
+        .Select(g => (g.Key, _plan.SavedBytes(g.First(), tokens: 1), g.Count()));
 
     private double SavedPerTokenAndLayer =>
-        (double)sizeof(float) * _run.Program.SavedColumns / _bench.Model.Config.LayerCount;
+        (double)_run.Program.Saved.Sum(s => _plan.SavedBytes(s, tokens: 1)) / _bench.Model.Config.LayerCount;
 
     private string Describe() =>
         $"{_bench.Describe()}; {_run.Adapter.Config.Describe()}; " +

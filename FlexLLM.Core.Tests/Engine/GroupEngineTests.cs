@@ -101,6 +101,26 @@ internal sealed class GroupEngineTests
         await engine.TrainAsync(Jobs.Request("k"));
     }
 
+    // The prompts are longer than a step: some batches sample nothing, in others whole rows of logits go to the host.
+    [Test]
+    public async Task Rank_ThatRunsOutOfMemoryInABatch_CostsBlocksAndNoAnswer(
+        [Values(0, 1)] int rank, [Values("Linear", "Attention")] string operation, [Values(1, 14)] int call)
+    {
+        int left = -1;
+        await using CoServingEngine engine = await StartAsync(RankDevice.Group(2, (index, name) =>
+        {
+            if (index == rank && name == operation && Interlocked.Decrement(ref left) == 0)
+            {
+                throw new InsufficientMemoryException("No more.");
+            }
+        }));
+        int[][] expected = await AskAsync(engine);
+        Volatile.Write(ref left, call);
+        Assert.That(await AskAsync(engine), Is.EqualTo(expected));
+        Assert.That(left, Is.LessThan(0), "Control: it failed once.");
+        Assert.That(await AskAsync(engine), Is.EqualTo(expected));
+    }
+
     [Test]
     public async Task Rank_ThatFails_EndsTheEngineWithItsCause()
     {
@@ -125,12 +145,15 @@ internal sealed class GroupEngineTests
     }
 
     [Test]
-    public async Task Load_WithTooFewBytes_NamesWhatTheGroupNeeds()
+    public async Task Load_WithAByteTooFew_IsRefusedByWhatAllRanksNeed()
     {
-        await using CoServingEngine engine = await StartAsync(RankDevice.Group(2));
+        CoServingOptions least = Options with { KvCacheTokens = _model.Config.MaxPositions };
+        await using CoServingEngine engine = await _model.StartAsync(least, RankDevice.Group(2));
         long needed = (await engine.GetStatisticsAsync().Soon()).DeviceBytes;
-        Exception? fault = await _model.StartAsync(Options with { DeviceBytesMax = needed / 3 }, RankDevice.Group(2)).FaultAsync();
+        Exception? fault = await _model.StartAsync(least with { DeviceBytesMax = needed - 1 }, RankDevice.Group(2)).FaultAsync();
         Assert.That(fault, Is.TypeOf<RequestRejectedException>().With.Message.Contains("DeviceBytesMax"));
+        await using CoServingEngine fitting = await _model.StartAsync(least with { DeviceBytesMax = needed }, RankDevice.Group(2));
+        Assert.That((await fitting.GetStatisticsAsync().Soon()).DeviceBytes, Is.EqualTo(needed));
     }
 
     [Test]

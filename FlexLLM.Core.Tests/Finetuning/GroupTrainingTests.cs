@@ -282,10 +282,8 @@ internal sealed class GroupTrainingTests
 
     private static void ExpectEqualOnRanks(IComputeBackend backend, TensorSlice slice)
     {
-        foreach (float[] other in PartsOf(backend, slice))
-        {
-            Assert.That(other, Is.EqualTo(PartsOf(backend, slice)[0]), "all ranks have the same");
-        }
+        float[][] parts = PartsOf(backend, slice);
+        Assert.That(parts, Has.All.EqualTo(parts[0]), "all ranks have the same");
     }
 
     // Undivided; ranks that hold the same must hold the same bits: what is put together and divided again is as it was.

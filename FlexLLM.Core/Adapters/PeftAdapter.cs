@@ -277,6 +277,7 @@ internal sealed class PeftAdapter : IDisposable
         try
         {
             copy.CopyFrom(this, backend);
+            backend.Synchronize(); // What fails, fails before anybody has the copy.
             return copy;
         }
         catch

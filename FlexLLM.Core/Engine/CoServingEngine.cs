@@ -107,7 +107,8 @@ public sealed class CoServingEngine : IAsyncDisposable
         options.Validate();
         CoServingEngine engine = await Task.Run(() => Build(
             ("random", weights.Config, CheckpointFiles.None(weights.Config)), options, _ => weights.Type,
-            (backend, positions, compiler) => LoadedModel.CreateRandom(weights, backend, positions, compiler))).ConfigureAwait(false);
+            (backend, positions, shard, compiler) =>
+                LoadedModel.CreateRandom(weights, backend, positions, shard, compiler))).ConfigureAwait(false);
         engine.StartThread();
         return engine;
     }
@@ -263,13 +264,13 @@ public sealed class CoServingEngine : IAsyncDisposable
         using SafetensorsCheckpoint checkpoint = SafetensorsCheckpoint.Open(folder);
         return Build(
             (folder, config, files), options, weight => LoadedModel.HeldType(checkpoint.Get(weight.Name), options.WeightType),
-            (backend, positions, compiler) => LoadedModel.Load(
-                checkpoint, config, backend, options.WeightType, positions, shard: null, compiler, cancellationToken));
+            (backend, positions, shard, compiler) => LoadedModel.Load(
+                checkpoint, config, backend, options.WeightType, positions, shard, compiler, cancellationToken));
     }
 
     private static CoServingEngine Build(
         (string Folder, ModelConfig Config, CheckpointFiles Files) source, CoServingOptions options, Func<WeightShape, DType> typeOf,
-        Func<IComputeBackend, int, GraphCompiler, LoadedModel> load)
+        Func<IComputeBackend, int, ModelShard?, GraphCompiler, LoadedModel> load)
     {
         ModelConfig config = source.Config;
         int positions = options.ContextTokensMax ?? Math.Min(config.MaxPositions, ContextTokensDefault);
@@ -294,7 +295,7 @@ public sealed class CoServingEngine : IAsyncDisposable
             int kvBlocks = EngineMemory.KvBlocksWithin(
                 options.DeviceBytesLimit(backend), n => EngineMemory.PlanOf(config, compiler.Forward, backend, options, n, shard), typeOf,
                 options, positions);
-            model = load(backend, positions, compiler);
+            model = load(backend, positions, shard, compiler);
             engine = new CoServingEngine(source.Folder, options, backend, model, source.Files, kvBlocks);
             engine.LearnLatency();
             engine._loop.CheckTargets();

@@ -52,7 +52,9 @@ internal sealed partial class EngineLoop
             return false;
         }
 
+        // A device may run ahead: what fails on it is to fail before anybody counts its rows as done.
         _chooser.Read(logits);
+        _model.Backend.Synchronize();
         int sampled = 0;
         foreach (InferenceWork work in plan.Inference)
         {

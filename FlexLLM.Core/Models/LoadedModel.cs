@@ -25,7 +25,7 @@ internal sealed class LoadedModel : IDisposable
         Check.That(positionsMax > 0 && positionsMax <= config.MaxPositions);
         Whole = config;
         Shard = shard ?? ModelShard.Of(config, backend);
-        Check.That((backend as GroupBackend)?.Ranks == Shard?.Ranks);
+        Check.That(((backend as GroupBackend)?.Ranks ?? 1) == Ranks);
         Config = Shard?.Local ?? config;
         Backend = backend;
         PositionsMax = positionsMax;
@@ -43,6 +43,9 @@ internal sealed class LoadedModel : IDisposable
 
     /// <summary>How the model is divided among a group's ranks; null where one device holds the whole.</summary>
     public ModelShard? Shard { get; }
+
+    /// <summary>Devices that the model is on.</summary>
+    public int Ranks => Shard?.Ranks ?? 1;
 
     public IComputeBackend Backend { get; }
 
@@ -106,10 +109,12 @@ internal sealed class LoadedModel : IDisposable
     /// <param name="weights">Its shape and weights; not used after the call.</param>
     /// <param name="backend">The device; it stays the caller's.</param>
     /// <param name="positionsMax">Longest sequence, at most the config's.</param>
+    /// <param name="shard">How to divide it among the ranks of a group; null as <see cref="ModelShard.Of"/> says.</param>
     /// <param name="compiler">The model as <see cref="Compile"/> gave it; null compiles it here.</param>
     public static LoadedModel CreateRandom(
-        RandomWeights weights, IComputeBackend backend, int positionsMax, GraphCompiler? compiler = null) => Filled(
-        new LoadedModel(weights.Config, backend, positionsMax, shard: null, compiler),
+        RandomWeights weights, IComputeBackend backend, int positionsMax, ModelShard? shard = null,
+        GraphCompiler? compiler = null) => Filled(
+        new LoadedModel(weights.Config, backend, positionsMax, shard, compiler),
         weights.Vector,
         (model, shape) => model.Place(shape, weights.Matrix(shape), weights.Type));
 

@@ -119,11 +119,6 @@ internal sealed class ModelShard
 
     private BypassPlan Cheapest(BypassTap tap, Bypass bypass)
     {
-        if (Ranks == 1)
-        {
-            return PlanEnumerator.Enumerate(bypass, tap, Ranks, SearchRules.Paper)[0];
-        }
-
         Planning planning = BypassPlanner.Plan(tap, bypass, Typical, Ranks, MachineModels.Of("a100", bytesPerElement: sizeof(float)));
         return (planning.Choice ?? planning.Plans[0]).Plan;
     }

@@ -54,10 +54,14 @@ internal sealed class GroupBackendTests
     [Test]
     public void Fault_OfOneRank_IsThrownOnceByWhoWaitsAndTheGroupGoesOn()
     {
+        _group.Note(rank => rank.Communicator.AllReduce(rank.Of(_tensor)));
+        _group.Synchronize();
+        long held = _group.AllocatedBytes;
         _fails = "Copy";
         _group.Copy(_tensor.Slice(0, 1), _tensor.Slice(1, 1));
         _group.Note(rank => rank.Communicator.AllReduce(rank.Of(_tensor)));
         Assert.That(_group.Synchronize, Throws.InstanceOf<InsufficientMemoryException>());
+        Assert.That(_group.AllocatedBytes, Is.EqualTo(held), "the room of all-reduces stays");
         Assert.That(_group.IsOutOfMemory(new InsufficientMemoryException()), Is.True);
         _fails = null;
         Fill(2);
@@ -77,6 +81,23 @@ internal sealed class GroupBackendTests
         _fails = null;
         Assert.That(_group.Synchronize, Throws.InstanceOf<InsufficientMemoryException>());
         Assert.That(_group.Synchronize, Throws.Nothing);
+    }
+
+    [Test]
+    public void Operations_NotedBehindAFaultThatNobodyWaitedFor_AreNotDoneOnFreedMemory()
+    {
+        DeviceTensor first = _group.Allocate(1, 6);
+        DeviceTensor second = _group.Allocate(1, 6);
+        _fails = "Copy";
+        _group.Copy(first, _tensor.Slice(0, 1));
+        first.Dispose();
+        _fails = null;
+        _group.Zero(second);
+        second.Dispose();
+        _called.Clear();
+        Assert.That(_group.Synchronize, Throws.InstanceOf<InsufficientMemoryException>());
+        Assert.That(_group.Synchronize, Throws.Nothing);
+        Assert.That(_called, Does.Not.Contain("Zero"));
     }
 
     [Test]

@@ -171,7 +171,7 @@ internal sealed partial class GroupBackend
         if (!segments.SequenceEqual(_segments))
         {
             _segments = segments.ToArray();
-            _segmentParts = [.. RanksNow().Select(rank => Array.ConvertAll(_segments, rank.Of))];
+            _segmentParts = [.. _ranks.Select(rank => Array.ConvertAll(_segments, rank.Of))];
         }
 
         return _segmentParts;

@@ -11,14 +11,15 @@ namespace FlexLLM.Backends.Group;
 /// <remarks>
 /// Operations are noted when they are called, and done when somebody reads a result, frees memory or waits: then all ranks do what was
 /// noted, in order, at the same time, a thread each. So whoever interprets a program does it once, ranks meet in their collectives
-/// alone, and a fault of an operation is thrown by the call that waits for it: what was noted after it is not done. What the group
-/// holds and tells in bytes is that of all ranks together.
+/// alone, and a fault of an operation is thrown by the call that waits for it. Of what was noted behind that operation other ranks may have
+/// done some, and nobody does the rest. What the group holds and tells in bytes is that of all ranks together.
 /// </remarks>
 internal sealed partial class GroupBackend : IComputeBackend
 {
     private readonly IComputeBackend[] _devices;
+    private readonly InProcessGroup _group;
+    private readonly GroupRank[] _ranks;
     private readonly List<Action<GroupRank>> _noted = [];
-    private InProcessGroup _group;
     private Exception? _fault;
 
     /// <summary>A rank for each device. They become the group's, which disposes them.</summary>
@@ -27,6 +28,7 @@ internal sealed partial class GroupBackend : IComputeBackend
         ArgumentOutOfRangeException.ThrowIfZero(devices.Count);
         _devices = [.. devices];
         _group = new InProcessGroup(_devices);
+        _ranks = [.. _devices.Select((device, rank) => new GroupRank(rank, Ranks, device, _group[rank]))];
     }
 
     public string Name => $"group of {string.Join(", ", _devices.Select(d => d.Name))}";
@@ -47,7 +49,7 @@ internal sealed partial class GroupBackend : IComputeBackend
     public IReadOnlyList<GroupRank> Settle()
     {
         Finish();
-        return RanksNow();
+        return _ranks;
     }
 
     public void Synchronize()
@@ -159,18 +161,17 @@ internal sealed partial class GroupBackend : IComputeBackend
         }
     }
 
-    // An all-reduce sums a rank's share of the elements there: of rows of a batch or of a partial gradient, at most as wide as all ranks'
-    // inputs together.
-    private static int RoomFor(in ScratchLimits limits) =>
-        checked(Math.Max(limits.Rows, limits.InnerMax) * Math.Max(limits.InputColumnsMax, limits.HiddenColumns));
-
-    private GroupRank[] RanksNow() => [.. _devices.Select((device, rank) => new GroupRank(rank, Ranks, device, _group[rank]))];
+    // An all-reduce sums a rank's share of the elements there: of rows of a batch, or in training of a partial gradient, at most as wide as
+    // all ranks' inputs together.
+    private static int RoomFor(in ScratchLimits limits) => checked(
+        (limits.Trains ? Math.Max(limits.Rows, limits.InnerMax) : limits.Rows) * Math.Max(limits.InputColumnsMax, limits.HiddenColumns));
 
     private void Finish()
     {
         if (_fault is Exception earlier)
         {
             _fault = null;
+            _noted.Clear();
             ExceptionDispatchInfo.Throw(earlier);
         }
 
@@ -183,18 +184,15 @@ internal sealed partial class GroupBackend : IComputeBackend
         {
             _group.Run(communicator =>
             {
-                var rank = new GroupRank(communicator.Rank, Ranks, _devices[communicator.Rank], communicator);
                 foreach (Action<GroupRank> work in _noted)
                 {
-                    work(rank);
+                    work(_ranks[communicator.Rank]);
                 }
             });
         }
         catch
         {
-            // A group that failed stays so; the devices do not.
-            _group.Dispose();
-            _group = new InProcessGroup(_devices);
+            _group.Recover();
             throw;
         }
         finally
@@ -210,7 +208,7 @@ internal sealed partial class GroupBackend : IComputeBackend
         var made = new ResourceSet();
         try
         {
-            return [.. RanksNow().Select(rank => made.Add(create(rank)))];
+            return [.. _ranks.Select(rank => made.Add(create(rank)))];
         }
         catch
         {

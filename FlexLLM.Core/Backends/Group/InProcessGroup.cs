@@ -3,12 +3,12 @@ namespace FlexLLM.Backends.Group;
 /// <summary>
 /// A group whose ranks are threads of this process, each with a backend of its own. Backends of one
 /// <see cref="IComputeBackend.PeerKind"/> read each other's memory; values of others travel through the host, so any backend will do.
-/// Sums take the ranks in ascending order for every element, with the same bits either way. A rank that throws fails the group for
-/// good: the others get a <see cref="FlexLlmException"/> that names it instead of waiting.
+/// Sums take the ranks in ascending order for every element, with the same bits either way. A rank that throws fails the group:
+/// the others get a <see cref="FlexLlmException"/> that names it instead of waiting, and so does every run until <see cref="Recover"/>.
 /// </summary>
 internal sealed class InProcessGroup : IDisposable
 {
-    private readonly RankBarrier _barrier;
+    private RankBarrier _barrier;
     private readonly RankThreads _threads;
     private readonly Member[] _members;
 
@@ -31,8 +31,7 @@ internal sealed class InProcessGroup : IDisposable
 
     /// <summary>
     /// Runs the body on each rank, on threads that stay the same, and waits for all. What made the group fail is thrown, be it an
-    /// exception of a body or a cancellation; ranks that neither return nor call a collective are waited for. Bodies that use the
-    /// communicators outside of a run must call <see cref="Fail"/> themselves.
+    /// exception of a body or a cancellation; ranks that neither return nor call a collective are waited for.
     /// </summary>
     public void Run(Action<Communicator> body, CancellationToken cancellationToken = default)
     {
@@ -63,8 +62,8 @@ internal sealed class InProcessGroup : IDisposable
         }
     }
 
-    /// <summary>Says that a rank cannot go on.</summary>
-    public void Fail(int rank, Exception cause) => _barrier.Fail(rank, cause);
+    /// <summary>After a run that threw: no body runs any more, and the next run starts as if there had been no failure.</summary>
+    public void Recover() => _barrier = new RankBarrier(Ranks);
 
     /// <summary>Ends a run in progress with an exception, and the threads.</summary>
     public void Dispose()
