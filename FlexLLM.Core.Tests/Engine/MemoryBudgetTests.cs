@@ -282,9 +282,13 @@ internal sealed partial class MemoryBudgetTests
         Assert.That(refused!.Message, Does.Contain("saved activations").And.Not.Contain("optimizer state"));
         Assert.That(job.Latest.Status, Is.EqualTo(FinetuningStatus.Paused));
         await other.CancelAsync().Soon();
+        gate.Arm(); // The few steps that are left may be over before this thread looks.
         await job.ResumeAsync().Soon();
-        await job.ResumeAsync().Soon(); // A job that runs goes on running.
+        await gate.ReachedAsync();
+        Task again = job.ResumeAsync(); // A job that runs goes on running.
         Assert.That(job.Latest.Status, Is.EqualTo(FinetuningStatus.Running));
+        gate.Open();
+        await again.Soon();
         await job.Completion.Soon();
         Assert.That(await Jobs.WeightsAsync(engine, "j", _model["refused"]), Jobs.SameAs(_trained));
     }

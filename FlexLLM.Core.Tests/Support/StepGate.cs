@@ -6,15 +6,25 @@ namespace FlexLLM.Tests.Support;
 /// </summary>
 internal sealed class StepGate(string operation, int count) : IDisposable
 {
-    private readonly TaskCompletionSource _reached = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly ManualResetEventSlim _open = new(false);
+    private TaskCompletionSource _reached = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private volatile bool _armed;
-    private int _left = count;
+    private int _left;
 
     public ComputeDevice Device(int threads = 1) => new ProbedDevice(Probe, threads);
 
-    /// <summary>Calls count from now on: what loading an engine computes must not.</summary>
-    public void Arm() => _armed = true;
+    /// <summary>
+    /// Calls count from now on: what loading an engine computes must not. Armed again, it stops the thread once more; nothing
+    /// may be in progress then that calls the operation.
+    /// </summary>
+    public void Arm()
+    {
+        _armed = false;
+        _open.Reset();
+        _reached = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+        _left = count;
+        _armed = true;
+    }
 
     /// <summary>Ends when the loop thread stands at the gate.</summary>
     public Task ReachedAsync() => _reached.Task.Soon();
