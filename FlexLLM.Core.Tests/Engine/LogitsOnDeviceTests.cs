@@ -45,7 +45,6 @@ internal sealed class LogitsOnDeviceTests
         int downloads = 0;
         var device = new ProbedDevice(name => downloads += name == nameof(IComputeBackend.Download) ? 1 : 0);
         await using CoServingEngine engine = await _model.StartAsync(device: device).Soon();
-        downloads = 0; // Profiling may have its own.
         Task<GenerationResult>[] answers =
         [
             .. sampling.Select(s => engine.CompleteAsync(

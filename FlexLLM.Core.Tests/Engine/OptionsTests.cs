@@ -115,9 +115,11 @@ internal sealed class OptionsTests
         Exception? load = await CoServingEngine.LoadAsync(
             _model.Folder, new CoServingOptions { Slo = impossible, UnattainableSlo = UnattainableSlo.Refuse }).FaultAsync();
         Assert.That(load, Is.TypeOf<RequestRejectedException>().With.Message.Contains("TimePerOutputToken"));
-        await using CoServingEngine warned = await _model.StartAsync(new CoServingOptions { Slo = impossible });
+        await using CoServingEngine warned = await _model.StartAsync(
+            new CoServingOptions { Slo = impossible, ProfilingTimeMax = TinyModel.ProfilingTime });
         Assert.That((await warned.CompleteAsync(request).Soon()).Tokens, Has.Count.EqualTo(4));
-        await using CoServingEngine strict = await _model.StartAsync(new CoServingOptions { UnattainableSlo = UnattainableSlo.Refuse });
+        await using CoServingEngine strict = await _model.StartAsync(
+            new CoServingOptions { UnattainableSlo = UnattainableSlo.Refuse, ProfilingTimeMax = TinyModel.ProfilingTime });
         Exception? own = await strict.CompleteAsync(request with { Slo = impossible }).FaultAsync();
         Assert.That(own, Is.TypeOf<RequestRejectedException>().With.Message.Contains("measured"));
         GenerationRequest batch = request with { Class = RequestClass.Batch, Tenant = "t" };

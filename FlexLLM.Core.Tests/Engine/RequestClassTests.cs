@@ -76,7 +76,8 @@ internal sealed class RequestClassTests
     {
         var log = new WarningLog();
         var impossible = new ServiceLevelObjective { InterTokenLatency = TimeSpan.FromTicks(1) };
-        await using CoServingEngine engine = await _model.StartAsync(new CoServingOptions { BatchSlo = impossible, Logger = log });
+        await using CoServingEngine engine = await _model.StartAsync(
+            new CoServingOptions { BatchSlo = impossible, Logger = log, ProfilingTimeMax = TinyModel.ProfilingTime });
         GenerationRequest request = new(TinyModel.Ids(5, 1)) { MaxTokens = 2, IgnoreEos = true, Slo = impossible };
         await engine.CompleteAsync(request).Soon();
 

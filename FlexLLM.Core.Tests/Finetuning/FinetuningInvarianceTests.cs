@@ -47,7 +47,7 @@ internal sealed class FinetuningInvarianceTests(ModelArchitecture architecture)
     {
         // So little time for a step that its windows are what the measured speed of the moment makes them.
         await using CoServingEngine engine = await _model.StartAsync(
-            new CoServingOptions { IdleStepMax = TimeSpan.FromMicroseconds(600) });
+            new CoServingOptions { IdleStepMax = TimeSpan.FromMicroseconds(600), ProfilingTimeMax = TinyModel.ProfilingTime });
         await engine.TrainAsync(Jobs.Request("j") with { PublishEverySteps = 1 });
         Assert.That(await BytesAsync(engine), Jobs.SameAs(_expected));
     }

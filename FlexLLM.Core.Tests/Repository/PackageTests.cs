@@ -12,6 +12,7 @@ namespace FlexLLM.Tests.Repository;
 /// nothing of this repository. Reads packages from the machine's package folder and asks no server.
 /// </summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class PackageTests
 {
     private const string Version = "0.1.0-test";

@@ -8,6 +8,7 @@ namespace FlexLLM.Tests.Scheduling;
 
 /// <summary>How finetuning is cut into items that can be waited for, and what cutting may cost.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class BackwardItemTests
 {
     private static readonly TimeSpan Tick = TimeSpan.FromTicks(4);

@@ -6,6 +6,7 @@ namespace FlexLLM.Tests.Scheduling;
 
 /// <summary>Finetuning ends where the KV cache fills up: of 2,000 blocks requests hold those that are not free.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class CacheHeadroomTests
 {
     private const int Blocks = 2_000;

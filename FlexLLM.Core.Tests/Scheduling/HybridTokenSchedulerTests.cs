@@ -6,6 +6,7 @@ using static FlexLLM.Tests.Scheduling.Snapshots;
 namespace FlexLLM.Tests.Scheduling;
 
 [TestFixture]
+[Parallelizable]
 internal sealed class HybridTokenSchedulerTests
 {
     private static readonly StepLimits Limits = new()

@@ -7,6 +7,7 @@ using NUnit.Framework;
 namespace FlexLLM.Tests.Scheduling;
 
 [TestFixture]
+[Parallelizable]
 internal sealed class LatencyModelTests
 {
     /// <summary>A machine much like a small GPU: 8 ms a step, 20 us a row.</summary>

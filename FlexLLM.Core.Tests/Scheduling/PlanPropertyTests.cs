@@ -10,6 +10,7 @@ namespace FlexLLM.Tests.Scheduling;
 /// feasible and maximal under the model.
 /// </summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class PlanPropertyTests
 {
     [Test]

@@ -7,6 +7,7 @@ namespace FlexLLM.Tests.Scheduling;
 
 /// <summary>Tenants, inter-token targets, victims, and what a plan costs.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class RequestPolicyTests
 {
     private static readonly StepLimits Limits = new()

@@ -5,6 +5,7 @@ namespace FlexLLM.Tests.Scheduling;
 
 /// <summary>Long random loads through the scheduler: every plan feasible, every request answered, targets kept.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class ServingSimulationTests
 {
     private static readonly StepLimits Limits = new() { TokensPerStepMax = 256, SequencesMax = 32 };

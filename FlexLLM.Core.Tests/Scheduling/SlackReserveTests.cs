@@ -7,6 +7,7 @@ using static FlexLLM.Tests.Scheduling.Snapshots;
 namespace FlexLLM.Tests.Scheduling;
 
 [TestFixture]
+[Parallelizable]
 internal sealed class SlackReserveTests
 {
     private static readonly Config Many = Repeatable.Many(seed: 11);

@@ -9,6 +9,7 @@ namespace FlexLLM.Tests.Scheduling;
 /// Each property has a control, where the limit that it rests on is taken away.
 /// </summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class StarvationTests
 {
     private const int Places = 4;

@@ -11,6 +11,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>The simulated machines against the authors' figures, and their closed form against the Null backend.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class CalibrationTests
 {
     private static IEnumerable<SimulatedModel> Models => SimulatedModel.Paper;

@@ -7,6 +7,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>What a step that has begun does for a caller who comes while it computes.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class CallInStepTests
 {
     private static readonly Scenario Idle = new() { Workload = Workload.None };

@@ -8,6 +8,7 @@ namespace FlexLLM.Tests.Simulation;
 /// finetuning. The same requests on the same machine without a job say what could be had.
 /// </summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class DriftTests
 {
     private const int StepsToRecover = 50;

@@ -6,6 +6,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>Replay, block conservation and freedom from starvation, on the engine's own loop.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class EngineLawTests
 {
     // More than the machine can answer, with a cache for about a dozen requests.

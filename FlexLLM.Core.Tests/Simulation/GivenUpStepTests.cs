@@ -7,6 +7,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>A forward window of an idle engine, and who comes while it computes.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class GivenUpStepTests
 {
     private const string InWindow = nameof(IComputeBackend.Attention); // Once a layer.

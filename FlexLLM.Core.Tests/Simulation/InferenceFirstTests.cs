@@ -5,6 +5,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>Law 3, inference first, on the engine's own loop: finetuning takes what requests leave, and most of that.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class InferenceFirstTests
 {
     private const int WarmUpSteps = 100;

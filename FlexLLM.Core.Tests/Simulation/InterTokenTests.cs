@@ -6,6 +6,7 @@ namespace FlexLLM.Tests.Simulation;
 /// The time between any two tokens of an answer, at its 99th percentile, while prompts of others come and a job trains beside it.
 /// </summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class InterTokenTests
 {
     private const int AnswerTokens = 700;

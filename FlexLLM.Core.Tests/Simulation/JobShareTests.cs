@@ -9,6 +9,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>Jobs share what finetuning gets by weight and priority, whenever they come, stop and go on.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class JobShareTests
 {
     private const int SampleTokensMax = 1023;

@@ -5,6 +5,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>What a step leaves out when the machine stands still in its middle.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class LateItemTests
 {
     private static readonly Workload Busy = new() { Requests = 20, RequestsPerSecond = 8.0, AnswerMean = 200 };

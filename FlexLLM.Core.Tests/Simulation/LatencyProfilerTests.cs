@@ -6,6 +6,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>The profile of a machine that is the slower of two lines, before any real step.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class LatencyProfilerTests
 {
     private const int Steps = 300;

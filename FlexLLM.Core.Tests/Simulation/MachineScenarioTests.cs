@@ -12,6 +12,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>`simulate --scenario machine`: what `serve` does, on a profile.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class MachineScenarioTests
 {
     // The pass over the weights 8 ms, a row 2 ms, of finetuning 2.6 forward and 1.5 backward; 0 % to 1 % longer by chance.

@@ -10,6 +10,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>The machine that the simulations stand on: its clock, its times, its bytes.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class NullBackendTests
 {
     private const int Rows = 8;

@@ -10,6 +10,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>The simulator of the `simulate` verb: replay, composed modes, a profile as a clock.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class ServingSimulationTests
 {
     private static readonly SimulationSetting Short = new() { Model = SimulatedModel.Of("8b"), Seconds = 30 };

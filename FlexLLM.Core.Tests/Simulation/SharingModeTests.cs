@@ -5,6 +5,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>Every sharing mode does what it says, on the engine's own loop.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class SharingModeTests
 {
     private static readonly Workload Medium = new() { Requests = 60, RequestsPerSecond = 9.0 };

@@ -7,6 +7,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>The `simulate` verb: tables, reports, the event log, and bad arguments.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class SimulateVerbTests
 {
     private static readonly string[] Small = ["--model", "8b", "--minutes", "1", "--rates", "8"];

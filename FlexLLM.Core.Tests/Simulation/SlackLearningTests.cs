@@ -5,6 +5,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>Which answers tell the engine how much finetuning has to leave to requests.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class SlackLearningTests
 {
     private static readonly Scenario Light = new()

@@ -6,6 +6,7 @@ namespace FlexLLM.Tests.Simulation;
 
 /// <summary>Latency targets against what was measured at load, on a machine whose times are known: a token takes 13 ms.</summary>
 [TestFixture]
+[Parallelizable]
 internal sealed class TargetTests
 {
     private static readonly ServiceLevelObjective Possible = new()
