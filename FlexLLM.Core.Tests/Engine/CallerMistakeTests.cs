@@ -187,10 +187,10 @@ internal sealed class CallerMistakeTests
     public async Task Resume_WithOtherDataOfTheSameCount_IsRefused()
     {
         await using CoServingEngine engine = await _model.StartAsync();
-        FinetuningJob job = await engine.StartFinetuningAsync(Jobs.Request("j") with { Epochs = 500 }).Soon();
+        FinetuningJob job = await engine.StartFinetuningAsync(Jobs.Request("j") with { Epochs = 9000 }).Soon();
         await job.SaveCheckpointAsync(_model["data"]).Soon();
         await job.CancelAsync().Soon();
-        FinetuningRequest other = Jobs.Request("j", seed: 2) with { Epochs = 500, ResumeFrom = _model["data"] };
+        FinetuningRequest other = Jobs.Request("j", seed: 2) with { Epochs = 9000, ResumeFrom = _model["data"] };
         Exception? fault = await engine.StartFinetuningAsync(other).FaultAsync();
         Assert.That(fault, Is.InstanceOf<InvalidFileException>().With.Property("Field").EqualTo("parameters"));
     }

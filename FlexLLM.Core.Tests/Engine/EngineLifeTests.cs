@@ -102,16 +102,21 @@ internal sealed class EngineLifeTests
     [Test]
     public async Task Dispose_InTheMiddleOfEverything_EndsEverybody()
     {
-        CoServingEngine engine = await _model.StartAsync(new CoServingOptions { InboxCapacity = 1, RequestsMax = 6 });
+        using var gate = new StepGate("Logits", 1);
+        CoServingEngine engine = await _model.StartAsync(new CoServingOptions { InboxCapacity = 1, RequestsMax = 6 }, gate.Device());
         await engine.Adapters.CreateAsync("a", new LoraConfig()).Soon();
         FinetuningJob job = await engine.StartFinetuningAsync(Jobs.Request("j") with { Epochs = 10_000 }).Soon();
         FinetuningJob paused = await engine.StartFinetuningAsync(Jobs.Request("p") with { Epochs = 10_000 }).Soon();
         await paused.PauseAsync().Soon();
         Task<int> progress = CountAsync(job);
+        gate.Arm();
         Task<string>[] answers = [.. Enumerable.Range(0, 12).Select(i =>
             Answers.OfAsync(engine, Endless() with { Adapter = i % 2 == 0 ? "a" : null }))];
         Task[] calls = [.. Enumerable.Range(0, 10).Select(i => (Task)engine.Adapters.RenameAsync("a", "a"))];
-        await engine.DisposeAsync().Soon();
+        await gate.ReachedAsync();
+        Task disposed = engine.DisposeAsync().AsTask();
+        gate.Open();
+        await disposed.Soon();
         foreach (Task<string> answer in answers)
         {
             Assert.That(await answer.FaultAsync(), Is.TypeOf<ObjectDisposedException>());
@@ -133,14 +138,19 @@ internal sealed class EngineLifeTests
     [Test]
     public async Task Dispose_WhileReadersStandStill_EndsThoseWhoWaitForTheirPlace()
     {
-        CoServingEngine engine = await _model.StartAsync(new CoServingOptions { RequestsMax = 1 });
+        using var gate = new StepGate("Logits", 2);
+        CoServingEngine engine = await _model.StartAsync(new CoServingOptions { RequestsMax = 1 }, gate.Device());
+        gate.Arm();
         await using IAsyncEnumerator<GeneratedToken> reader = engine.GenerateAsync(Endless()).GetAsyncEnumerator();
         await reader.MoveNextAsync().Soon();
         Task<string> waiting = Answers.OfAsync(engine, Endless());
-        await engine.DisposeAsync().Soon();
+        await gate.ReachedAsync();
+        Task disposed = engine.DisposeAsync().AsTask();
+        gate.Open();
+        await disposed.Soon();
         Assert.That(await waiting.FaultAsync(), Is.TypeOf<ObjectDisposedException>());
         Exception? fault = null;
-        while (fault is null)
+        for (int read = 0; fault is null && read < 10; read++)
         {
             fault = await reader.MoveNextAsync().AsTask().FaultAsync();
         }
@@ -172,7 +182,7 @@ internal sealed class EngineLifeTests
         CoServingEngine engine = await _model.StartAsync(device: TestDevice.Of(threads));
         await engine.TrainAsync(Jobs.Request("j") with { PublishEverySteps = 1 });
         await engine.AskTogetherAsync(Answers.Mixed(6, 6, null, "j"));
-        FinetuningJob cancelled = await engine.StartFinetuningAsync(Jobs.Request("j") with { Epochs = 1000 }).Soon();
+        FinetuningJob cancelled = await engine.StartFinetuningAsync(Jobs.Request("j") with { Epochs = 9000 }).Soon();
         await cancelled.CancelAsync().Soon();
         Assert.That(cancelled.Completion.IsCanceled);
         Assert.That(engine.Backend.AllocatedBytes, Is.Positive);

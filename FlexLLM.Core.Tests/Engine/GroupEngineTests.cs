@@ -1,3 +1,4 @@
+using FlexLLM.Backends;
 using FlexLLM.Tests.Support;
 using NUnit.Framework;
 
@@ -61,8 +62,8 @@ internal sealed class GroupEngineTests
     {
         FinetuningRequest request = Jobs.Request("j") with { Epochs = 30 };
         (double expected, byte[] weights) = await TrainAsync(TestDevice.Of(), request);
-        string first = await StopAsync(RankDevice.Group(2), request, "first");
-        string second = await StopAsync(TestDevice.Of(), request with { ResumeFrom = first }, "second");
+        string first = await StopAsync(gate => gate.Group(2), request, "first");
+        string second = await StopAsync(gate => gate.Device(), request with { ResumeFrom = first }, "second");
         (double loss, byte[] resumed) = await TrainAsync(RankDevice.Group(2), request with { ResumeFrom = second });
         Assert.That(loss, Is.EqualTo(expected).Within(1e-2 * Math.Max(1, expected)));
         Assert.That(Jobs.Error(resumed, weights), Is.LessThan(0.05));
@@ -192,21 +193,18 @@ internal sealed class GroupEngineTests
         return (end.Loss, await Jobs.WeightsAsync(engine, "j", _model["trained"]));
     }
 
-    // Somewhere in the middle, wherever that is.
-    private async Task<string> StopAsync(ComputeDevice device, FinetuningRequest request, string name)
+    // While the fourth step of the run is in progress; the checkpoint is written after it.
+    private async Task<string> StopAsync(Func<StepGate, ComputeDevice> device, FinetuningRequest request, string name)
     {
-        await using CoServingEngine engine = await _model.StartAsync(Options, device);
+        int tensors = 2 * 2 * request.Method!.TargetModules.Count; // Two layers, two factors.
+        using var gate = new StepGate(nameof(IComputeBackend.AdamWStep), (3 * tensors) + 1);
+        await using CoServingEngine engine = await _model.StartAsync(Options, device(gate));
+        gate.Arm();
         FinetuningJob job = await engine.StartFinetuningAsync(request).Soon();
-        int start = job.Latest.Step;
-        await foreach (FinetuningProgress progress in job.Progress())
-        {
-            if (progress.Step > start + 3)
-            {
-                break;
-            }
-        }
-
-        await job.SaveCheckpointAsync(_model[name]).Soon();
+        await gate.ReachedAsync();
+        Task saved = job.SaveCheckpointAsync(_model[name]);
+        gate.Open();
+        await saved.Soon();
         return _model[name];
     }
 }

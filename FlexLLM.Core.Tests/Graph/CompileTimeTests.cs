@@ -13,10 +13,16 @@ internal sealed class CompileTimeTests
     [Test]
     public void CompileTraining_TwiceTheLayers_TakesAboutTwiceTheTime()
     {
-        double forty = Milliseconds(40);
-        double eighty = Milliseconds(80);
-        TestContext.Out.WriteLine($"40 layers {forty:F1} ms, 80 layers {eighty:F1} ms");
-        Assert.That(eighty, Is.LessThan(5 * forty), "a pass that is quadratic in layers takes four times as long");
+        Func<double> forty = Compiling(40);
+        Func<double> eighty = Compiling(80);
+        double ratio = double.PositiveInfinity;
+        for (int i = 0; i < 12; i++)
+        {
+            ratio = Math.Min(ratio, eighty() / forty()); // Side by side: others share the machine, and not evenly.
+        }
+
+        TestContext.Out.WriteLine($"80 layers take {ratio:F2} times as long as 40");
+        Assert.That(ratio, Is.LessThan(3), "a pass that is quadratic in layers takes four times as long");
     }
 
     [Test]
@@ -41,19 +47,16 @@ internal sealed class CompileTimeTests
         return GC.GetAllocatedBytesForCurrentThread() - before;
     }
 
-    // The fastest of several: others share the machine.
-    private static double Milliseconds(int layers)
+    // Compiles once for each call and tells how many milliseconds it took.
+    private static Func<double> Compiling(int layers)
     {
         ModelConfig config = ModelShapes.Of("llama-3.1-70b") with { LayerCount = layers };
         var compiler = new GraphCompiler(DecoderBuilder.BuildServing(config), layers);
-        double best = double.PositiveInfinity;
-        for (int i = 0; i < 12; i++)
+        return () =>
         {
             long start = Stopwatch.GetTimestamp();
             compiler.CompileTraining(TrainingGraphs.Lora(config, AdapterModule.DownProj));
-            best = Math.Min(best, Stopwatch.GetElapsedTime(start).TotalMilliseconds);
-        }
-
-        return best;
+            return Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+        };
     }
 }

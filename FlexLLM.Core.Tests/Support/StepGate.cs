@@ -13,6 +13,15 @@ internal sealed class StepGate(string operation, int count) : IDisposable
 
     public ComputeDevice Device(int threads = 1) => new ProbedDevice(Probe, threads);
 
+    /// <summary>A group whose first rank stops; the others and the loop wait for it.</summary>
+    public ComputeDevice Group(int ranks) => RankDevice.Group(ranks, (rank, name) =>
+    {
+        if (rank == 0)
+        {
+            Probe(name);
+        }
+    });
+
     /// <summary>
     /// Calls count from now on: what loading an engine computes must not. Armed again, it stops the thread once more; nothing
     /// may be in progress then that calls the operation.
