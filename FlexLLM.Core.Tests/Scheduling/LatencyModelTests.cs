@@ -208,6 +208,22 @@ internal sealed class LatencyModelTests
         Assert.That(after.Predict(step) / model.Predict(step), Is.LessThan(1.2));
     }
 
+    [Test]
+    public void Observe_LongNoiseOfSmallSteps_LeavesWhatIsExpectedOfLargeOnes()
+    {
+        var random = new SeededRandom(8);
+        var model = new LatencyModel(Machine, Correction: 1.0, Tail: 1.3);
+        StepFeatures small = default(StepFeatures).WithInference(100, 1);
+        StepFeatures large = small.WithInference(0, 128).WithForward(0, 200);
+        for (int i = 0; i < 20_000; i++)
+        {
+            StepFeatures step = i % 2 == 0 ? small : small.WithBackward(0, 8);
+            model = model.Observe(step, Time(Machine.Dot(step) * Math.Exp(0.12 * random.NextGaussian())));
+        }
+
+        Assert.That(model.Expect(large).TotalSeconds / Machine.Dot(large), Is.EqualTo(1.0).Within(0.1));
+    }
+
     [TestCase(0.05)]
     [TestCase(0.2)]
     public void Predict_AfterNoisySteps_CoversMoreThanNinetyNineInAHundred(double noise)

@@ -108,7 +108,9 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
     /// <summary>
     /// One step of normalised least mean squares in which each coefficient is measured in units of itself: a term learns in
     /// proportion to its share of the prediction, none turns negative, and what a step does not use stays. Besides, forward and
-    /// backward work each follow the error as a whole, by their shares; the rest of the rate is the common correction's.
+    /// backward work each follow the error as a whole, by their shares; the rest of the rate is the common correction's. All of them
+    /// follow its logarithm: if one came to rest at another mean than the next, they would drift apart on noise alone, and steps of
+    /// seldom used terms would be foretold wrong.
     /// </summary>
     private (LatencyCoefficients Learnt, double Blame) Learn(in StepFeatures features, double sum, double surprise, double rate)
     {
@@ -133,7 +135,7 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
         for (int i = 0; i < values.Length; i++)
         {
             double whole = IsForward(i) ? ofForward : IsBackward(i) ? ofBackward : 1.0;
-            double own = Math.Max(1.0 + (LearningRate * (surprise - 1.0) * factors[i] / power), 0.5);
+            double own = Math.Pow(surprise, LearningRate * factors[i] / power);
             values[i] = Math.Min(values[i] * whole * own, SecondsMax);
         }
 
