@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Runtime.ExceptionServices;
 using FlexLLM.Benchmarks.Serving;
 
 namespace FlexLLM.Benchmarks.Simulation;
@@ -17,7 +18,18 @@ internal static class SimulatedRuns
     {
         var runs = new ServingRun[tasks.Count];
         int done = 0;
-        Parallel.For(0, tasks.Count, new ParallelOptions { MaxDegreeOfParallelism = Environment.ProcessorCount }, i =>
+        try
+        {
+            Parallel.For(0, tasks.Count, new ParallelOptions { MaxDegreeOfParallelism = Environment.ProcessorCount }, RunOne);
+        }
+        catch (AggregateException e)
+        {
+            ExceptionDispatchInfo.Throw(e.InnerExceptions[0]); // What one says, all say: a mistake of the caller's.
+        }
+
+        return runs;
+
+        void RunOne(int i)
         {
             var watch = Stopwatch.StartNew();
             runs[i] = run(tasks[i]);
@@ -27,7 +39,6 @@ internal static class SimulatedRuns
                     $"{++done}/{tasks.Count} {name(tasks[i])}: {runs[i].Steps} steps in {watch.Elapsed.TotalSeconds:F1} s, ") +
                     $"log {runs[i].EventHash}");
             }
-        });
-        return runs;
+        }
     }
 }

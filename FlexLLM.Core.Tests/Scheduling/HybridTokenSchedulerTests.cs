@@ -48,15 +48,15 @@ internal sealed class HybridTokenSchedulerTests
     {
         SequenceSnapshot ahead = Decoding(1, 50) with { TokensGenerated = targetsAhead, TpotTarget = Ms(12) };
 
-        Assert.That(Plan([ahead], []).Budget, Is.EqualTo(Ms(12) * Math.Min(targetsAhead, 4)));
+        Assert.That(Plan([ahead], []).Budget, Is.EqualTo(Ms(12) * Math.Min(targetsAhead, 2)));
     }
 
     [Test]
     public void Plan_ChunkOfAPromptBreaksTheTarget_LeavesTimeForIt()
     {
-        SequenceSnapshot ahead = Decoding(1, 50) with { TokensGenerated = 3, TpotTarget = Ms(11) };
+        SequenceSnapshot ahead = Decoding(1, 50) with { TokensGenerated = 2, TpotTarget = Ms(11) };
         TimeSpan budget = Plan([ahead], [], Limits with { ChunksAhead = 8 }).Budget;
-        Assert.That(budget.TotalMilliseconds, Is.EqualTo(33 - (8 * 0.7)).Within(1e-2), "a row and 16 of a prompt take 11.7 ms");
+        Assert.That(budget.TotalMilliseconds, Is.EqualTo(22 - (8 * 0.7)).Within(1e-2), "a row and 16 of a prompt take 11.7 ms");
     }
 
     [Test]

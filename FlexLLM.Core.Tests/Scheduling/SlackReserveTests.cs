@@ -106,8 +106,8 @@ internal sealed class SlackReserveTests
     /// has time when nobody is. It has bounds on both sides.
     /// </summary>
     [TestCase(0.0, 100)]
-    [TestCase(0.2, 500)]
-    [TestCase(0.6, 500)]
+    [TestCase(0.2, 2000)]
+    [TestCase(0.6, 2000)]
     public void Ended_AsManyLateAsMayBe_StaysAsCareful(double idle, int answers)
     {
         SlackReserve reserve = Idle(Calm(), idle).Ended(Ms(1), Ms(1));

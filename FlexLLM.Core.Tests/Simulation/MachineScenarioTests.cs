@@ -114,6 +114,17 @@ internal sealed class MachineScenarioTests
             Is.EqualTo(new[] { "co-serving-0.5 req.s-1-1.log", "split-0.5 req.s-1-1.log", "split-0.5 req.s-1-2.log" }));
     }
 
+    [Test]
+    public void Run_TraceShorterThanTheWindow_IsRefused()
+    {
+        string trace = Path.Combine(_folder, "trace.csv");
+        File.WriteAllText(trace, "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:45,3,4\n2023-11-16 18:15:50,3,4\n");
+
+        Assert.That(
+            () => Run([.. Small, "--trace", trace, "--modes", "co-serving", "--rates", "0.5", "--seconds", "20"]),
+            Throws.ArgumentException.With.Message.StartsWith("The trace is 5 s long"));
+    }
+
     [TestCase("--profile", "none.json", "none.json")]
     [TestCase("--modes", "co-serving,none", "'none' is no mode")]
     [TestCase("--device", "cuda:0", "'--device' is no option")]

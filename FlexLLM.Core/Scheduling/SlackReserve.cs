@@ -20,7 +20,7 @@ internal readonly record struct SlackReserve
     // Share of the answers that finetuning may make late: where somebody is always there, and where nobody is for a tenth of the time or
     // more. Finetuning then loses little by leaving time to requests, for it has the time when they are gone.
     private const double LateShareBusy = 0.01;
-    private const double LateShareIdle = 0.002;
+    private const double LateShareIdle = 0.0005;
     private const double IdleEnough = 0.1;
 
     // Where no answer was late yet, caution is more likely to be too high than too low.

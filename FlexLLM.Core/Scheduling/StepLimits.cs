@@ -39,8 +39,11 @@ internal sealed record StepLimits
     /// <summary>Longest finetuning in a step while no request is there.</summary>
     public TimeSpan IdleFinetuningMax => GivesUpWindows ? IdleStepMax * 2.0 : IdleStepMax;
 
-    /// <summary>Most slack that one step may spend, in TPOT targets of the tightest request.</summary>
-    public double SlackTargetsMax { get; init; } = 4.0;
+    /// <summary>
+    /// Most slack that one step may spend, in TPOT targets of the tightest request. Longer steps save little more of what a step costs by
+    /// itself, and whoever arrives in the middle of one waits for its end.
+    /// </summary>
+    public double SlackTargetsMax { get; init; } = 2.0;
 
     /// <summary>
     /// Mean time per token that is planned for, in TPOT targets. The last step of an answer may take longer than predicted, with no
