@@ -35,6 +35,48 @@ internal sealed class KeptIndicesTests
     }
 
     [Test]
+    public void Indices_OfSequences_AreMadeAgainWhenABlockOrALengthChanges()
+    {
+        using var context = new TorchContext(new torch.Device(DeviceType.CPU), 1000);
+        using var cache = new TorchKvCache(context, layers: 1, blocks: 9, kvHeads: 1, headDim: 2);
+        int made = 0;
+        SequenceIndices kind = Kind(-1);
+        SequenceIndices other = Kind(-2);
+        int[] blocks = [3, 8, 2];
+        AttentionSegment long1 = new(0, 1, 20, cache, blocks);
+        AttentionSegment short1 = new(1, 1, 4, cache, [7]);
+        (SequenceIndices Kind, AttentionSegment[] Sequences, int End, bool IsNew)[] asked =
+        [
+            (kind, [long1, short1], 21, true), (kind, [long1, short1], 21, false), (other, [long1, short1], 21, true),
+            (kind, [short1, long1], 21, true), (kind, [long1], 21, true), (kind, [long1 with { PositionStart = 21 }], 22, true),
+            (kind, [long1 with { BlockTable = [3, 1, 2] }], 21, true), (kind, [long1 with { BlockTable = [3, 8, 4] }], 21, false),
+            (kind, [long1, short1 with { PositionStart = 5 }], 21, true), (kind, [long1, short1], 21, false),
+        ];
+        foreach ((SequenceIndices asking, AttentionSegment[] sequences, int end, bool isNew) in asked)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            int before = made;
+            Span<byte> bytes = context.Indices(asking, sequences, end).bytes;
+            Assert.That(made - before, Is.EqualTo(isNew ? sequences.Length : 0));
+            long[] values = System.Runtime.InteropServices.MemoryMarshal.Cast<byte, long>(bytes).ToArray();
+            IEnumerable<long> expected = sequences.SelectMany(s => Enumerable.Range(0, end).Select(i => Number(s, i, s.PositionStart + 1)));
+            Assert.That(values, Is.EqualTo(expected));
+        }
+
+        SequenceIndices Kind(int marker) => new(marker, (in AttentionSegment segment, int length, Span<long> values) =>
+        {
+            made++;
+            for (int i = 0; i < values.Length; i++)
+            {
+                values[i] = Number(segment, i, length);
+            }
+        });
+
+        static long Number(in AttentionSegment segment, int i, int length) =>
+            i < length ? (100 * segment.BlockTable[i / DeviceKvCache.TokensPerBlock]) + i : -i;
+    }
+
+    [Test]
     public void Indices_Long_AreNotKept()
     {
         using var context = new TorchContext(new torch.Device(DeviceType.CPU), 1000);

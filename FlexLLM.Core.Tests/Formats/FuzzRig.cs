@@ -47,7 +47,9 @@ internal static class FuzzRig
         })
         { IsBackground = true };
         thread.Start();
-        SpinWait.SpinUntil(() => Volatile.Read(ref current) >= 0); // The limit is the reader's, not the thread's that begins.
+
+        // The limit is the reader's, not the beginning thread's.
+        SpinWait.SpinUntil(() => Volatile.Read(ref current) >= 0 || !thread.IsAlive);
         return thread.Join(timeout ?? TimeSpan.FromSeconds(60))
             ? findings
             : [$"seed {seed}, case {Volatile.Read(ref current)}: does not end"];

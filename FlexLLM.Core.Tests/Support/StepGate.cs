@@ -23,8 +23,8 @@ internal sealed class StepGate(string operation, int count) : IDisposable
     });
 
     /// <summary>
-    /// Calls count from now on: what loading an engine computes must not. Armed again, it stops the thread once more; nothing
-    /// may be in progress then that calls the operation.
+    /// Calls count from now on: what loading an engine computes must not. Armed again, it stops the thread once more; the one
+    /// that it stopped must have gone on, and nothing may be in progress that calls the operation.
     /// </summary>
     public void Arm()
     {

@@ -13,7 +13,22 @@ internal static class AttentionOps
     // What a gathered position of a sequence counts for when decode rows are put together: its keys and values in many a model.
     private const long ElementsPerPosition = 256;
 
-    private static readonly object HiddenMask = new();
+    // Where positions [0, end) of each sequence lie, [sequences * end]. A shorter one is filled up with its last position.
+    private static readonly SequenceIndices Slots = new(marker: -1, (in AttentionSegment segment, int length, Span<long> slots) =>
+    {
+        ((TorchKvCache)segment.Cache).Place(segment, 0, slots[..length]);
+        slots[length..].Fill(slots[length - 1]);
+    });
+
+    // What lies behind a sequence.
+    private static readonly SequenceIndices Hidden = new(
+        marker: -2,
+        (in AttentionSegment _, int length, Span<long> hidden) =>
+        {
+            hidden[..length].Clear();
+            hidden[length..].Fill(1);
+        },
+        isMask: true);
 
     /// <summary>
     /// Temporaries of a call in bytes: of the segment or the run of decode rows that needs most, or of an append.
@@ -113,10 +128,8 @@ internal static class AttentionOps
     /// <summary>Keys and values of positions [0, end), each [KV heads, end, head dimension].</summary>
     public static (Tensor Keys, Tensor Values) Gather(TorchContext context, in AttentionSegment segment, int layer, int end)
     {
-        TorchKvCache cache = (TorchKvCache)segment.Cache;
-        Span<long> slots = context.IndexBuffer(end);
-        cache.Place(segment, 0, slots);
-        return cache.Read(layer, context.Indices(slots));
+        var one = new ReadOnlySpan<AttentionSegment>(in segment);
+        return ((TorchKvCache)segment.Cache).Read(layer, context.Indices(Slots, one, end));
     }
 
     /// <summary>
@@ -216,42 +229,22 @@ internal static class AttentionOps
         TorchContext context, TensorSlice q, TensorSlice o, in HeadLayout heads, int layer, ReadOnlySpan<AttentionSegment> segments)
     {
         TorchKvCache cache = (TorchKvCache)segments[0].Cache;
-        (int count, int end) = (segments.Length, 0);
+        (int count, int end, int shortest) = (segments.Length, 0, int.MaxValue);
         foreach (ref readonly AttentionSegment segment in segments)
         {
-            end = Math.Max(end, segment.PositionStart + 1);
-        }
-
-        Span<long> slots = context.IndexBuffer(count * end);
-        bool isRagged = false;
-        for (int i = 0; i < count; i++)
-        {
-            int length = segments[i].PositionStart + 1;
-            Span<long> own = slots.Slice(i * end, end);
-            cache.Place(segments[i], 0, own[..length]);
-            own[length..].Fill(own[length - 1]);
-            isRagged |= length < end;
+            (end, shortest) = (Math.Max(end, segment.PositionStart + 1), Math.Min(shortest, segment.PositionStart + 1));
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        (Tensor keys, Tensor values) = cache.Read(layer, context.Indices(slots));
+        (Tensor keys, Tensor values) = cache.Read(layer, context.Indices(Slots, segments, end));
         long batch = (long)heads.KvHeads * count;
         keys = keys.view(batch, end, heads.HeadDim);
         values = values.view(batch, end, heads.HeadDim);
         Tensor queries = heads.Split(q).view(batch, heads.Group, heads.HeadDim).mul(context.Constant(heads.Scale));
         Tensor scores = queries.bmm(keys.transpose(1, 2));
-        if (isRagged)
+        if (shortest < end)
         {
-            Span<long> hidden = context.IndexBuffer(count * end);
-            for (int i = 0; i < count; i++)
-            {
-                int length = segments[i].PositionStart + 1;
-                hidden.Slice(i * end, length).Clear();
-                hidden[((i * end) + length)..((i + 1) * end)].Fill(1);
-            }
-
-            Tensor isHidden = context.Results(context.Indices(hidden), HiddenMask, variant: false, static (indices, _, _) =>
-                [indices.gt(TorchContext.Zero)])[0];
+            Tensor isHidden = context.Indices(Hidden, segments, end);
             scores.view(heads.KvHeads, count, heads.Group, end)
                 .masked_fill_(isHidden.view(count, 1, end), TorchContext.MinusInfinity);
         }

@@ -3,12 +3,12 @@ using Tensor = TorchSharp.torch.Tensor;
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// What was made of index tensors: angles of the positions, masks of what lies behind a sequence. Whoever has the same index tensor again,
+/// What was made of index tensors: angles of the positions. Whoever has the same index tensor again,
 /// as every layer of a step does (<see cref="KeptIndices"/>), finds it here.
 /// </summary>
 internal sealed class KeptResults : IDisposable
 {
-    /// <summary>A step has angles and a mask, a backward item angles.</summary>
+    /// <summary>A step has angles, and so has a backward item, in both directions.</summary>
     public const int Count = 4;
 
     // The latest first. Compared by identity: an index tensor that is gone is never equal to a new one.

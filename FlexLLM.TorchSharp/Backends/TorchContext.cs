@@ -184,17 +184,29 @@ internal sealed class TorchContext : IDisposable
     /// <summary>
     /// Indices on the device, only to be read. The layers of a step ask for the same ones: they are copied once.
     /// </summary>
-    public Tensor Indices(ReadOnlySpan<long> values)
+    public Tensor Indices(ReadOnlySpan<long> values) =>
+        _kept.Find(values) ?? _kept.Keep(values, values.Length, ToDevice(values));
+
+    /// <summary>
+    /// Indices of some kind, or a mask, for all positions of sequences, [sequences * end]. They are told apart by the block tables, a
+    /// sixteenth as many numbers: a layer that finds those of the layer before it neither makes nor compares them.
+    /// </summary>
+    public Tensor Indices(SequenceIndices kind, ReadOnlySpan<AttentionSegment> segments, int end)
     {
-        if (_kept.Find(values) is Tensor kept)
+        int length = SequenceIndices.KeyLength(segments, end);
+        Span<long> key = IndexBuffer(length);
+        kind.WriteKey(segments, end, key);
+        if (_kept.Find(key) is Tensor kept)
         {
             return kept;
         }
 
-        IndexUploads++;
-        Tensor host = torch.empty((long)values.Length, torch.ScalarType.Int64, _host);
-        MemoryMarshal.AsBytes(values).CopyTo(host.bytes);
-        return _kept.Keep(values, OnHost ? host : host.to(Device));
+        Span<long> both = IndexBuffer(length + (segments.Length * end));
+        kind.WriteKey(segments, end, both);
+        Span<long> values = both[length..];
+        kind.Write(segments, end, values);
+        Tensor made = ToDevice(values);
+        return _kept.Keep(both[..length], values.Length, kind.IsMask ? made.gt(Zero) : made);
     }
 
     /// <summary>Indices on the device, each from 0 to less than <paramref name="end"/>.</summary>
@@ -289,6 +301,14 @@ internal sealed class TorchContext : IDisposable
         {
             scalar.Dispose();
         }
+    }
+
+    private Tensor ToDevice(ReadOnlySpan<long> values)
+    {
+        IndexUploads++;
+        Tensor host = torch.empty((long)values.Length, torch.ScalarType.Int64, _host);
+        MemoryMarshal.AsBytes(values).CopyTo(host.bytes);
+        return OnHost ? host : host.to(Device);
     }
 
     private static Rectangle InTensor(TensorSlice slice, Rectangle place) =>

@@ -34,8 +34,7 @@ internal static class TorchScratch
         }
 
         long indices = KeptIndices.BytesMax(Math.Max(rows, (long)limits.Segments * limits.Positions));
-        long kept = RowOps.AnglesBytes(rows, limits.HeadDim) + (KeptResults.Count * (long)limits.Segments * limits.Positions)
-            + LinearOps.RoundedBytes(context, rows, widest);
+        long kept = RowOps.AnglesBytes(rows, limits.HeadDim) + LinearOps.RoundedBytes(context, rows, widest);
         return bytes + indices + kept + (context.OnHost ? HostLibraryBytes : GpuLibraryBytes);
     }
 }

@@ -293,13 +293,17 @@ internal sealed class TorchKvCache : DeviceKvCache
     /// <summary>Where positions [first, first + slots.Length) of a sequence lie.</summary>
     public void Place(in AttentionSegment segment, int first, Span<long> slots)
     {
-        for (int i = 0; i < slots.Length; i++)
+        for (int i = 0; i < slots.Length;)
         {
             (int index, int offset) = int.DivRem(first + i, TokensPerBlock);
             Check.That((uint)index < (uint)segment.BlockTable.Length);
             int block = segment.BlockTable[index];
             Check.That((uint)block < (uint)Blocks);
-            slots[i] = ((long)block * TokensPerBlock) + offset;
+            long slot = ((long)block * TokensPerBlock) + offset;
+            for (int end = Math.Min(slots.Length, i + TokensPerBlock - offset); i < end; i++)
+            {
+                slots[i] = slot++;
+            }
         }
     }
 
