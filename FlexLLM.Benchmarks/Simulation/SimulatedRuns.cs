@@ -24,7 +24,7 @@ internal static class SimulatedRuns
         }
         catch (AggregateException e)
         {
-            ExceptionDispatchInfo.Throw(e.InnerExceptions[0]); // What one says, all say: a mistake of the caller's.
+            ExceptionDispatchInfo.Throw(e.InnerExceptions[0]); // The cause itself; that runs are spread is nobody's concern.
         }
 
         return runs;

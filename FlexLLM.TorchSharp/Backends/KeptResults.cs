@@ -3,8 +3,8 @@ using Tensor = TorchSharp.torch.Tensor;
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// What was made of index tensors: angles of the positions. Whoever has the same index tensor again,
-/// as every layer of a step does (<see cref="KeptIndices"/>), finds it here.
+/// What was made of index tensors: angles of the positions. Whoever has the same index tensor again, as every layer of a step does
+/// (<see cref="KeptIndices"/>), finds it here.
 /// </summary>
 internal sealed class KeptResults : IDisposable
 {

@@ -18,26 +18,19 @@ internal sealed class SequenceIndices(int marker, SequenceIndices.Writer write, 
     /// <summary>Writes the numbers of one sequence of so many positions, and what fills it up.</summary>
     public delegate void Writer(in AttentionSegment segment, int length, Span<long> values);
 
-    /// <summary>How many numbers the key of these sequences has, each cut off at a position.</summary>
-    public static int KeyLength(ReadOnlySpan<AttentionSegment> segments, int end)
-    {
-        int length = 2;
-        foreach (ref readonly AttentionSegment segment in segments)
-        {
-            length += 1 + BlockTable.BlocksFor(LengthOf(segment, end));
-        }
+    /// <summary>How many numbers the key of so many sequences has at most, each cut off at a position.</summary>
+    public static int KeyLengthMax(int sequences, int end) => 2 + (sequences * (1 + BlockTable.BlocksFor(end)));
 
-        return length;
-    }
-
-    public void WriteKey(ReadOnlySpan<AttentionSegment> segments, int end, Span<long> key)
+    /// <summary>Writes the key and tells its length.</summary>
+    public int WriteKey(ReadOnlySpan<AttentionSegment> segments, int end, Span<long> key)
     {
         (key[0], key[1]) = (marker, end);
         int at = 2;
         foreach (ref readonly AttentionSegment segment in segments)
         {
-            key[at++] = LengthOf(segment, end);
-            int blocks = BlockTable.BlocksFor(LengthOf(segment, end));
+            int length = LengthOf(segment, end);
+            key[at++] = length;
+            int blocks = BlockTable.BlocksFor(length);
             Check.That(blocks <= segment.BlockTable.Length);
             foreach (int block in segment.BlockTable.AsSpan(0, blocks))
             {
@@ -45,6 +38,8 @@ internal sealed class SequenceIndices(int marker, SequenceIndices.Writer write, 
                 key[at++] = block;
             }
         }
+
+        return at;
     }
 
     /// <summary>The numbers, [sequences * end].</summary>

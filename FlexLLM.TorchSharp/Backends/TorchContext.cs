@@ -193,20 +193,18 @@ internal sealed class TorchContext : IDisposable
     /// </summary>
     public Tensor Indices(SequenceIndices kind, ReadOnlySpan<AttentionSegment> segments, int end)
     {
-        int length = SequenceIndices.KeyLength(segments, end);
-        Span<long> key = IndexBuffer(length);
-        kind.WriteKey(segments, end, key);
+        int count = segments.Length * end;
+        Span<long> both = IndexBuffer(SequenceIndices.KeyLengthMax(segments.Length, end) + count);
+        Span<long> key = both[..kind.WriteKey(segments, end, both)];
         if (_kept.Find(key) is Tensor kept)
         {
             return kept;
         }
 
-        Span<long> both = IndexBuffer(length + (segments.Length * end));
-        kind.WriteKey(segments, end, both);
-        Span<long> values = both[length..];
+        Span<long> values = both.Slice(key.Length, count);
         kind.Write(segments, end, values);
         Tensor made = ToDevice(values);
-        return _kept.Keep(both[..length], values.Length, kind.IsMask ? made.gt(Zero) : made);
+        return _kept.Keep(key, count, kind.IsMask ? made.gt(Zero) : made);
     }
 
     /// <summary>Indices on the device, each from 0 to less than <paramref name="end"/>.</summary>
