@@ -6,7 +6,8 @@ using NUnit.Framework;
 namespace FlexLLM.Tests;
 
 /// <summary>
-/// Asking the driver for free memory and a GPU's name, on a driver that is made here: order of calls, their numbers, and every failure.
+/// Asking the driver for free memory, a GPU's name and to pin memory, on a driver that is made here: order of calls, their numbers, and
+/// every failure.
 /// </summary>
 [TestFixture]
 [NonParallelizable]
@@ -34,9 +35,9 @@ internal sealed unsafe class CudaDriverTests
     [TestCase("init", "cuInit", false)]
     [TestCase("get", "cuDeviceGet", false)]
     [TestCase("retain", "cuDevicePrimaryCtxRetain", false)]
-    [TestCase("push", "cuCtxPushCurrent", true)]
-    [TestCase("memory", "cuMemGetInfo", true)]
-    [TestCase("pop", "cuCtxPopCurrent", true)]
+    [TestCase("push", "cuCtxPushCurrent_v2", true)]
+    [TestCase("memory", "cuMemGetInfo_v2", true)]
+    [TestCase("pop", "cuCtxPopCurrent_v2", true)]
     public void BytesFree_CallThatFails_SaysWhichAndWhatToSet(string failing, string call, bool releases)
     {
         _failing = failing;
@@ -86,6 +87,32 @@ internal sealed unsafe class CudaDriverTests
     public void NameOf_DriverWithoutTheFunction_IsNull() =>
         Assert.That(CudaDriver.NameOf(Gpu, name => name == "cuDeviceGetName" ? 0 : Find(name)), Is.Null);
 
+    [Test]
+    public void Pin_OfADriver_LastsUntilItIsDisposed()
+    {
+        IDisposable? pin = CudaDriver.Pin(Gpu, address: 4096, bytes: 64, Find);
+        Assert.That(pin, Is.Not.Null);
+        Assert.That(
+            Calls, Is.EqualTo(new[] { "init 0", "get 2", "retain 12", "push 112", "register 4096 64 1", "pop", "release 12" }));
+        Calls.Clear();
+        pin!.Dispose();
+        Assert.That(Calls, Is.EqualTo(new[] { "init 0", "get 2", "retain 12", "push 112", "unregister 4096", "pop", "release 12" }));
+    }
+
+    // Copies are slower then, which is worth no failure.
+    [TestCase("init")]
+    [TestCase("push")]
+    [TestCase("register")]
+    public void Pin_CallThatFails_IsNull(string failing)
+    {
+        _failing = failing;
+        Assert.That(CudaDriver.Pin(Gpu, 4096, 64, Find), Is.Null);
+    }
+
+    [Test]
+    public void Pin_DriverWithoutTheFunction_IsNull() =>
+        Assert.That(CudaDriver.Pin(Gpu, 4096, 64, name => name == "cuMemHostRegister_v2" ? 0 : Find(name)), Is.Null);
+
     private static nint Find(string name) => name switch
     {
         "cuInit" => (nint)(delegate* unmanaged<uint, int>)&Initialize,
@@ -96,6 +123,8 @@ internal sealed unsafe class CudaDriverTests
         "cuCtxPushCurrent_v2" => (nint)(delegate* unmanaged<nint, int>)&Push,
         "cuCtxPopCurrent_v2" => (nint)(delegate* unmanaged<nint*, int>)&Pop,
         "cuMemGetInfo_v2" => (nint)(delegate* unmanaged<nuint*, nuint*, int>)&Memory,
+        "cuMemHostRegister_v2" => (nint)(delegate* unmanaged<nint, nuint, uint, int>)&Register,
+        "cuMemHostUnregister" => (nint)(delegate* unmanaged<nint, int>)&Unregister,
         _ => 0,
     };
 
@@ -150,4 +179,10 @@ internal sealed unsafe class CudaDriverTests
         (*free, *total) = ((nuint)BytesFree, (nuint)(2 * BytesFree));
         return Called($"memory");
     }
+
+    [UnmanagedCallersOnly]
+    private static int Register(nint address, nuint bytes, uint flags) => Called($"register {address} {bytes} {flags}");
+
+    [UnmanagedCallersOnly]
+    private static int Unregister(nint address) => Called($"unregister {address}");
 }

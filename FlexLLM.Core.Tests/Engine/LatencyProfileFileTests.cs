@@ -103,7 +103,7 @@ internal sealed class LatencyProfileFileTests
 
         await using CoServingEngine second = await model.StartAsync(options);
         LatencyModel read = await second.CallAsync(loop => loop.Latency, CancellationToken.None).Soon();
-        Assert.That(read, Is.EqualTo(learnt with { Drift = 0.0 }));
+        Assert.That(read, Is.EqualTo(learnt with { Drift = 0.0, Followed = 0 }));
         Assert.That(_log.Warnings, Is.Empty);
     }
 

@@ -12,6 +12,11 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
     // Half of the one in a hundred that is promised: steps follow each other in noise that comes and goes.
     private const double Quantile = 0.995;
     private const double TailStep = 0.02;
+
+    // A young tail may be far off, and comes near in steps that shrink with their number: 8 / n is what finds a quantile that one
+    // error in two hundred exceeds fastest where errors are of an eighth (1 / (n * their density there)).
+    private const double TailStepMax = 0.05;
+    private const double TailSteps = 8.0;
     private const double CorrectionRate = 0.1;
     private const double LearningRate = 0.02;
 
@@ -36,6 +41,9 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
 
     /// <summary>Moving mean of the logarithm of measured over expected: near 0 while errors are chance.</summary>
     public double Drift { get; init; }
+
+    /// <summary>Steps that <see cref="Tail"/> has followed since this engine has the model.</summary>
+    public long Followed { get; init; }
 
     /// <summary>A guess for a machine that was never measured: careful, and corrected by the first steps.</summary>
     public static LatencyModel Default { get; } = new(
@@ -81,7 +89,8 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
         bool drifts = Math.Abs(drift) > Math.Max(DriftMin, Math.Log(Tail) / 2.0);
 
         // A random walk whose two steps balance when one ratio in two hundred is above.
-        double tail = drifts ? Tail : Tail * Math.Exp(TailStep * (ratio > Tail ? Quantile : Quantile - 1.0));
+        double step = Math.Clamp(TailSteps / (Followed + 1), TailStep, TailStepMax);
+        double tail = drifts ? Tail : Tail * Math.Exp(step * (ratio > Tail ? Quantile : Quantile - 1.0));
         (LatencyCoefficients learnt, double blame) = Learn(features, sum, surprise, drifts ? DriftCorrectionRate : CorrectionRate);
         return new LatencyModel(
             learnt,
@@ -89,6 +98,7 @@ internal readonly record struct LatencyModel(LatencyCoefficients Coefficients, d
             Math.Clamp(tail, 1.0, TailMax))
         {
             Drift = drift,
+            Followed = Followed + (drifts ? 0 : 1),
         };
     }
 

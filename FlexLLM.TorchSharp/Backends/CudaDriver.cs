@@ -3,13 +3,14 @@ using System.Runtime.InteropServices;
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// What TorchSharp's managed API does not tell about a GPU: how much of its memory is free, and which one it is. The driver's own
-/// library knows, and where CUDA runs it is there under one name, whatever package brought libtorch.
+/// What TorchSharp's managed API does not tell about a GPU, how much of its memory is free and which one it is, and does not do for it:
+/// pin host memory. The driver's own library does, and where CUDA runs it is there under one name, whatever package brought libtorch.
 /// </summary>
 internal static unsafe class CudaDriver
 {
     private const int Success = 0;
     private const int NameBytesMax = 256; // Its end, a zero, included.
+    private const uint ForAllContexts = 1; // CU_MEMHOSTREGISTER_PORTABLE
 
     private static string Library => OperatingSystem.IsWindows() ? "nvcuda.dll" : "libcuda.so.1";
 
@@ -45,45 +46,75 @@ internal static unsafe class CudaDriver
     /// <param name="find">Address of a function of the driver; 0 where it has none of that name.</param>
     public static long BytesFree(int gpu, Func<string, nint> find)
     {
-        // Calls go through the primary context, which libtorch computes in; it is left as it was found.
-        var initialize = (delegate* unmanaged<uint, int>)Find("cuInit");
-        var deviceOf = (delegate* unmanaged<int*, int, int>)Find("cuDeviceGet");
-        var retain = (delegate* unmanaged<nint*, int, int>)Find("cuDevicePrimaryCtxRetain");
-        var release = (delegate* unmanaged<int, int>)Find("cuDevicePrimaryCtxRelease_v2");
-        var push = (delegate* unmanaged<nint, int>)Find("cuCtxPushCurrent_v2");
-        var pop = (delegate* unmanaged<nint*, int>)Find("cuCtxPopCurrent_v2");
-        var memory = (delegate* unmanaged<nuint*, nuint*, int>)Find("cuMemGetInfo_v2");
-        int device;
-        nint context;
-        Check(initialize(0), "cuInit");
-        Check(deviceOf(&device, gpu), "cuDeviceGet");
-        Check(retain(&context, device), "cuDevicePrimaryCtxRetain");
-        try
+        nuint[] freeAndTotal = new nuint[2];
+        string? fault = InContext(gpu, find, "cuMemGetInfo_v2", memoryOf =>
         {
-            Check(push(context), "cuCtxPushCurrent");
-            nuint free, total;
-            int status = memory(&free, &total);
-            Check(pop(&context), "cuCtxPopCurrent");
-            Check(status, "cuMemGetInfo");
-            return (long)free;
-        }
-        finally
-        {
-            _ = release(device);
-        }
-
-        nint Find(string name) => find(name) is nint address and not 0
-            ? address
-            : throw Unknown(gpu, $"the NVIDIA driver has no {name}");
-
-        void Check(int status, string call)
-        {
-            if (status != Success)
+            fixed (nuint* free = freeAndTotal)
             {
-                throw Unknown(gpu, $"{call} of the NVIDIA driver answers error {status}");
+                return ((delegate* unmanaged<nuint*, nuint*, int>)memoryOf)(free, free + 1);
             }
-        }
+        });
+        return fault is null ? (long)freeAndTotal[0] : throw Unknown(gpu, fault);
     }
+
+    /// <summary>
+    /// Pins host memory, so that a GPU reads it while host and stream go on; null where the driver does not, and copies from there are
+    /// then merely slower. To be disposed before the memory is freed.
+    /// </summary>
+    public static IDisposable? Pin(int gpu, nint address, long bytes) =>
+        Functions() is Func<string, nint> find ? Pin(gpu, address, bytes, find) : null;
+
+    /// <inheritdoc cref="Pin(int, nint, long)"/>
+    public static IDisposable? Pin(int gpu, nint address, long bytes, Func<string, nint> find)
+    {
+        string? fault = InContext(
+            gpu, find, "cuMemHostRegister_v2",
+            register => ((delegate* unmanaged<nint, nuint, uint, int>)register)(address, (nuint)bytes, ForAllContexts));
+        return fault is null ? new Pinned(gpu, address, find) : null;
+    }
+
+    // Makes a call in the primary context, which libtorch computes in and which is left as it was found. Tells what went wrong.
+    private static string? InContext(int gpu, Func<string, nint> find, string name, Func<nint, int> call)
+    {
+        string[] names =
+        [
+            "cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2",
+            name,
+        ];
+        nint[] functions = [.. names.Select(find)];
+        if (Array.IndexOf(functions, 0) is int missing and >= 0)
+        {
+            return $"the NVIDIA driver has no {names[missing]}";
+        }
+
+        var initialize = (delegate* unmanaged<uint, int>)functions[0];
+        var deviceOf = (delegate* unmanaged<int*, int, int>)functions[1];
+        var retain = (delegate* unmanaged<nint*, int, int>)functions[2];
+        var release = (delegate* unmanaged<int, int>)functions[3];
+        var push = (delegate* unmanaged<nint, int>)functions[4];
+        var pop = (delegate* unmanaged<nint*, int>)functions[5];
+        int device = 0;
+        nint context = 0;
+        string? fault = Fault(initialize(0), names[0]) ?? Fault(deviceOf(&device, gpu), names[1])
+            ?? Fault(retain(&context, device), names[2]);
+        if (fault is not null)
+        {
+            return fault;
+        }
+
+        fault = Fault(push(context), names[4]);
+        if (fault is null)
+        {
+            int status = call(functions[6]);
+            fault = Fault(pop(&context), names[5]) ?? Fault(status, name);
+        }
+
+        _ = release(device);
+        return fault;
+    }
+
+    private static string? Fault(int status, string call) =>
+        status == Success ? null : $"{call} of the NVIDIA driver answers error {status}";
 
     private static Func<string, nint>? Functions() => NativeLibrary.TryLoad(Library, out nint handle)
         ? name => NativeLibrary.TryGetExport(handle, name, out nint address) ? address : 0
@@ -91,4 +122,10 @@ internal static unsafe class CudaDriver
 
     private static FlexLlmException Unknown(int gpu, string cause) => new(
         $"How much memory is free on cuda:{gpu} cannot be told: {cause}. Set CoServingOptions.DeviceBytesMax.");
+
+    private sealed class Pinned(int gpu, nint address, Func<string, nint> find) : IDisposable
+    {
+        public void Dispose() => _ = InContext(
+            gpu, find, "cuMemHostUnregister", unregister => ((delegate* unmanaged<nint, int>)unregister)(address));
+    }
 }

@@ -36,13 +36,7 @@ internal sealed class TorchComputeBackend(
 
     public long? MemoryBytes => _bytesFree?.Value;
 
-    public void Synchronize()
-    {
-        if (!_context.OnHost)
-        {
-            torch.cuda.synchronize(_context.Device);
-        }
-    }
+    public void Synchronize() => _context.Synchronize();
 
     /// <inheritdoc cref="TorchContext.IndexUploads"/>
     public long IndexUploads => _context.IndexUploads;

@@ -15,8 +15,13 @@ internal sealed class TorchContext : IDisposable
     /// <summary>16 Mi elements: 64 MiB.</summary>
     public const long ElementsMaxDefault = 16L << 20;
 
+    // Indices of dozens of steps: 8 MiB of the host's memory. On the host nothing is gained by many.
+    private const int IndexBufferOnGpu = 1 << 20;
+    private const int IndexBufferOnHost = 1 << 13;
+
     private readonly Dictionary<double, Scalar> _scalars = [];
     private readonly torch.Device _host = new(DeviceType.CPU);
+    private readonly IndexBuffer _indexBuffer;
     private readonly KeptIndices _kept;
     private readonly KeptResults _results = new();
     private long[] _indices = [];
@@ -39,6 +44,9 @@ internal sealed class TorchContext : IDisposable
         _kept = new KeptIndices(indicesKept);
         OnHost = device.type == DeviceType.CPU;
         MultipliesBf16 = multipliesBf16 ?? !OnHost;
+        _indexBuffer = OnHost
+            ? new IndexBuffer(device, IndexBufferOnHost, Synchronize)
+            : new IndexBuffer(device, IndexBufferOnGpu, Synchronize, (address, bytes) => CudaDriver.Pin(device.index, address, bytes));
 
         // What changes the time of a step is part of it: profiles of other devices are not read.
         string name = OnHost ? "cpu" : gpu is null ? $"cuda:{device.index}" : $"cuda:{device.index}, {gpu}";
@@ -240,6 +248,17 @@ internal sealed class TorchContext : IDisposable
         return _kept.Has(indices) ? _results.Keep(indices, kind, variant, made) : made;
     }
 
+    /// <summary>Waits until the device has done all that it was told to.</summary>
+    public void Synchronize()
+    {
+        if (!OnHost)
+        {
+            torch.cuda.synchronize(Device);
+        }
+
+        _indexBuffer.Arrived();
+    }
+
     public void Upload(ReadOnlySpan<float> source, TensorSlice destination)
     {
         Check.That(source.Length == (long)destination.Rows * destination.Columns);
@@ -269,6 +288,11 @@ internal sealed class TorchContext : IDisposable
             Tensor onHost = OnHost ? rows : rows.cpu();
             (IsBf16(source) ? onHost.to_type(torch.ScalarType.Float32) : onHost).bytes.CopyTo(MemoryMarshal.AsBytes(floats));
         }
+
+        if (source.Rows > 0)
+        {
+            _indexBuffer.Arrived(); // What comes back was computed after all that went there.
+        }
     }
 
     /// <summary>Converts a matrix in host memory to the type of the destination, [rows, columns], in bounded pieces.</summary>
@@ -295,6 +319,7 @@ internal sealed class TorchContext : IDisposable
         Rounding.Dispose();
         _results.Dispose();
         _kept.Dispose();
+        _indexBuffer.Dispose();
         foreach (Scalar scalar in _scalars.Values)
         {
             scalar.Dispose();
@@ -304,9 +329,7 @@ internal sealed class TorchContext : IDisposable
     private Tensor ToDevice(ReadOnlySpan<long> values)
     {
         IndexUploads++;
-        Tensor host = torch.empty((long)values.Length, torch.ScalarType.Int64, _host);
-        MemoryMarshal.AsBytes(values).CopyTo(host.bytes);
-        return OnHost ? host : host.to(Device);
+        return _indexBuffer.Copy(values);
     }
 
     private static Rectangle InTensor(TensorSlice slice, Rectangle place) =>
