@@ -69,6 +69,15 @@ internal sealed class IndexBufferTests
         Assert.That(events, Is.EqualTo(new[] { "pin 80", "used", "wait", "unpin" }));
     }
 
+    [Test]
+    public void Dispose_DeviceThatIsLost_FreesAllTheSame()
+    {
+        long before = torch.Tensor.TotalCount;
+        var buffer = new IndexBuffer(new torch.Device(DeviceType.CPU), Capacity, () => throw new ExternalException("lost"));
+        buffer.Dispose();
+        Assert.That(torch.Tensor.TotalCount, Is.LessThanOrEqualTo(before));
+    }
+
     private static void Check(IndexBuffer buffer, int length)
     {
         using DisposeScope scope = torch.NewDisposeScope();

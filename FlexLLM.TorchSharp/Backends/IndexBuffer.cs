@@ -62,7 +62,15 @@ internal sealed unsafe class IndexBuffer : IDisposable
 
     public void Dispose()
     {
-        _wait();
+        try
+        {
+            _wait();
+        }
+        catch (ExternalException)
+        {
+            // The device is lost, and reads nothing any more.
+        }
+
         _pin?.Dispose();
         _host.Dispose();
     }
