@@ -78,8 +78,8 @@ internal static unsafe class CudaDriver
     {
         string[] names =
         [
-            "cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2",
-            name,
+            "cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease_v2", "cuCtxPushCurrent_v2",
+            "cuCtxPopCurrent_v2", name,
         ];
         nint[] functions = [.. names.Select(find)];
         if (Array.IndexOf(functions, 0) is int missing and >= 0)

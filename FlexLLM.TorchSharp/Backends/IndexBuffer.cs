@@ -22,7 +22,9 @@ internal sealed unsafe class IndexBuffer : IDisposable
     /// <param name="device">Where copies go.</param>
     /// <param name="capacity">Numbers that it holds. Longer lists are copied from memory of their own.</param>
     /// <param name="wait">Waits until the device has done all that it was told to.</param>
-    /// <param name="pin">Pins memory, given its address and bytes, until the result is disposed; null where nothing is to be pinned.</param>
+    /// <param name="pin">
+    /// Pins memory, given its address and bytes, until the result is disposed; null where nothing is to be pinned.
+    /// </param>
     public IndexBuffer(torch.Device device, int capacity, Action wait, Func<nint, long, IDisposable?>? pin = null)
     {
         (_device, _capacity, _wait) = (device, capacity, wait);
