@@ -16,12 +16,12 @@ internal sealed class TorchContext : IDisposable
     public const long ElementsMaxDefault = 16L << 20;
 
     // Indices of dozens of steps: 8 MiB of the host's memory. On the host nothing is gained by many.
-    private const int IndexBufferOnGpu = 1 << 20;
-    private const int IndexBufferOnHost = 1 << 13;
+    private const int StagedOnGpu = 1 << 20;
+    private const int StagedOnHost = 1 << 13;
 
     private readonly Dictionary<double, Scalar> _scalars = [];
     private readonly torch.Device _host = new(DeviceType.CPU);
-    private readonly IndexBuffer _indexBuffer;
+    private readonly IndexStaging _staging;
     private readonly KeptIndices _kept;
     private readonly KeptResults _results = new();
     private long[] _indices = [];
@@ -44,9 +44,9 @@ internal sealed class TorchContext : IDisposable
         _kept = new KeptIndices(indicesKept);
         OnHost = device.type == DeviceType.CPU;
         MultipliesBf16 = multipliesBf16 ?? !OnHost;
-        _indexBuffer = OnHost
-            ? new IndexBuffer(device, IndexBufferOnHost, Synchronize)
-            : new IndexBuffer(device, IndexBufferOnGpu, Synchronize, (address, bytes) => CudaDriver.Pin(device.index, address, bytes));
+        _staging = OnHost
+            ? new IndexStaging(device, StagedOnHost, Synchronize)
+            : new IndexStaging(device, StagedOnGpu, Synchronize, (address, bytes) => CudaDriver.Pin(device.index, address, bytes));
 
         // What changes the time of a step is part of it: profiles of other devices are not read.
         string name = OnHost ? "cpu" : gpu is null ? $"cuda:{device.index}" : $"cuda:{device.index}, {gpu}";
@@ -256,7 +256,7 @@ internal sealed class TorchContext : IDisposable
             torch.cuda.synchronize(Device);
         }
 
-        _indexBuffer.Arrived();
+        _staging.Arrived();
     }
 
     public void Upload(ReadOnlySpan<float> source, TensorSlice destination)
@@ -291,7 +291,7 @@ internal sealed class TorchContext : IDisposable
 
         if (source.Rows > 0)
         {
-            _indexBuffer.Arrived(); // What comes back was computed after all that went there.
+            _staging.Arrived(); // What comes back was computed after all that went there.
         }
     }
 
@@ -319,7 +319,7 @@ internal sealed class TorchContext : IDisposable
         Rounding.Dispose();
         _results.Dispose();
         _kept.Dispose();
-        _indexBuffer.Dispose();
+        _staging.Dispose();
         foreach (Scalar scalar in _scalars.Values)
         {
             scalar.Dispose();
@@ -329,7 +329,7 @@ internal sealed class TorchContext : IDisposable
     private Tensor ToDevice(ReadOnlySpan<long> values)
     {
         IndexUploads++;
-        return _indexBuffer.Copy(values);
+        return _staging.Copy(values);
     }
 
     private static Rectangle InTensor(TensorSlice slice, Rectangle place) =>

@@ -7,7 +7,7 @@ namespace FlexLLM.Tests;
 
 /// <summary>Memory that indices leave from is not written again before the device has them.</summary>
 [TorchFixture]
-internal sealed class IndexBufferTests
+internal sealed class IndexStagingTests
 {
     private const int Capacity = 10;
 
@@ -15,7 +15,7 @@ internal sealed class IndexBufferTests
     public void Copy_ManyLists_WaitsOnlyWhereTheNextDoesNotFit()
     {
         int waits = 0;
-        using (var buffer = new IndexBuffer(new torch.Device(DeviceType.CPU), Capacity, () => waits++))
+        using (var buffer = new IndexStaging(new torch.Device(DeviceType.CPU), Capacity, () => waits++))
         {
             int[] lengths = [4, 6, 1, 9, 10, 3];
             int[] waited = [.. lengths.Select(length =>
@@ -35,7 +35,7 @@ internal sealed class IndexBufferTests
     [Test]
     public void Copy_ListLongerThanTheBuffer_IsCopiedFromItsOwnMemory()
     {
-        using var buffer = new IndexBuffer(new torch.Device(DeviceType.CPU), Capacity, () => { });
+        using var buffer = new IndexStaging(new torch.Device(DeviceType.CPU), Capacity, () => { });
         Check(buffer, 3);
         Check(buffer, Capacity + 1);
         Check(buffer, 0);
@@ -44,7 +44,7 @@ internal sealed class IndexBufferTests
     [Test]
     public void Copy_LaterLists_LeaveEarlierCopiesAsTheyWere()
     {
-        using var buffer = new IndexBuffer(new torch.Device(DeviceType.CPU), Capacity, () => { });
+        using var buffer = new IndexStaging(new torch.Device(DeviceType.CPU), Capacity, () => { });
         using DisposeScope scope = torch.NewDisposeScope();
         torch.Tensor first = buffer.Copy([1, 2, 3]);
         buffer.Arrived();
@@ -56,7 +56,7 @@ internal sealed class IndexBufferTests
     public void Pin_OfTheBuffer_EndsBeforeItsMemory()
     {
         var events = new List<string>();
-        using (new IndexBuffer(new torch.Device(DeviceType.CPU), Capacity, () => events.Add("wait"), (address, bytes) =>
+        using (new IndexStaging(new torch.Device(DeviceType.CPU), Capacity, () => events.Add("wait"), (address, bytes) =>
         {
             Assert.That(address, Is.Not.Zero);
             events.Add($"pin {bytes}");
@@ -75,13 +75,13 @@ internal sealed class IndexBufferTests
         long before = torch.Tensor.TotalCount;
 
         // What libtorch's errors are, made as the runtime makes it.
-        var buffer = new IndexBuffer(
+        var buffer = new IndexStaging(
             new torch.Device(DeviceType.CPU), Capacity, () => Marshal.ThrowExceptionForHR(unchecked((int)0x80004005)));
         buffer.Dispose();
         Assert.That(torch.Tensor.TotalCount, Is.LessThanOrEqualTo(before));
     }
 
-    private static void Check(IndexBuffer buffer, int length)
+    private static void Check(IndexStaging buffer, int length)
     {
         using DisposeScope scope = torch.NewDisposeScope();
         long[] values = [.. Enumerable.Range(length, length).Select(i => (long)i)];

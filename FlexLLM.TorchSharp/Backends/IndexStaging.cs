@@ -9,7 +9,7 @@ namespace FlexLLM.Backends.Torch;
 /// waits for it nor for what the stream computes before it, as it would with memory of its own for each copy. What was copied stays
 /// here until the device is known to have got that far.
 /// </summary>
-internal sealed unsafe class IndexBuffer : IDisposable
+internal sealed unsafe class IndexStaging : IDisposable
 {
     private readonly torch.Device _device;
     private readonly int _capacity;
@@ -25,7 +25,7 @@ internal sealed unsafe class IndexBuffer : IDisposable
     /// <param name="pin">
     /// Pins memory, given its address and bytes, until the result is disposed; null where nothing is to be pinned.
     /// </param>
-    public IndexBuffer(torch.Device device, int capacity, Action wait, Func<nint, long, IDisposable?>? pin = null)
+    public IndexStaging(torch.Device device, int capacity, Action wait, Func<nint, long, IDisposable?>? pin = null)
     {
         (_device, _capacity, _wait) = (device, capacity, wait);
         _host = OnHost(capacity).DetachFromDisposeScope();
