@@ -12,8 +12,8 @@ public class WeightKernels : KernelOperands
     private DeviceTensor _narrowResult = null!;
     private DeviceTensor _wide = null!;
     private DeviceTensor _wideResult = null!;
+    private DeviceTensor _losses = null!;
     private int[] _targets = [];
-    private float[] _losses = [];
 
     /// <summary>Storage of the weights.</summary>
     [Params(DType.F32, DType.BF16)]
@@ -41,6 +41,6 @@ public class WeightKernels : KernelOperands
         _wide = Tensor(Rows, Intermediate);
         _wideResult = Tensor(Rows, Intermediate);
         _targets = [.. Enumerable.Range(0, Rows)];
-        _losses = new float[Rows];
+        _losses = Tensor(Rows, 1);
     }
 }

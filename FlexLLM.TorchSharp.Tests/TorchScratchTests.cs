@@ -166,7 +166,7 @@ internal sealed class TorchScratchTests
                 head = _bench.RandomWeight(limits.Vocabulary, hidden, type).Weight;
                 DeviceTensor[] loss = Activations(2, rows, hidden);
                 int[] targets = [.. Enumerable.Range(0, rows)];
-                float[] losses = new float[rows];
+                DeviceTensor losses = Tensors(1, rows, 1)[0];
                 long widened = type == DType.BF16 ? 0 : LinearOps.ScratchBytes(_context, rows, limits.Vocabulary, hidden);
                 return (LossOps.CrossEntropyBytes(_context, rows, limits.Vocabulary, hidden) - widened,
                     () => _backend.FusedLinearCrossEntropy(loss[0], targets, head, 1f, loss[1], losses));

@@ -129,7 +129,7 @@ internal sealed class CpuBackendTests
         using DeviceTensor x = Upload(backend, 1, Rows, In);
         using DeviceTensor y = backend.Allocate(Rows, Out);
         int[] targets = [.. Enumerable.Range(0, Rows)];
-        float[] losses = new float[Rows];
+        using DeviceTensor losses = backend.Allocate(Rows, 1);
         LoraSegment[] segments = [new(0, Rows, a, b, 0.5f)];
         long managed = 0;
         long native = 0;

@@ -173,7 +173,8 @@ internal sealed class CpuScratchTests
             _backend.AttentionBackward(q, q, 0, window, q, _key, _key);
             int vocabulary = limits.Vocabulary;
             int[] targets = [.. Enumerable.Range(0, rows).Select(i => i % vocabulary)];
-            _backend.FusedLinearCrossEntropy(hidden, targets, _head, 1f, hidden, new float[rows]);
+            using DeviceTensor losses = _backend.Allocate(rows, 1);
+            _backend.FusedLinearCrossEntropy(hidden, targets, _head, 1f, hidden, losses);
 
             int Size(int max, ref SeededRandom chance) => largest ? max : chance.Next(1, max + 1);
         }

@@ -153,7 +153,7 @@ internal abstract class DelegatingBackend(IComputeBackend inner) : IComputeBacke
 
     public virtual void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,
-        Span<float> losses) =>
+        TensorSlice losses) =>
         inner.FusedLinearCrossEntropy(x, targets, head, gradientScale, dx, losses);
 
     public virtual void SgdStep(

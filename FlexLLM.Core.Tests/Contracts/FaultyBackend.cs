@@ -294,7 +294,7 @@ internal sealed partial class FaultyBackend(IComputeBackend inner, string fault)
 
     public override void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,
-        Span<float> losses)
+        TensorSlice losses)
     {
         int[] labels = targets.ToArray();
         if (fault == "rows without a target count")
@@ -306,7 +306,10 @@ internal sealed partial class FaultyBackend(IComputeBackend inner, string fault)
         Inner.FusedLinearCrossEntropy(x, Shifted(labels, "target before", -1), head, gradientScale, dx, losses);
         if (fault == "losses scaled")
         {
-            losses[^1] *= gradientScale;
+            float[] last = new float[1];
+            TensorSlice slice = losses.Slice(losses.Rows - 1, 1);
+            Inner.Download(slice, last);
+            Inner.Upload([last[0] * gradientScale], slice);
         }
     }
 

@@ -38,6 +38,13 @@ internal sealed class Matrix(int rows, int columns)
         return result;
     }
 
+    public static Matrix Column(double[] values)
+    {
+        var result = new Matrix(values.Length, 1);
+        values.CopyTo(result.Values, 0);
+        return result;
+    }
+
     /// <summary>Uniform in [-scale, scale), every value an F32.</summary>
     public static Matrix Random(ref SeededRandom random, int rows, int columns, double scale = 1)
     {

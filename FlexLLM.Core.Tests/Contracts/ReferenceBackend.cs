@@ -257,13 +257,12 @@ internal sealed partial class ReferenceBackend : IComputeBackend
 
     public void FusedLinearCrossEntropy(
         TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,
-        Span<float> losses)
+        TensorSlice losses)
     {
-        Check.That(targets.Length == x.Rows && losses.Length == x.Rows && x.Columns == head.InFeatures);
+        Check.That(targets.Length == x.Rows && losses.Rows == x.Rows && losses.Columns == 1 && x.Columns == head.InFeatures);
         Check.That(targets.IndexOfAnyInRange(head.OutFeatures, int.MaxValue) < 0);
         (Matrix rows, int[] labels) = (Read(x), targets.ToArray());
-        double[] exact = Reference.CrossEntropy(rows, labels, Values(head));
-        Array.ConvertAll(exact, loss => (float)loss).CopyTo(losses);
+        Store(Matrix.Column(Reference.CrossEntropy(rows, labels, Values(head))), losses);
         Store(Reference.CrossEntropyBackward(rows, labels, Values(head), gradientScale), dx);
     }
 

@@ -129,13 +129,15 @@ internal static class ShapeChecks
         ["Logits_RowTooLarge"] = b => b.Backend.Logits(T(b, 5, 4), [1, 5], W(b, 9, 4), T(b, 2, 9)),
         ["Logits_Hidden"] = b => b.Backend.Logits(T(b, 5, 3), [1, 2], W(b, 9, 4), T(b, 2, 9)),
         ["CrossEntropy_Targets"] = b =>
-            b.Backend.FusedLinearCrossEntropy(T(b, 2, 4), [1], W(b, 9, 4), 1, T(b, 2, 4), new float[2]),
+            b.Backend.FusedLinearCrossEntropy(T(b, 2, 4), [1], W(b, 9, 4), 1, T(b, 2, 4), T(b, 2, 1)),
         ["CrossEntropy_TargetTooLarge"] = b =>
-            b.Backend.FusedLinearCrossEntropy(T(b, 2, 4), [1, 9], W(b, 9, 4), 1, T(b, 2, 4), new float[2]),
+            b.Backend.FusedLinearCrossEntropy(T(b, 2, 4), [1, 9], W(b, 9, 4), 1, T(b, 2, 4), T(b, 2, 1)),
         ["CrossEntropy_Losses"] = b =>
-            b.Backend.FusedLinearCrossEntropy(T(b, 2, 4), [1, 2], W(b, 9, 4), 1, T(b, 2, 4), new float[1]),
+            b.Backend.FusedLinearCrossEntropy(T(b, 2, 4), [1, 2], W(b, 9, 4), 1, T(b, 2, 4), T(b, 1, 1)),
+        ["CrossEntropy_LossColumns"] = b =>
+            b.Backend.FusedLinearCrossEntropy(T(b, 2, 4), [1, 2], W(b, 9, 4), 1, T(b, 2, 4), T(b, 2, 2)),
         ["CrossEntropy_Dx"] = b =>
-            b.Backend.FusedLinearCrossEntropy(T(b, 2, 4), [1, 2], W(b, 9, 4), 1, T(b, 2, 5), new float[2]),
+            b.Backend.FusedLinearCrossEntropy(T(b, 2, 4), [1, 2], W(b, 9, 4), 1, T(b, 2, 5), T(b, 2, 1)),
         ["SgdStep_Gradient"] = b => b.Backend.SgdStep(T(b, 2, 4), T(b, 2, 5), null, new SgdStepOptions(1, 0, false, 0)),
         ["SgdStep_Velocity"] = b =>
             b.Backend.SgdStep(T(b, 2, 4), T(b, 2, 4), T(b, 1, 4), new SgdStepOptions(1, 0.5f, false, 0)),

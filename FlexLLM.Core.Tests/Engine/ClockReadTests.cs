@@ -45,6 +45,29 @@ internal sealed class ClockReadTests
         Assert.That(tooEarly, Is.GreaterThan(0));
     }
 
+    // A loss that is read when it is computed has the host wait for the device before it gives it the rest of the batch.
+    [TestCase(nameof(IComputeBackend.Synchronize), false)]
+    [TestCase(nameof(IComputeBackend.LoraBypassBackward), true, Description = "the rig: no batch ends with one")]
+    public async Task Engine_WithAJob_ReadsLossesWhenTheBatchIsDone(string endOfBatch, bool isEarly)
+    {
+        using var hasLoss = new ThreadLocal<bool>();
+        (int losses, int early) = (0, 0);
+        var device = new ProbedDevice(operation =>
+        {
+            losses += operation == nameof(IComputeBackend.FusedLinearCrossEntropy) ? 1 : 0;
+            early += hasLoss.Value && operation == nameof(IComputeBackend.Download) ? 1 : 0;
+            hasLoss.Value = operation == nameof(IComputeBackend.FusedLinearCrossEntropy) || (hasLoss.Value && operation != endOfBatch);
+        });
+        await using (CoServingEngine engine = await _model.StartAsync(new CoServingOptions(), device))
+        {
+            FinetuningJob job = await engine.StartFinetuningAsync(Jobs.Request("job")).Soon();
+            await job.Completion.Soon();
+        }
+
+        Assert.That(losses, Is.Positive);
+        Assert.That(early > 0, Is.EqualTo(isEarly));
+    }
+
     // How often a thread that calls the device read the clock, and how often with work under way.
     private async Task<(int Reads, int TooEarly)> RunAsync(params string[] waiting)
     {

@@ -262,6 +262,7 @@ internal abstract class MemoryPlanContract(ModelArchitecture architecture, DType
 
             Training.AddForwardWindow(_batch, tokens);
             _forward.Run(_batch);
+            _backend.Synchronize();
             Training.CompleteForward(tokens);
             foreach (BlockTable table in tables)
             {

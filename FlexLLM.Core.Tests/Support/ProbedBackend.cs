@@ -174,7 +174,7 @@ internal sealed class ProbedBackend(IComputeBackend inner, Action<string> probe)
     }
 
     public override void FusedLinearCrossEntropy(
-        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses)
+        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, TensorSlice losses)
     {
         probe(nameof(FusedLinearCrossEntropy));
         Inner.FusedLinearCrossEntropy(x, targets, head, gradientScale, dx, losses);

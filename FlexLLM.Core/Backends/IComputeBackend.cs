@@ -34,7 +34,8 @@ internal interface IComputeBackend : IDisposable
 
     /// <summary>
     /// Waits until all that was asked for is done. A device may return from calls before; only those that give the host something to
-    /// read wait by themselves. Whoever reads a clock after a call calls this first.
+    /// read wait by themselves. Whoever reads a clock after a call calls this first, and whoever changes a block table that a call was
+    /// given.
     /// </summary>
     void Synchronize();
 
@@ -307,10 +308,10 @@ internal interface IComputeBackend : IDisposable
     /// Cross-entropy of softmax(x head^T) against targets, forward and backward at once, in chunks of rows, so that rows x vocab
     /// logits never exist. targets[i] &lt; 0 means no target: the row is not multiplied with the head, its loss is 0 and its dx
     /// is 0. losses[i] = -log softmax(logits_i)[targets[i]] (not scaled); dx_i = gradientScale * (softmax(logits_i) - onehot)
-    /// head. x, dx [rows, hidden]; losses [rows] on the host.
+    /// head. x, dx [rows, hidden]; losses [rows, 1], F32.
     /// </summary>
     void FusedLinearCrossEntropy(
-        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses);
+        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, TensorSlice losses);
 
     /// <summary>
     /// PyTorch's SGD: g = gradient + weightDecay * p; with momentum: v = momentum * v + g (on the first step v = g, which zeros in v

@@ -7,8 +7,8 @@ namespace FlexLLM.Execution;
 
 /// <summary>
 /// What one sample keeps between its forward windows and its backward items, indexed by absolute position: exactly the
-/// values that the pruner left for the backward pass, the sample's keys and values, the gradient between layers, and the
-/// key and value gradients of the layer in progress (paper section 6.1).
+/// values that the pruner left for the backward pass, the sample's keys and values, the gradient between layers, the key and
+/// value gradients of the layer in progress (paper section 6.1), and the losses.
 /// </summary>
 internal sealed class ActivationStore : IDisposable
 {
@@ -31,6 +31,7 @@ internal sealed class ActivationStore : IDisposable
             Boundary = _owned.Add(backend.Allocate(tokensMax, config.HiddenSize, TensorUse.Activation));
             KeyGradient = _owned.Add(backend.Allocate(tokensMax, config.KeyValueHeads * config.HeadDim));
             ValueGradient = _owned.Add(backend.Allocate(tokensMax, config.KeyValueHeads * config.HeadDim));
+            Losses = _owned.Add(backend.Allocate(tokensMax, 1));
         }
         catch
         {
@@ -64,6 +65,9 @@ internal sealed class ActivationStore : IDisposable
 
     public DeviceTensor ValueGradient { get; }
 
+    /// <summary>Of each position whose forward window has run, [tokens, 1].</summary>
+    public DeviceTensor Losses { get; }
+
     /// <summary>What the store holds, in the rows of <see cref="MemoryPlan.OfJob"/>.</summary>
     public IEnumerable<MemoryRow> Memory() =>
     [
@@ -71,6 +75,7 @@ internal sealed class ActivationStore : IDisposable
         new(MemoryUse.SampleKv, "blocks", KvCache.Blocks, KvCache.Bytes),
         new(MemoryUse.LayerGradient, "rows", TokensMax, Boundary.Bytes),
         new(MemoryUse.KvGradients, "accumulators", 2, KeyGradient.Bytes + ValueGradient.Bytes),
+        new(MemoryUse.Losses, "rows", TokensMax, Losses.Bytes),
     ];
 
     public DeviceTensor Saved(int index) => _saved[index];

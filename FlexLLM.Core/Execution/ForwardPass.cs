@@ -172,7 +172,8 @@ internal sealed class ForwardPass : IDisposable
                 case OpKind.CrossEntropy:
                     _model.Backend.FusedLinearCrossEntropy(
                         first, window.Targets.Span, _model.Matrix(instruction.Weight), window.GradientScale,
-                        Rows(instruction.Outputs[1], window.RowStart, window.RowCount), window.Losses.Span);
+                        Rows(instruction.Outputs[1], window.RowStart, window.RowCount),
+                        window.Store.Losses.Slice(window.PositionStart, window.RowCount));
                     break;
                 case OpKind.RmsNormBackward:
                     _model.Backend.RmsNormBackward(

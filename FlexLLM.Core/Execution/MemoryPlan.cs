@@ -117,6 +117,7 @@ internal sealed class MemoryPlan
             new(MemoryUse.SampleKv, "blocks", blocks, KvBytes(blocks)),
             new(MemoryUse.LayerGradient, "rows", tokens, ActivationBytes(tokens, _config.HiddenSize)),
             new(MemoryUse.KvGradients, "accumulators", 2, 2 * _backend.TensorBytes(tokens, kvColumns)),
+            new(MemoryUse.Losses, "rows", tokens, _backend.TensorBytes(tokens, 1)),
         ]);
     }
 

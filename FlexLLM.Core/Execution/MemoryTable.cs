@@ -16,13 +16,14 @@ internal static class MemoryUse
     public const string SampleKv = "keys and values of the sample";
     public const string LayerGradient = "gradient between layers";
     public const string KvGradients = "key and value gradients";
+    public const string Losses = "losses";
     public const string BackwardWorkspace = "workspace of the backward pass";
     public const string AdapterWeights = "adapter weights";
     public const string AdapterGradients = "adapter gradients";
     public const string OptimizerState = "optimizer state";
 
     /// <summary>What a job gives back while it is paused in the forward phase of a sample.</summary>
-    public static readonly string[] Arenas = [SavedActivations, SampleKv, LayerGradient, KvGradients, BackwardWorkspace];
+    public static readonly string[] Arenas = [SavedActivations, SampleKv, LayerGradient, KvGradients, Losses, BackwardWorkspace];
 }
 
 /// <summary>So many buffers of one kind, and their bytes together.</summary>

@@ -12,8 +12,7 @@ internal readonly record struct AdapterRows(int RowStart, int RowCount, PeftAdap
 /// activations the store keeps. Targets has one entry a row (-1 where there is no target).
 /// </summary>
 internal readonly record struct WindowRows(
-    int RowStart, int RowCount, int PositionStart, ActivationStore Store, ReadOnlyMemory<int> Targets, float GradientScale,
-    Memory<float> Losses);
+    int RowStart, int RowCount, int PositionStart, ActivationStore Store, ReadOnlyMemory<int> Targets, float GradientScale);
 
 /// <summary>The rows of one step, as columns: inference rows first, then finetuning windows. Reused from step to step.</summary>
 internal sealed class TokenBatch(int rowsMax)
@@ -63,15 +62,15 @@ internal sealed class TokenBatch(int rowsMax)
         }
     }
 
-    /// <summary>Appends a finetuning window of the store's sample; losses receives one value a row.</summary>
+    /// <summary>Appends a finetuning window of the store's sample.</summary>
     public void AddWindow(
         ReadOnlySpan<int> ids, ReadOnlyMemory<int> targets, int positionStart, ActivationStore store, PeftAdapter adapter,
-        float gradientScale, Memory<float> losses)
+        float gradientScale)
     {
-        Check.That(targets.Length == ids.Length && losses.Length == ids.Length);
+        Check.That(targets.Length == ids.Length);
         int start = AddRows(ids, positionStart, adapter);
         _segments.Add(new AttentionSegment(start, ids.Length, positionStart, store.KvCache, store.BlockTable));
-        _windows.Add(new WindowRows(start, ids.Length, positionStart, store, targets, gradientScale, losses));
+        _windows.Add(new WindowRows(start, ids.Length, positionStart, store, targets, gradientScale));
     }
 
     private int AddRows(ReadOnlySpan<int> ids, int positionStart, PeftAdapter? adapter)

@@ -29,13 +29,13 @@ internal sealed class TrainingRun : IDisposable
 {
     private readonly LoadedModel _model;
     private readonly AdapterGradients _gradients;
-    private float[] _losses;
-    private float[] _aheadLosses = [];
+    private readonly float[] _losses;
     private readonly ResourceSet _owned = new();
     private ActivationStore? _store;
     private ActivationStore? _ahead;
     private bool _ownsAdapter;
     private double _groupLoss;
+    private double _aheadLoss;
 
     /// <summary>
     /// Allocates everything the job will need. The adapter (its master weights) becomes this run's; it stays the caller's when
@@ -133,7 +133,6 @@ internal sealed class TrainingRun : IDisposable
     {
         Check.That(_store is not null && _ahead is null);
         _ahead = new ActivationStore(_model, Program, TokensMax);
-        _aheadLosses = new float[TokensMax];
     }
 
     /// <summary>Gives that room back. Returns the tokens that will go forward a second time.</summary>
@@ -160,20 +159,23 @@ internal sealed class TrainingRun : IDisposable
         Check.That(store is not null, "a parked run does nothing");
         batch.AddWindow(
             sample.Ids.AsSpan(start, tokens), sample.Targets.AsMemory(start, tokens), start, store, Adapter,
-            1f / Cursor.GroupTargets, (isAhead ? _aheadLosses : _losses).AsMemory(start, tokens));
+            1f / Cursor.GroupTargets);
     }
 
-    /// <summary>The window that was added last has run.</summary>
+    /// <summary>The window that was added last has run. Waits for the device where it was its sample's last: the losses are read.</summary>
     public void CompleteForward(int tokens)
     {
         TokensDone += tokens;
         if (Cursor.Phase == TrainingPhase.Backward)
         {
-            _ = Cursor.AdvanceAhead(tokens);
+            if (Cursor.AdvanceAhead(tokens))
+            {
+                _aheadLoss = LossOf(_ahead!, Cursor.Ahead!);
+            }
         }
         else if (Cursor.AdvanceForward(tokens))
         {
-            AddLosses();
+            _groupLoss += LossOf(_store!, Cursor.Sample);
         }
     }
 
@@ -191,11 +193,7 @@ internal sealed class TrainingRun : IDisposable
         if (Cursor.SampleIndex != index && _ahead is not null)
         {
             (_store, _ahead) = (_ahead, _store);
-            (_losses, _aheadLosses) = (_aheadLosses, _losses);
-            if (Cursor.Phase == TrainingPhase.Backward) // All of it ran ahead.
-            {
-                AddLosses();
-            }
+            _groupLoss += Cursor.Phase == TrainingPhase.Backward ? _aheadLoss : 0; // All of it ran ahead.
         }
 
         return isGroupDone;
@@ -246,16 +244,18 @@ internal sealed class TrainingRun : IDisposable
         }
     }
 
-    // In position order, whatever the windows were.
-    private void AddLosses()
+    // What a sample adds to its group's loss: summed in position order, whatever the windows were.
+    private double LossOf(ActivationStore store, TrainingSample sample)
     {
+        Span<float> losses = _losses.AsSpan(0, sample.Ids.Length);
+        _model.Backend.Download(store.Losses.Slice(0, losses.Length), losses);
         double sum = 0;
-        foreach (float loss in _losses.AsSpan(0, Cursor.Sample.Ids.Length))
+        foreach (float loss in losses)
         {
             sum += loss;
         }
 
-        _groupLoss += sum / Cursor.GroupTargets;
+        return sum / Cursor.GroupTargets;
     }
 
     // What a rank of a group has of these is its share of a sum, which is due once a step.

@@ -20,7 +20,7 @@ internal static class LossOps
     {
         long piece = Math.Min(rows, context.RowsPerPiece(vocabulary));
         long products = LinearOps.ScratchBytes(context, piece, vocabulary, columns) * (context.MultipliesBf16 ? 2 : 1);
-        return (2 * sizeof(float) * piece * (vocabulary + columns)) + (6 * sizeof(long) * piece) + (sizeof(float) * rows) + products
+        return (2 * sizeof(float) * piece * (vocabulary + columns)) + (6 * sizeof(long) * piece) + products
             + (2 * WideBytes(context, piece, columns));
     }
 
@@ -42,12 +42,12 @@ internal static class LossOps
 
     public static void CrossEntropy(
         TorchContext context, TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,
-        Span<float> losses)
+        TensorSlice losses)
     {
-        Check.That(targets.Length == x.Rows && dx.Rows == x.Rows && losses.Length == x.Rows);
+        Check.That(targets.Length == x.Rows && dx.Rows == x.Rows && losses.Rows == x.Rows && losses.Columns == 1);
         Check.That(x.Columns == head.InFeatures && dx.Columns == x.Columns);
         Check.That(targets.IndexOfAnyInRange(head.OutFeatures, int.MaxValue) < 0);
-        losses.Clear();
+        ElementwiseOps.Zero(losses);
         ElementwiseOps.Zero(dx);
         int[] live = new int[targets.Length];
         int count = 0;
@@ -66,7 +66,6 @@ internal static class LossOps
 
         using DisposeScope scope = torch.NewDisposeScope();
         Tensor matrix = LinearOps.Operand(context, head);
-        using TorchTensor rowLosses = new(context, count, 1);
         int chunk = Math.Min(context.RowsPerPiece(head.OutFeatures), count);
         int[] labels = new int[chunk];
         for (int first = 0; first < count; first += chunk)
@@ -77,15 +76,7 @@ internal static class LossOps
                 labels[i] = targets[rows[i]];
             }
 
-            TensorSlice chunkLosses = rowLosses.Slice(first, rows.Length);
-            RunChunk(context, x, rows, labels.AsSpan(0, rows.Length), matrix, gradientScale, dx, chunkLosses);
-        }
-
-        float[] values = new float[count];
-        context.Download(rowLosses, values);
-        for (int i = 0; i < count; i++)
-        {
-            losses[live[i]] = values[i];
+            RunChunk(context, x, rows, labels.AsSpan(0, rows.Length), matrix, gradientScale, dx, losses);
         }
     }
 
@@ -98,7 +89,7 @@ internal static class LossOps
         Tensor targets = context.Indices(labels, int.MaxValue).view(labels.Length, 1);
         Tensor logits = LinearOps.Product(TorchContext.Of(x).index_select(0, rowIndices), x.Tensor.Type, head.t());
         Tensor logSum = logits.logsumexp(1, keepdim: true);
-        TorchContext.Of(losses).copy_(logSum.sub(logits.gather(1, targets)));
+        TorchContext.Of(losses).index_copy_(0, rowIndices, logSum.sub(logits.gather(1, targets)));
 
         // gradientScale * (softmax - onehot).
         using Scalar scale = TorchContext.Passing(gradientScale);

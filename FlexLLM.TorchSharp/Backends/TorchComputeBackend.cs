@@ -194,7 +194,7 @@ internal sealed class TorchComputeBackend(
         LargestOps.Run(_context, x, count, values, columns);
 
     public void FusedLinearCrossEntropy(
-        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses) =>
+        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, TensorSlice losses) =>
         LossOps.CrossEntropy(_context, x, targets, head, gradientScale, dx, losses);
 
     public void SgdStep(DeviceTensor parameter, DeviceTensor gradient, DeviceTensor? velocity, in SgdStepOptions options) =>

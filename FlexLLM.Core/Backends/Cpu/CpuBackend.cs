@@ -176,7 +176,7 @@ internal sealed unsafe class CpuBackend(int threads) : IComputeBackend
     public void Largest(TensorSlice x, int count, Span<float> values, Span<int> columns) => LargestOp.Run(x, count, values, columns);
 
     public void FusedLinearCrossEntropy(
-        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses) =>
+        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, TensorSlice losses) =>
         CrossEntropyOp.Run(_cpu, x, targets, head, gradientScale, dx, losses);
 
     public void SgdStep(DeviceTensor parameter, DeviceTensor gradient, DeviceTensor? velocity, in SgdStepOptions options) =>

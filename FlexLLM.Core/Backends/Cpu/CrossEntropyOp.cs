@@ -26,10 +26,11 @@ internal static unsafe class CrossEntropyOp
 
     public static void Run(
         CpuContext cpu, TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx,
-        Span<float> losses)
+        TensorSlice losses)
     {
-        Check.That(targets.Length == x.Rows && dx.Rows == x.Rows && losses.Length == x.Rows);
+        Check.That(targets.Length == x.Rows && dx.Rows == x.Rows && losses.Rows == x.Rows && losses.Columns == 1);
         Check.That(x.Columns == head.InFeatures && dx.Columns == x.Columns);
+        float* lossOf = CpuTensor.Of(losses);
         int* rows = stackalloc int[RowsPerChunk];
         int count = 0;
         for (int i = 0; i < targets.Length; i++)
@@ -41,13 +42,13 @@ internal static unsafe class CrossEntropyOp
             }
             else
             {
-                losses[i] = 0;
+                lossOf[i] = 0;
                 Row(CpuTensor.Of(dx), i, dx.Columns).Clear();
             }
 
             if (count == RowsPerChunk || (i == targets.Length - 1 && count > 0))
             {
-                RunChunk(cpu, x, targets, (CpuWeight)head, gradientScale, dx, losses, new ReadOnlySpan<int>(rows, count));
+                RunChunk(cpu, x, targets, (CpuWeight)head, gradientScale, dx, lossOf, new ReadOnlySpan<int>(rows, count));
                 count = 0;
             }
         }
@@ -64,7 +65,7 @@ internal static unsafe class CrossEntropyOp
 
     private static void RunChunk(
         CpuContext cpu, TensorSlice x, ReadOnlySpan<int> targets, CpuWeight head, float gradientScale, TensorSlice dx,
-        Span<float> losses, ReadOnlySpan<int> rows)
+        float* lossOf, ReadOnlySpan<int> rows)
     {
         int hidden = x.Columns;
         float* selected = cpu.Workspace.Floats(WorkspaceSlot.SelectedRows, SelectedFloats(rows.Length, hidden));
@@ -84,7 +85,7 @@ internal static unsafe class CrossEntropyOp
         for (int i = 0; i < rows.Length; i++)
         {
             Row(gradients, i, hidden).CopyTo(Row(CpuTensor.Of(dx), rows[i], hidden));
-            losses[rows[i]] = rowLosses[i].Loss;
+            lossOf[rows[i]] = rowLosses[i].Loss;
         }
     }
 

@@ -137,16 +137,11 @@ internal sealed partial class GroupBackend
         first.Device.Largest(first.Of(x), count, values, columns);
     }
 
-    /// <summary>On every rank; the losses are rank 0's.</summary>
     public void FusedLinearCrossEntropy(
-        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses)
+        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, TensorSlice losses)
     {
         int[] kept = Keep(targets);
-        float[] first = new float[losses.Length];
-        Note(r => r.Device.FusedLinearCrossEntropy(
-            r.Of(x), kept, r.Of(head), gradientScale, r.Of(dx), r.Index == 0 ? first : new float[first.Length]));
-        Finish();
-        first.CopyTo(losses);
+        Note(r => r.Device.FusedLinearCrossEntropy(r.Of(x), kept, r.Of(head), gradientScale, r.Of(dx), r.Of(losses)));
     }
 
     public void SgdStep(DeviceTensor parameter, DeviceTensor gradient, DeviceTensor? velocity, in SgdStepOptions options)

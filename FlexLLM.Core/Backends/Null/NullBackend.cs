@@ -93,7 +93,11 @@ internal partial class NullBackend(NullMachine machine, ManualClock clock, ulong
         Check.That(destination.Length == (long)source.Rows * source.Columns);
         Charge(source.Rows, 0, BytesOf(source));
         destination.Clear();
-        if (!destination.IsEmpty)
+        if (source.Columns == 1)
+        {
+            destination.Fill(1f); // A loss of one each.
+        }
+        else if (!destination.IsEmpty)
         {
             destination[_downloads.Next(destination.Length)] = 1f;
         }
@@ -326,17 +330,15 @@ internal partial class NullBackend(NullMachine machine, ManualClock clock, ulong
     }
 
     public void FusedLinearCrossEntropy(
-        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, Span<float> losses)
+        TensorSlice x, ReadOnlySpan<int> targets, DeviceWeight head, float gradientScale, TensorSlice dx, TensorSlice losses)
     {
-        Check.That(targets.Length == x.Rows && losses.Length == x.Rows && x.Columns == head.InFeatures);
+        Check.That(targets.Length == x.Rows && losses.Rows == x.Rows && losses.Columns == 1 && x.Columns == head.InFeatures);
         CheckAlike(x, dx);
         int asked = 0;
         for (int i = 0; i < targets.Length; i++)
         {
             Check.That(targets[i] < head.OutFeatures);
-            bool isAsked = targets[i] >= 0;
-            asked += isAsked ? 1 : 0;
-            losses[i] = isAsked ? 1f : 0f;
+            asked += targets[i] >= 0 ? 1 : 0;
         }
 
         // Logits and their gradient are a product each; softmax between them never leaves the chip.
