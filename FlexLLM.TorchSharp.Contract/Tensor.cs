@@ -118,6 +118,8 @@ public static partial class torch
 
         public Tensor silu_() => throw Contract.NoCode();
 
+        public Tensor bitwise_and(Tensor other) => throw Contract.NoCode();
+
         public Tensor gt(Scalar target) => throw Contract.NoCode();
 
         public Tensor le(Scalar target) => throw Contract.NoCode();

@@ -36,9 +36,9 @@ internal sealed partial class GoldensOnTorchTests
         ["lora.adamw.final (rms)"] = 1.2e-3,
     };
 
-    // The managed backend, given rounded keys and values, is off by as much but for 20 % in the losses of optimizers: a rounding that falls
-    // the other way is one of 8 bits.
-    private const double ManagedPercent = 40;
+    // The managed backend, given rounded keys and values, is off by as much but for 20 % in the losses of optimizers, on another
+    // maker's CPU for 44 %: a rounding that falls the other way is one of 8 bits.
+    private const double ManagedPercent = 80;
 
     // The sum of all logits of a text, tens of thousands of both signs, is off by what does not cancel: with 1 and 2 threads and with three
     // instruction sets, on one machine, by 0.2 to 1.9 times the bound.

@@ -1,5 +1,6 @@
 using FlexLLM.Backends;
 using FlexLLM.Backends.Torch;
+using FlexLLM.Primitives;
 using FlexLLM.Tests.Contracts;
 using NUnit.Framework;
 using TorchSharp;
@@ -56,7 +57,7 @@ internal sealed class TorchScratchTests
     [Test]
     public void Calls_OfTheLargestShapes_StayWithinTheirFormulaAndNeedMostOfIt([Values(
         "SiluGate", "SiluGateBackward", "RmsNorm", "RmsNormBackward", "Rope", "ScaleColumnsBackward", "Linear", "Attention", "Decode",
-        "AttentionBackward", "Logits", "CrossEntropy", "CrossEntropyF32", "Sgd")] string operation) => StayWithin(operation);
+        "AttentionBackward", "Logits", "CrossEntropy", "CrossEntropyF32", "Sgd", "PackSignBits", "UnpackSignBits")] string operation) => StayWithin(operation);
 
     // Beside what F32 needs: the rows as they are stored.
     [Test]
@@ -170,6 +171,12 @@ internal sealed class TorchScratchTests
                 long widened = type == DType.BF16 ? 0 : LinearOps.ScratchBytes(_context, rows, limits.Vocabulary, hidden);
                 return (LossOps.CrossEntropyBytes(_context, rows, limits.Vocabulary, hidden) - widened,
                     () => _backend.FusedLinearCrossEntropy(loss[0], targets, head, 1f, loss[1], losses));
+            case "PackSignBits" or "UnpackSignBits":
+                DeviceTensor signs = Activations(1, rows, wide - 1)[0];
+                DeviceTensor packed = _bench.Packed(rows, wide - 1, PackedFormat.SignBits);
+                return (PackOps.ScratchBytes(_context, rows, wide - 1), operation == "PackSignBits"
+                    ? () => _backend.Pack(signs, PackedFormat.SignBits, packed)
+                    : () => _backend.Unpack(packed, PackedFormat.SignBits, signs));
             case "Sgd":
                 DeviceTensor[] step = Tensors(3, rows, wide);
                 return (OptimizerOps.ScratchBytes((long)rows * wide),

@@ -53,7 +53,7 @@ internal static class CompositionChecks
         }
         else
         {
-            DeviceTensor signs = bench.Own(backend.Allocate(Rows, PackedFormats.PackedColumns(Inner, PackedFormat.SignBits)));
+            DeviceTensor signs = bench.Packed(Rows, Inner, PackedFormat.SignBits);
             backend.Pack(pre, PackedFormat.SignBits, signs);
             backend.Unpack(signs, PackedFormat.SignBits, pre);
             backend.ReluBackward(pre, du, du);

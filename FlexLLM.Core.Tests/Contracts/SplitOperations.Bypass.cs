@@ -60,7 +60,7 @@ internal static partial class SplitOperations
     private static SplitRun PackAndUnpack(Workbench bench, int rows, PackedFormat format) =>
         Rows(bench, rows, Wide, (part, y) =>
         {
-            DeviceTensor packed = bench.Own(bench.Backend.Allocate(part.Count, PackedFormats.PackedColumns(Wide, format)));
+            DeviceTensor packed = bench.Packed(part.Count, Wide, format);
             bench.Backend.Pack(y, format, packed);
             bench.Backend.Unpack(packed, format, y);
         });

@@ -63,6 +63,13 @@ internal sealed class Workbench(IComputeBackend backend) : IDisposable
         return factor;
     }
 
+    /// <summary>What rows of so many columns are packed into.</summary>
+    public DeviceTensor Packed(int rows, int columns, PackedFormat format)
+    {
+        TensorUse use = format == PackedFormat.BF16 ? TensorUse.PackedBF16 : TensorUse.PackedSignBits;
+        return Own(Backend.Allocate(rows, PackedFormats.PackedColumns(columns, format), use));
+    }
+
     public T Own<T>(T resource)
         where T : IDisposable
     {

@@ -5,11 +5,17 @@ namespace FlexLLM.Backends;
 /// <summary>What a tensor is for, and so of which type it is.</summary>
 internal enum TensorUse
 {
-    /// <summary>F32 on every backend: parameters, gradients of them, moments, logits, log-sum-exp, sums over tokens, packed rows.</summary>
+    /// <summary>F32 on every backend: parameters, gradients of them, moments, logits, log-sum-exp, sums over tokens.</summary>
     Exact,
 
     /// <summary>Rows of a model's values or of their gradients: F32, or the narrower type that a backend was opened with.</summary>
     Activation,
+
+    /// <summary>Rows that <see cref="IComputeBackend.Pack"/> makes, of <see cref="PackedFormat.BF16"/>; columns are floats.</summary>
+    PackedBF16,
+
+    /// <summary>The same of <see cref="PackedFormat.SignBits"/>.</summary>
+    PackedSignBits,
 }
 
 /// <summary>A row-major matrix [Rows, Columns] in device memory. Owned by whoever asked the backend for it.</summary>

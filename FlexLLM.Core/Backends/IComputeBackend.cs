@@ -236,9 +236,10 @@ internal interface IComputeBackend : IDisposable
     void SiluBackward(TensorSlice x, TensorSlice dy, TensorSlice dx);
 
     /// <summary>
-    /// Makes rows small. source [rows, n], packed [rows, <see cref="PackedFormats.PackedColumns"/>], F32, holds bit patterns instead of
-    /// numbers (some look like NaN): copy it, hand it to <see cref="Unpack"/>, and read it as nothing else. Which bit lies
-    /// where is the backend's business, but a packed row depends on its source row alone.
+    /// Makes rows small. source [rows, n], packed [rows, <see cref="PackedFormats.PackedColumns"/>], allocated for this format
+    /// (<see cref="TensorUse.PackedBF16"/>), holds bit patterns instead of numbers: copy its rows to others of the format, hand them to
+    /// <see cref="Unpack"/>, and read them as nothing else. Which bit lies where is the backend's business, but a packed row depends on its
+    /// source row alone.
     /// </summary>
     void Pack(TensorSlice source, PackedFormat format, TensorSlice packed);
 

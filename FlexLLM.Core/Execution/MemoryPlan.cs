@@ -3,6 +3,7 @@ using FlexLLM.Backends;
 using FlexLLM.Graph;
 using FlexLLM.KvCache;
 using FlexLLM.Models;
+using FlexLLM.Primitives;
 
 namespace FlexLLM.Execution;
 
@@ -165,9 +166,13 @@ internal sealed class MemoryPlan
     /// <summary>Bytes of a saved value of so many tokens.</summary>
     public long SavedBytes(SavedValue value, int tokens) => _backend.TensorBytes(tokens, value.Columns, UseOf(value));
 
-    /// <summary>Of which type a saved value is: sums of exponentials and packed rows are F32.</summary>
-    public static TensorUse UseOf(SavedValue value) =>
-        value.ByAttention || value.Packed is not null ? TensorUse.Exact : TensorUse.Activation;
+    /// <summary>What a saved value is allocated for: sums of exponentials are F32.</summary>
+    public static TensorUse UseOf(SavedValue value) => value.Packed switch
+    {
+        PackedFormat.BF16 => TensorUse.PackedBF16,
+        PackedFormat.SignBits => TensorUse.PackedSignBits,
+        _ => value.ByAttention ? TensorUse.Exact : TensorUse.Activation,
+    };
 
     private long ArenaBytes(int columns) => ActivationBytes(Limits.Rows, columns);
 }

@@ -19,7 +19,11 @@ internal static class ElementwiseOps
     public static void Copy(TensorSlice source, TensorSlice destination)
     {
         CheckSame(source, destination);
-        if (source.Rows > 0)
+        if (source.Tensor is TorchPacked packed)
+        {
+            packed.CopyRows(source.Start, source.Rows, (TorchPacked)destination.Tensor, destination.Start);
+        }
+        else if (source.Rows > 0)
         {
             TorchContext.Of(destination).copy_(TorchContext.Of(source));
         }

@@ -1,99 +1,82 @@
-using System.Buffers;
 using FlexLLM.Primitives;
+using TorchSharp;
+using Tensor = TorchSharp.torch.Tensor;
 
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// Rows made small and large again, on the host: the managed API of TorchSharp has no view of a tensor as another type, so bits
-/// cannot be put together on a GPU. There each call waits for the device and copies its rows there and back. Neighbours share a
-/// word, the first of them in its lowest bits; what is behind the last element is zero.
+/// Rows made small and large again where they are: as BF16 by a copy, which rounds; as bits of what is above zero by sums of powers of
+/// two, of which each byte has the eight.
 /// </summary>
 internal static class PackOps
 {
-    private const int BitsPerWord = 32;
-    private const uint BF16NaN = 0x7FC0;
+    private const int BitsPerByte = 8;
+
+    /// <summary>
+    /// Temporaries of sign bits in bytes, of the rows that are packed at a time: a byte for whether an element is above zero and one for
+    /// what it counts, with what fills up the last float, and the bytes that they are put together to.
+    /// </summary>
+    public static long ScratchBytes(TorchContext context, long rows, long columns)
+    {
+        long filled = FilledColumns(columns);
+        return Math.Min(rows, context.RowsPerPiece(filled)) * ((2 * filled) + (filled / BitsPerByte));
+    }
 
     public static void Pack(TorchContext context, TensorSlice source, PackedFormat format, TensorSlice packed)
     {
-        CheckShapes(source, format, packed);
-        Run(context, source, packed, (from, to) => Pack(from, format, to));
+        TorchPacked rows = Of(source, format, packed);
+        if (format == PackedFormat.BF16 && source.Rows > 0)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            rows.Part(packed.Start, packed.Rows).narrow(1, 0, source.Columns).copy_(TorchContext.Of(source));
+            return;
+        }
+
+        int count = context.RowsPerPiece(FilledColumns(source.Columns));
+        for (int row = 0; row < source.Rows; row += count)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            TensorSlice piece = source.Slice(row, Math.Min(count, source.Rows - row));
+            Tensor bits = torch.zeros(piece.Rows, FilledColumns(piece.Columns), torch.ScalarType.Byte, context.Device);
+            using (Tensor isAbove = TorchContext.Of(piece).gt(TorchContext.Zero))
+            {
+                bits.narrow(1, 0, piece.Columns).copy_(isAbove);
+            }
+
+            Tensor summands = bits.view(piece.Rows, -1, BitsPerByte).mul_(context.BitValues);
+            rows.Part(packed.Start + row, piece.Rows).copy_(summands.sum(-1L, keepdim: false, torch.ScalarType.Byte));
+        }
     }
 
     public static void Unpack(TorchContext context, TensorSlice packed, PackedFormat format, TensorSlice destination)
     {
-        CheckShapes(destination, format, packed);
-        Run(context, packed, destination, (from, to) => Unpack(from, format, to));
-    }
-
-    private static void Run(TorchContext context, TensorSlice source, TensorSlice destination, RowAction action)
-    {
-        if (source.Rows == 0)
+        TorchPacked rows = Of(destination, format, packed);
+        if (format == PackedFormat.BF16 && destination.Rows > 0)
         {
+            using DisposeScope scope = torch.NewDisposeScope();
+            TorchContext.Of(destination).copy_(rows.Part(packed.Start, packed.Rows).narrow(1, 0, destination.Columns));
             return;
         }
 
-        int rowsPerPiece = Math.Min(source.Rows, context.RowsPerPiece(Math.Max(source.Columns, destination.Columns)));
-        float[] from = ArrayPool<float>.Shared.Rent(rowsPerPiece * source.Columns);
-        float[] to = ArrayPool<float>.Shared.Rent(rowsPerPiece * destination.Columns);
-        for (int row = 0; row < source.Rows; row += rowsPerPiece)
+        int count = context.RowsPerPiece(FilledColumns(destination.Columns));
+        for (int row = 0; row < destination.Rows; row += count)
         {
-            int count = Math.Min(rowsPerPiece, source.Rows - row);
-            Span<float> read = from.AsSpan(0, count * source.Columns);
-            Span<float> written = to.AsSpan(0, count * destination.Columns);
-            context.Download(source.Slice(row, count), read);
-            for (int i = 0; i < count; i++)
-            {
-                action(
-                    read.Slice(i * source.Columns, source.Columns), written.Slice(i * destination.Columns, destination.Columns));
-            }
-
-            context.Upload(written, destination.Slice(row, count));
-        }
-
-        ArrayPool<float>.Shared.Return(from);
-        ArrayPool<float>.Shared.Return(to);
-    }
-
-    private static void Pack(ReadOnlySpan<float> row, PackedFormat format, Span<float> packed)
-    {
-        int bits = BitsOf(format);
-        int perWord = BitsPerWord / bits;
-        for (int word = 0; word < packed.Length; word++)
-        {
-            uint value = 0;
-            ReadOnlySpan<float> elements = row[(word * perWord)..Math.Min(row.Length, (word + 1) * perWord)];
-            for (int i = 0; i < elements.Length; i++)
-            {
-                uint code = format == PackedFormat.BF16 ? NearestBF16(elements[i]) : elements[i] > 0 ? 1u : 0u;
-                value |= code << (i * bits);
-            }
-
-            packed[word] = BitConverter.UInt32BitsToSingle(value);
+            using DisposeScope scope = torch.NewDisposeScope();
+            TensorSlice piece = destination.Slice(row, Math.Min(count, destination.Rows - row));
+            Tensor bytes = rows.Part(packed.Start + row, piece.Rows).view(piece.Rows, -1, 1);
+            Tensor isAbove = bytes.bitwise_and(context.BitValues).to_type(torch.ScalarType.Bool);
+            TorchContext.Of(piece).copy_(isAbove.view(piece.Rows, -1).narrow(1, 0, piece.Columns));
         }
     }
 
-    private static void Unpack(ReadOnlySpan<float> packed, PackedFormat format, Span<float> row)
+    // Columns of whole floats of bits.
+    private static long FilledColumns(long columns) => (columns + 31) / 32 * 32;
+
+    private static TorchPacked Of(TensorSlice rows, PackedFormat format, TensorSlice packed)
     {
-        int bits = BitsOf(format);
-        int perWord = BitsPerWord / bits;
-        for (int i = 0; i < row.Length; i++)
-        {
-            uint word = BitConverter.SingleToUInt32Bits(packed[i / perWord]) >> (i % perWord * bits);
-            row[i] = format == PackedFormat.BF16 ? BitConverter.UInt32BitsToSingle(word << 16) : word & 1;
-        }
-    }
-
-    private static int BitsOf(PackedFormat format) => format == PackedFormat.BF16 ? 16 : 1;
-
-    // Half a unit of the upper half, less one where it is even, carries into it where the value is to be rounded up.
-    private static uint NearestBF16(float value)
-    {
-        uint bits = BitConverter.SingleToUInt32Bits(value);
-        return float.IsNaN(value) ? BF16NaN : (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-    }
-
-    private static void CheckShapes(TensorSlice rows, PackedFormat format, TensorSlice packed) =>
         Check.That(rows.Rows == packed.Rows && packed.Columns == PackedFormats.PackedColumns(rows.Columns, format));
-
-    private delegate void RowAction(ReadOnlySpan<float> from, Span<float> to);
+        TorchPacked result = (TorchPacked)packed.Tensor;
+        Check.That(result.Format == format);
+        return result;
+    }
 }

@@ -74,8 +74,12 @@ internal sealed class TorchComputeBackend(
         _scratchBytes = bytes;
     }
 
-    public DeviceTensor Allocate(int rows, int columns, TensorUse use = TensorUse.Exact) =>
-        new TorchTensor(_context, rows, columns, TypeOf(use));
+    public DeviceTensor Allocate(int rows, int columns, TensorUse use = TensorUse.Exact) => use switch
+    {
+        TensorUse.PackedBF16 => new TorchPacked(_context, rows, columns, PackedFormat.BF16),
+        TensorUse.PackedSignBits => new TorchPacked(_context, rows, columns, PackedFormat.SignBits),
+        _ => new TorchTensor(_context, rows, columns, TypeOf(use)),
+    };
 
     public DeviceTensor View(DeviceTensor owner, long offset, int rows, int columns) =>
         new TorchTensor((TorchTensor)owner, offset, rows, columns);

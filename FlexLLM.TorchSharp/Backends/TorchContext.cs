@@ -25,6 +25,7 @@ internal sealed class TorchContext : IDisposable
     private readonly KeptIndices _kept;
     private readonly KeptResults _results = new();
     private long[] _indices = [];
+    private Tensor? _bitValues;
 
     /// <param name="device">Where tensors live.</param>
     /// <param name="elementsMax">See <see cref="ElementsMax"/>.</param>
@@ -88,6 +89,9 @@ internal sealed class TorchContext : IDisposable
     public SharedRounding Rounding { get; } = new();
 
     public MemoryCounter Memory { get; } = new();
+
+    /// <summary>What the bits of a byte count for, the lowest first; it stays this object's.</summary>
+    public Tensor BitValues => _bitValues ??= MakeBitValues();
 
     /// <summary>Index tensors that were made: on a GPU one copy to the device each.</summary>
     public long IndexUploads { get; private set; }
@@ -320,10 +324,19 @@ internal sealed class TorchContext : IDisposable
         _results.Dispose();
         _kept.Dispose();
         _staging.Dispose();
+        _bitValues?.Dispose();
         foreach (Scalar scalar in _scalars.Values)
         {
             scalar.Dispose();
         }
+    }
+
+    private Tensor MakeBitValues()
+    {
+        using Tensor onHost = torch.empty(8, torch.ScalarType.Byte, _host);
+        ReadOnlySpan<byte> values = [1, 2, 4, 8, 16, 32, 64, 128];
+        values.CopyTo(onHost.bytes);
+        return onHost.to(Device, copy: true).DetachFromDisposeScope();
     }
 
     private Tensor ToDevice(ReadOnlySpan<long> values)

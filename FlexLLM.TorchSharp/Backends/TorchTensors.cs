@@ -94,6 +94,41 @@ internal sealed class TorchTensor : DeviceTensor
     }
 }
 
+/// <summary>
+/// Packed rows in the type that they are made of: two BF16 a float, or four bytes of bits. Only <see cref="PackOps"/> and copies of rows
+/// know it.
+/// </summary>
+internal sealed class TorchPacked : DeviceTensor
+{
+    private readonly OwnedMemory _memory;
+
+    /// <param name="context">The device.</param>
+    /// <param name="rows">Rows.</param>
+    /// <param name="columns">Floats a row.</param>
+    /// <param name="format">Of what.</param>
+    public TorchPacked(TorchContext context, int rows, int columns, PackedFormat format)
+        : base(rows, columns) =>
+        (Format, _memory) = (format, format == PackedFormat.BF16
+            ? OwnedMemory.Zeros(context, rows, 2L * columns, torch.ScalarType.BFloat16, sizeof(float) / 2)
+            : OwnedMemory.Zeros(context, rows, 4L * columns, torch.ScalarType.Byte, sizeof(byte)));
+
+    public PackedFormat Format { get; }
+
+    public override long Bytes => _memory.Bytes;
+
+    /// <summary>Rows [start, start + count) as a tensor of the scope that is open.</summary>
+    public Tensor Part(int start, int count) => _memory.Tensor.narrow(0, start, count);
+
+    public void CopyRows(int start, int count, TorchPacked destination, int destinationStart)
+    {
+        Check.That(destination.Format == Format);
+        using DisposeScope scope = torch.NewDisposeScope();
+        destination.Part(destinationStart, count).copy_(Part(start, count));
+    }
+
+    public override void Dispose() => _memory.Dispose();
+}
+
 /// <summary>A native tensor that belongs to no scope, counted as long as it lives.</summary>
 internal sealed class OwnedMemory : IDisposable
 {
@@ -127,8 +162,11 @@ internal sealed class OwnedMemory : IDisposable
         }
     }
 
-    public static OwnedMemory Zeros(TorchContext context, long rows, long columns, DType type) => new(
-        context, () => torch.zeros(rows, columns, TorchContext.ScalarTypeOf(type), context.Device), rows * columns * DTypes.BytesOf(type));
+    public static OwnedMemory Zeros(TorchContext context, long rows, long columns, DType type) =>
+        Zeros(context, rows, columns, TorchContext.ScalarTypeOf(type), DTypes.BytesOf(type));
+
+    public static OwnedMemory Zeros(TorchContext context, long rows, long columns, torch.ScalarType type, int elementBytes) => new(
+        context, () => torch.zeros(rows, columns, type, context.Device), rows * columns * elementBytes);
 
     public static OwnedMemory Matrix(TorchContext context, long rows, long columns, DType type) => new(
         context, () => torch.empty(rows, columns, TorchContext.ScalarTypeOf(type), context.Device), rows * columns * DTypes.BytesOf(type));
