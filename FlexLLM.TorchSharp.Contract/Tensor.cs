@@ -104,7 +104,13 @@ public static partial class torch
 
         public Tensor addcmul_(Tensor tensor1, Tensor tensor2, Scalar value) => throw Contract.NoCode();
 
+        public Tensor addcdiv(Tensor tensor1, Tensor tensor2, Scalar value) => throw Contract.NoCode();
+
         public Tensor addcdiv_(Tensor tensor1, Tensor tensor2, Scalar value) => throw Contract.NoCode();
+
+        public Tensor div_(Tensor target, RoundingMode rounding_mode = RoundingMode.None) => throw Contract.NoCode();
+
+        public Tensor hypot(Tensor other) => throw Contract.NoCode();
 
         public Tensor exp_() => throw Contract.NoCode();
 
@@ -132,6 +138,8 @@ public static partial class torch
         public Tensor sum(long dim, bool keepdim = false, ScalarType? type = null) => throw Contract.NoCode();
 
         public Tensor mean(long[] dimensions, bool keepdim = false, ScalarType? type = null) => throw Contract.NoCode();
+
+        public Tensor norm(int dim, bool keepdim = false, float p = 2.0f) => throw Contract.NoCode();
 
         public Tensor softmax(long dim, ScalarType? dtype = null) => throw Contract.NoCode();
 

@@ -18,6 +18,13 @@ public static partial class torch
         BFloat16 = 15,
     }
 
+    public enum RoundingMode
+    {
+        None,
+        trunc,
+        floor,
+    }
+
     public static void InitializeDeviceType(DeviceType deviceType) => throw Contract.NoCode();
 
     public static DisposeScope NewDisposeScope() => throw Contract.NoCode();

@@ -130,14 +130,14 @@ internal sealed class TorchScratchTests
                 isForward = operation == "RmsNorm";
                 DeviceTensor[] norm = Activations(3, rows, wide);
                 DeviceTensor gain = Tensors(1, 1, wide)[0];
-                return (RowOps.ScratchBytes(_context, rows, wide, limits.QueryHeads, !isForward), isForward
+                return (RowOps.NormBytes(_context, rows, wide, 1, !isForward), isForward
                     ? () => _backend.RmsNorm(norm[0], gain, 1e-5f, norm[1])
                     : () => _backend.RmsNormBackward(norm[0], gain, 1e-5f, norm[1], norm[2], accumulate: false));
             case "Rope":
                 DeviceTensor heads = Activations(1, rows, wide)[0];
                 DeviceTensor table = Tensors(1, limits.Positions, limits.HeadDim)[0];
                 int[] positions = [.. Enumerable.Range(0, rows)];
-                return (RowOps.ScratchBytes(_context, rows, wide, limits.QueryHeads, trains: false),
+                return (RowOps.RopeBytes(_context, rows, wide),
                     () => _backend.Rope(heads, positions, table, inverse: false));
             case "ScaleColumnsBackward":
                 DeviceTensor[] scale = Activations(3, rows, wide);

@@ -20,6 +20,7 @@ internal sealed class TorchContext : IDisposable
     private const int StagedOnHost = 1 << 13;
 
     private readonly Dictionary<double, Scalar> _scalars = [];
+    private readonly Dictionary<double, Tensor> _numbers = [];
     private readonly torch.Device _host = new(DeviceType.CPU);
     private readonly IndexStaging _staging;
     private readonly KeptIndices _kept;
@@ -176,6 +177,18 @@ internal sealed class TorchContext : IDisposable
         return scalar;
     }
 
+    /// <summary>Such a number as an F32 tensor [1, 1] on the device, for operations that take no <see cref="Scalar"/>.</summary>
+    public Tensor Number(double value)
+    {
+        if (!_numbers.TryGetValue(value, out Tensor? number))
+        {
+            _numbers.Add(value, number = torch.zeros(1, 1, torch.ScalarType.Float32, Device).DetachFromDisposeScope());
+            number.fill_(Constant(value));
+        }
+
+        return number;
+    }
+
     /// <summary>A number that the caller disposes.</summary>
     public static Scalar Passing(double value) => value;
 
@@ -325,6 +338,11 @@ internal sealed class TorchContext : IDisposable
         _kept.Dispose();
         _staging.Dispose();
         _bitValues?.Dispose();
+        foreach (Tensor number in _numbers.Values)
+        {
+            number.Dispose();
+        }
+
         foreach (Scalar scalar in _scalars.Values)
         {
             scalar.Dispose();

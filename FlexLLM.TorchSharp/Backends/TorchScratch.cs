@@ -20,7 +20,8 @@ internal static class TorchScratch
         bytes = Math.Max(
             bytes, LinearOps.ScratchBytes(context, rows, widest, narrowest) + LinearOps.WideBytes(context, rows, widest, narrowest));
         bytes = Math.Max(bytes, ElementwiseOps.ScratchBytes(context, rows, widest, trains));
-        bytes = Math.Max(bytes, RowOps.ScratchBytes(context, rows, widest, limits.QueryHeads, trains));
+        bytes = Math.Max(bytes, RowOps.NormBytes(context, rows, widest, limits.QueryHeads, trains));
+        bytes = Math.Max(bytes, RowOps.RopeBytes(context, rows, widest));
         bytes = Math.Max(bytes, ColumnOps.ScratchBytes(context, rows, widest, trains));
         bytes = Math.Max(bytes, FactorOps.ScratchBytes(context, rows, limits.RankMax, widest, trains));
         bytes = Math.Max(bytes, AttentionOps.ScratchBytes(context, limits));
