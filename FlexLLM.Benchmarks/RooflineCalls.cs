@@ -1,11 +1,13 @@
 using System.Diagnostics;
 using System.Globalization;
 using System.Text.Json;
+using FlexLLM.Adapters;
 using FlexLLM.Backends;
 using FlexLLM.Benchmarks.Serving;
 using FlexLLM.Execution;
 using FlexLLM.KvCache;
 using FlexLLM.Models;
+using FlexLLM.Primitives;
 
 namespace FlexLLM.Benchmarks;
 
@@ -15,17 +17,18 @@ namespace FlexLLM.Benchmarks;
 /// next ones: where making all of them takes less than reading the weights of the real model, they cost nothing.
 /// </summary>
 /// <param name="Rows">Sequences that decode at once.</param>
+/// <param name="Adapters">LoRA adapters of them, each sequence's the next one's; 0 is none.</param>
 /// <param name="Dispatch">Seconds until every call of a step was made; on a GPU nothing is waited for.</param>
 /// <param name="Step">Seconds until the logits are on the host.</param>
 /// <param name="TensorsMade">Native tensors that a step makes: views and results, each a call and an object.</param>
 /// <param name="ManagedBytes">Bytes that a step takes from the garbage collector.</param>
-internal sealed record RooflineCalls(int Rows, Spread Dispatch, Spread Step, double TensorsMade, double ManagedBytes)
+internal sealed record RooflineCalls(int Rows, int Adapters, Spread Dispatch, Spread Step, double TensorsMade, double ManagedBytes)
 {
     /// <summary>The shape whose layers are called.</summary>
     public const string Shape = "llama-3.1-8b";
 
-    /// <summary>Rows that are measured.</summary>
-    public static readonly int[] RowsMeasured = [1, 16];
+    /// <summary>What is measured.</summary>
+    public static readonly (int Rows, int Adapters)[] Measured = [(1, 0), (16, 0), (16, 1), (16, 16)];
 
     /// <summary>Memory bandwidth by the data sheets, in bytes a second: not measured here.</summary>
     public static readonly (string Name, double BytesPerSecond)[] DataSheets = [("H100 SXM", 3.35e12), ("A100 80GB", 2.04e12)];
@@ -34,6 +37,8 @@ internal sealed record RooflineCalls(int Rows, Spread Dispatch, Spread Step, dou
     private const int WarmUpSteps = 20;
     private const int StepsPerRepetition = 60;
     private const int PositionsMax = Context + WarmUpSteps + StepsPerRepetition;
+
+    private static readonly LoraConfig Method = new() { Rank = 16, Alpha = 16, TargetModules = PeftConfig.AllModules };
 
     /// <summary>Bytes that a decode step of the real model reads, in BF16: every matrix but the table of embeddings.</summary>
     public static double WeightBytes { get; } = DecoderWeights.Of(ModelShapes.Of(Shape))
@@ -44,9 +49,11 @@ internal sealed record RooflineCalls(int Rows, Spread Dispatch, Spread Step, dou
 
     /// <param name="backend">The device; it stays the caller's.</param>
     /// <param name="rows">Sequences.</param>
+    /// <param name="adapterCount">LoRA adapters of all linears, of rank 16.</param>
     /// <param name="repeat">How often to take the steps of a repetition.</param>
     /// <param name="tensorsMade">How many native tensors this thread has made so far.</param>
-    public static RooflineCalls Measure(IComputeBackend backend, int rows, int repeat, Func<long> tensorsMade)
+    public static RooflineCalls Measure(
+        IComputeBackend backend, int rows, int adapterCount, int repeat, Func<long> tensorsMade)
     {
         ModelConfig config = Narrow();
         using var weights = new RandomWeights(config, DType.BF16, seed: 1);
@@ -56,6 +63,9 @@ internal sealed record RooflineCalls(int Rows, Spread Dispatch, Spread Step, dou
         using var pass = new ForwardPass(model, Math.Max(rows, Context), rows);
         var batch = new TokenBatch(Math.Max(rows, Context));
         int[][] blocks = [.. Enumerable.Range(0, rows).Select(row => Enumerable.Range(row * blocksPerRow, blocksPerRow).ToArray())];
+        using var adapters = new ResourceSet();
+        PeftAdapter[] own = [.. Enumerable.Range(0, adapterCount)
+            .Select(i => adapters.Add(PeftAdapter.CreateRandom(backend, config, Method, (ulong)i)))];
         float[] logits = new float[rows * config.VocabularySize];
         var dispatch = new List<double>();
         var step = new List<double>();
@@ -78,9 +88,10 @@ internal sealed record RooflineCalls(int Rows, Spread Dispatch, Spread Step, dou
 
                 long start = Stopwatch.GetTimestamp();
                 batch.Clear();
-                foreach (int[] table in blocks)
+                for (int row = 0; row < rows; row++)
                 {
-                    batch.AddInference([1], position, cache, table, adapter: null, sampled: 1);
+                    PeftAdapter? adapter = own.Length == 0 ? null : own[row % own.Length];
+                    batch.AddInference([1], position, cache, blocks[row], adapter, sampled: 1);
                 }
 
                 TensorSlice device = pass.Run(batch);
@@ -98,7 +109,7 @@ internal sealed record RooflineCalls(int Rows, Spread Dispatch, Spread Step, dou
         }
 
         return new RooflineCalls(
-            rows, Spread.Of(dispatch), Spread.Of(step), (double)made / dispatch.Count, (double)bytes / dispatch.Count);
+            rows, adapterCount, Spread.Of(dispatch), Spread.Of(step), (double)made / dispatch.Count, (double)bytes / dispatch.Count);
     }
 
     /// <summary>Writes what the steps cost, and what share of the real model's step that is.</summary>
@@ -135,6 +146,7 @@ internal sealed record RooflineCalls(int Rows, Spread Dispatch, Spread Step, dou
             json.WriteStartObject();
             json.WriteString("shape", Shape);
             json.WriteNumber("rows", calls.Rows);
+            json.WriteNumber("adapters", calls.Adapters);
             calls.Dispatch.Write(json, "called_seconds");
             calls.Step.Write(json, "step_seconds");
             json.WriteNumber("tensors_made", calls.TensorsMade);
@@ -162,7 +174,12 @@ internal sealed record RooflineCalls(int Rows, Spread Dispatch, Spread Step, dou
         return measured.Concat(DataSheets.Select(sheet => ($"{sheet.Name}'s bandwidth by its data sheet", sheet.BytesPerSecond)));
     }
 
-    private static string NameOf(RooflineCalls calls) => calls.Rows == 1 ? "1 row" : $"{calls.Rows} rows";
+    private static string NameOf(RooflineCalls calls) => (calls.Rows == 1 ? "1 row" : $"{calls.Rows} rows") + calls.Adapters switch
+    {
+        0 => "",
+        1 => ", 1 adapter",
+        _ => $", {calls.Adapters} adapters",
+    };
 
     // As many layers, and heads in groups of as many; all else as small as may be.
     private static ModelConfig Narrow() => ModelShapes.Of(Shape) with

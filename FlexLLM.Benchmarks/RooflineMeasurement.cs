@@ -59,7 +59,7 @@ internal static class RooflineMeasurement
     /// <param name="repeat">Repetitions.</param>
     [MethodImpl(MethodImplOptions.NoInlining)]
     public static RooflineCalls[] Calls(IComputeBackend backend, int repeat) =>
-        [.. RooflineCalls.RowsMeasured.Select(rows => RooflineCalls.Measure(backend, rows, repeat, () => TorchProbe.TensorsMade))];
+        [.. RooflineCalls.Measured.Select(m => RooflineCalls.Measure(backend, m.Rows, m.Adapters, repeat, () => TorchProbe.TensorsMade))];
 
     private static Spread Rates(DeviceProbe probe, Action run, double amount, int repeat)
     {

@@ -74,7 +74,8 @@ internal static class SummaryVerb
             // Of several bounds the first: the device's own, where it is one that such a model is served on.
             JsonElement share = calls.GetProperty("shares")[0];
             yield return new SummaryRow(
-                $"calls of a decode step, {Text(calls, "shape")}, batch {calls.GetProperty("rows").GetInt32()}",
+                $"calls of a decode step, {Text(calls, "shape")}, batch {calls.GetProperty("rows").GetInt32()}" +
+                    $", adapters {calls.GetProperty("adapters").GetInt32()}",
                 1e3 * Number(calls.GetProperty("called_seconds"), "median"), "ms", Number(share, "share"),
                 $"reading the weights at {Text(share, "of")}");
         }

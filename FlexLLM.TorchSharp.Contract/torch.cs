@@ -53,6 +53,8 @@ public static partial class torch
         string[]? names = null) =>
         throw Contract.NoCode();
 
+    public static Tensor cat(IList<Tensor> tensors, long dim = 0) => throw Contract.NoCode();
+
     public static partial class cuda
     {
         public static bool is_available() => throw Contract.NoCode();

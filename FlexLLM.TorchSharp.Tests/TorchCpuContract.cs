@@ -101,6 +101,7 @@ internal abstract class TorchCpuContract : BackendContract
         DenseChecks.SiluGateBackward(Backend, 5, 37);
         DenseChecks.ReluBackward(Backend, 5, 37);
         LoraChecks.Forward(Backend, 37, 29, [4, 20], 5, 0, 7);
+        LoraChecks.DecodeRows(Backend, 37, 29, (4, 2), (4, 2), (4, 2));
         LoraChecks.Backward(Backend, 5, 37, 29, 4, withDx: true);
         ColumnChecks.ScaleColumnsBackward(Backend, 5, 37, accumulate: true, inPlace: true);
         PackChecks.RoundTrip(Backend, 5, 37, Primitives.PackedFormat.BF16);

@@ -57,7 +57,7 @@ internal sealed class TorchScratchTests
     [Test]
     public void Calls_OfTheLargestShapes_StayWithinTheirFormulaAndNeedMostOfIt([Values(
         "SiluGate", "SiluGateBackward", "RmsNorm", "RmsNormBackward", "Rope", "ScaleColumnsBackward", "Linear", "Attention", "Decode",
-        "AttentionBackward", "Logits", "CrossEntropy", "CrossEntropyF32", "Sgd", "PackSignBits", "UnpackSignBits")] string operation) => StayWithin(operation);
+        "AttentionBackward", "Logits", "CrossEntropy", "CrossEntropyF32", "Sgd", "PackSignBits", "UnpackSignBits", "LoraDecode")] string operation) => StayWithin(operation);
 
     // Beside what F32 needs: the rows as they are stored.
     [Test]
@@ -72,8 +72,8 @@ internal sealed class TorchScratchTests
     // Beside what F32 needs: what is widened, and on the host what libtorch brings to one type.
     [Test]
     public void CallsOnBf16Activations_OfTheLargestShapes_StayWithinTheirFormulaAndNeedMostOfIt([Values(
-        "SiluGateBackward", "RmsNorm", "RmsNormBackward", "Rope", "ScaleColumnsBackward", "Linear", "LoraBackward", "Attention", "Decode",
-        "AttentionBackward", "Logits", "CrossEntropy", "CrossEntropyF32", "AppendKv")] string operation)
+        "SiluGateBackward", "RmsNorm", "RmsNormBackward", "Rope", "ScaleColumnsBackward", "Linear", "LoraBackward", "LoraDecode", "Attention",
+        "Decode", "AttentionBackward", "Logits", "CrossEntropy", "CrossEntropyF32", "AppendKv")] string operation)
     {
         TearDown();
         Open(DType.F32, DType.BF16);
@@ -155,6 +155,12 @@ internal sealed class TorchScratchTests
                 DeviceTensor[] sums = Tensors(2, limits.RankMax, wide);
                 return (FactorOps.ScratchBytes(_context, rows, limits.RankMax, wide, trains: true),
                     () => _backend.LoraBypassBackward(lora[0], lora[1], a, b, 0.5f, sums[0], sums[1], lora[2]));
+            case "LoraDecode":
+                DeviceTensor[] decoded = Activations(2, limits.Segments, wide);
+                LoraSegment[] segments = [.. Enumerable.Range(0, limits.Segments).Select(i => new LoraSegment(
+                    i, 1, _bench.Factor(new(limits.RankMax, wide)), _bench.Factor(new(limits.RankMax, wide)), 1))];
+                return (FactorOps.TogetherBytes(_context, limits.Segments, limits.RankMax, wide),
+                    () => _backend.LoraBypass(decoded[0], segments, decoded[1]));
             case "Logits":
                 DeviceWeight head = _bench.RandomWeight(limits.Vocabulary, hidden, DType.BF16).Weight;
                 DeviceTensor last = Activations(1, rows, hidden)[0];

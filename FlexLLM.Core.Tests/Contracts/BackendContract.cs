@@ -201,6 +201,13 @@ internal abstract partial class BackendContract
         LoraChecks.Forward(Backend, 37, 29, [4, 20, 1, 8], 5, 0, 1, 33, 7, 1);
 
     [Test]
+    public void LoraBypass_DecodeRowsBelowEachOther_MatchReferenceEachByItself()
+    {
+        LoraChecks.DecodeRows(Backend, 37, 29, (4, 2), (4, 2), (4, 2), (4, 2), (4, 2), (4, 2), (20, 2), (20, 2), (20, 2), (4, 1), (4, 2));
+        LoraChecks.DecodeRows(Backend, 16, 64, (1, 0.5f), (1, 0.5f), (1, 0.5f));
+    }
+
+    [Test]
     public void LoraBypass_WideLayer_MatchesReference()
     {
         LoraChecks.Forward(Backend, 300, 280, [5], 30);

@@ -1,4 +1,5 @@
 using FlexLLM.Backends;
+using NUnit.Framework;
 
 namespace FlexLLM.Tests.Contracts;
 
@@ -37,6 +38,43 @@ internal static class LoraChecks
         for (int i = 0, outside = 0; i <= counts.Length; outside += (i < counts.Length ? counts[i] : 0) + 1, i++)
         {
             Expect.SameBits("row outside segments", actual.Slice(outside, 1), before.Slice(outside, 1));
+        }
+
+        bench.Verify();
+    }
+
+    /// <summary>
+    /// Decode rows below each other, each with an adapter of its own, of some rank and scale. One of them is made of NaN, and so is its row
+    /// alone.
+    /// </summary>
+    public static void DecodeRows(IComputeBackend backend, int inFeatures, int outFeatures, params (int Rank, float Scale)[] adapters)
+    {
+        using var bench = new Workbench(backend);
+        int rows = adapters.Length;
+        int broken = rows / 2;
+        (Matrix x, Matrix before) = (bench.Random(rows, inFeatures), bench.Random(rows, outFeatures));
+        (Matrix expected, Matrix magnitude) = (before.Copy(), before.Abs());
+        var segments = new LoraSegment[rows];
+        for (int i = 0; i < rows; i++)
+        {
+            (int rank, float scale) = adapters[i];
+            Matrix a = i == broken ? Matrix.Filled(rank, inFeatures, double.NaN) : bench.Random(rank, inFeatures);
+            Matrix b = i == broken ? Matrix.Filled(rank, outFeatures, double.NaN) : bench.Random(rank, outFeatures);
+            segments[i] = new LoraSegment(i, 1, bench.Factor(a), bench.Factor(b), scale);
+            Matrix xs = x.Slice(i, 1);
+            expected.SetRows(i, before.Slice(i, 1).Plus(Reference.LoraBypass(xs, a, b, scale)));
+            magnitude.SetRows(i, before.Slice(i, 1).Abs().Plus(Reference.LoraBypass(xs.Abs(), a.Abs(), b.Abs(), scale)));
+        }
+
+        Operand y = bench.Target(before);
+        backend.LoraBypass(bench.Source(x), segments, y);
+        Matrix actual = y.Read();
+        Assert.That(actual.Slice(broken, 1).Values, Is.All.NaN);
+        foreach ((int first, int count) in new[] { (0, broken), (broken + 1, rows - broken - 1) })
+        {
+            Expect.Close(
+                "lora", actual.Slice(first, count), expected.Slice(first, count), magnitude.Slice(first, count),
+                Expect.Roundings(inFeatures, adapters.Max(a => a.Rank)));
         }
 
         bench.Verify();

@@ -99,7 +99,7 @@ internal sealed class RooflineTests
     {
         double weights = (32.0 * ((4096 * (4096 + 1024)) + (4096 * (1024 + 4096)) + (3 * 4096 * 14336))) + (4096.0 * 128256);
         Assert.That(RooflineCalls.WeightBytes, Is.EqualTo(2 * weights));
-        var calls = new RooflineCalls(1, new Spread(0.003, 0.002, 0.004), new Spread(1, 1, 1), TensorsMade: 1, ManagedBytes: 1);
+        var calls = new RooflineCalls(1, 0, new Spread(0.003, 0.002, 0.004), new Spread(1, 1, 1), TensorsMade: 1, ManagedBytes: 1);
         Assert.That(calls.ShareAt(RooflineCalls.WeightBytes / 0.006), Is.EqualTo(0.5).Within(1e-12), "The median of the calls alone.");
     }
 

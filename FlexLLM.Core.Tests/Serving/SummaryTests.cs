@@ -23,7 +23,7 @@ internal sealed class SummaryTests
     private const string RooflineJson =
         """
         {"results": [{"name": "copy", "per_second": {"max": 2e9}, "unit": "bytes"}],
-         "calls": [{"shape": "llama-3.1-8b", "rows": 1, "called_seconds": {"median": 0.002},
+         "calls": [{"shape": "llama-3.1-8b", "rows": 1, "adapters": 2, "called_seconds": {"median": 0.002},
                     "shares": [{"of": "X", "share": 0.25}, {"of": "Y", "share": 0.5}]}]}
         """;
 
@@ -48,7 +48,7 @@ internal sealed class SummaryTests
         Assert.That(lines, Has.Some.Matches(@"^serve +co-serving, 5 req/s: TTFT mean +250\.0 ms *$"));
         Assert.That(lines, Has.Some.Matches(@"^roofline +copy +2\.0 GB/s *$"));
         Assert.That(lines, Has.Some.Matches(
-            @"^roofline +calls of a decode step, llama-3\.1-8b, batch 1 +2\.0 ms +25\.0 reading the weights at X$"));
+            @"^roofline +calls of a decode step, llama-3\.1-8b, batch 1, adapters 2 +2\.0 ms +25\.0 reading the weights at X$"));
         Assert.That(lines, Has.None.Contains("TPOT").And.None.Contains("finetune-only, none: attained"), "Control: what is not there.");
     }
 

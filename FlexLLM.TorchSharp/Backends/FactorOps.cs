@@ -7,6 +7,17 @@ namespace FlexLLM.Backends.Torch;
 /// <summary>Products with bypass matrices, all F32: BF16 rows are widened, and sums for BF16 rows rounded once.</summary>
 internal static class FactorOps
 {
+    // Decode rows of so many adapters are multiplied together: of fewer the calls one by one are no more.
+    private const int TogetherMin = 3;
+
+    /// <summary>
+    /// Temporaries of decode rows with adapters of their own: copies of a factor of each, x A^T and its product with B; with BF16 rows
+    /// those that are read in F32, and on the host what libtorch brings to one type.
+    /// </summary>
+    public static long TogetherBytes(TorchContext context, long rows, long rank, long widest) => sizeof(float)
+        * (Math.Min(rows * rank * widest, Math.Max(context.ElementsMax, rank * widest))
+            + (rows * (rank + ((1 + context.WideCopies) * widest))));
+
     /// <summary>
     /// Temporaries of a call in bytes: x A^T, and the same of the gradient; with BF16 rows copies of those that are read, and the result.
     /// </summary>
@@ -16,23 +27,32 @@ internal static class FactorOps
         return sizeof(float) * rows * ((sides * rank) + (context.WideCopies > 0 ? (sides + 1) * widest : 0));
     }
 
-    public static void LoraForward(TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y)
+    public static void LoraForward(TorchContext context, TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y)
     {
         Check.That(x.Rows == y.Rows);
-        foreach (ref readonly LoraSegment segment in segments)
+        for (int i = 0, next; i < segments.Length; i = next)
         {
-            (DeviceFactor a, DeviceFactor b) = (segment.A, segment.BTransposed);
-            Check.That(x.Columns == a.Wide && y.Columns == b.Wide && a.Inner == b.Inner);
-            (TensorSlice from, TensorSlice to) =
-                (x.Slice(segment.RowStart, segment.RowCount), y.Slice(segment.RowStart, segment.RowCount));
-            if (segment.RowCount == 0)
+            LoraSegment segment = segments[i];
+            Check.That(x.Columns == segment.A.Wide && y.Columns == segment.BTransposed.Wide);
+            Check.That(segment.A.Inner == segment.BTransposed.Inner);
+            int alike = AlikeFrom(context, segments[i..]);
+            next = i + (alike < TogetherMin ? 1 : alike);
+            int rows = alike < TogetherMin ? segment.RowCount : alike;
+            (TensorSlice from, TensorSlice to) = (x.Slice(segment.RowStart, rows), y.Slice(segment.RowStart, rows));
+            if (rows == 0)
             {
                 continue;
             }
 
             using DisposeScope scope = torch.NewDisposeScope();
-            Tensor u = WideToRead(from).mm(TorchContext.Of(a.Values).t());
-            AddProduct(to, u, TorchContext.Of(b.Values), accumulate: true, segment.Scale);
+            if (next - i > 1)
+            {
+                Together(context, from, segments[i..next], to);
+                continue;
+            }
+
+            Tensor u = WideToRead(from).mm(TorchContext.Of(segment.A.Values).t());
+            AddProduct(to, u, TorchContext.Of(segment.BTransposed.Values), accumulate: true, segment.Scale);
         }
     }
 
@@ -98,6 +118,55 @@ internal static class FactorOps
 
         using DisposeScope scope = torch.NewDisposeScope();
         TorchContext.Of(gradient).addmm_(TorchContext.Wide(u).t(), TorchContext.Wide(x), 1, scale);
+    }
+
+    // How many segments from the first on are one row each, one below the other, with adapters of one shape and scale.
+    private static int AlikeFrom(TorchContext context, ReadOnlySpan<LoraSegment> segments)
+    {
+        LoraSegment first = segments[0];
+        long elements = first.A.Inner * (long)Math.Max(first.A.Wide, first.BTransposed.Wide);
+        int most = first.RowCount == 1 ? (int)Math.Min(segments.Length, context.ElementsMax / elements) : 1;
+        for (int i = 1; i < most; i++)
+        {
+            LoraSegment next = segments[i];
+            if (next.RowStart != first.RowStart + i || next.RowCount != 1 || next.Scale != first.Scale
+                || next.A.Inner != first.A.Inner || next.A.Wide != first.A.Wide
+                || next.BTransposed.Inner != first.A.Inner || next.BTransposed.Wide != first.BTransposed.Wide)
+            {
+                return i;
+            }
+        }
+
+        return most;
+    }
+
+    // One product for all of them, of copies of their factors: on a GPU two calls an adapter and projection would take the host longer than
+    // the device. No row meets another's factors, whatever is in those.
+    private static void Together(TorchContext context, TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y)
+    {
+        (long count, long inner) = (segments.Length, segments[0].A.Inner);
+        Tensor[] factors = new Tensor[segments.Length];
+        for (int i = 0; i < factors.Length; i++)
+        {
+            factors[i] = TorchContext.Of(segments[i].A.Values);
+        }
+
+        Tensor u;
+        using (Tensor down = torch.cat(factors))
+        using (Tensor each = down.view(count, inner, x.Columns))
+        {
+            // A times the row as a column: libtorch copies what it is given turned, on the host.
+            Tensor column = each.bmm(WideToRead(x).view(count, x.Columns, 1));
+            u = column.view(count, 1, inner).mul_(context.Constant(segments[0].Scale));
+        }
+
+        for (int i = 0; i < factors.Length; i++)
+        {
+            factors[i] = TorchContext.Of(segments[i].BTransposed.Values);
+        }
+
+        Tensor up = torch.cat(factors).view(count, inner, y.Columns);
+        TorchContext.Store(u.bmm(up).view(y.Rows, y.Columns), TorchContext.Of(y), accumulate: true);
     }
 
     private static Tensor WideToRead(TensorSlice slice) => TorchContext.IsBf16(slice)

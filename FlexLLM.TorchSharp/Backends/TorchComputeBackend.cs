@@ -125,7 +125,7 @@ internal sealed class TorchComputeBackend(
         LinearOps.BackwardInput(_context, dy, weight, dx, accumulate);
 
     public void LoraBypass(TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y) =>
-        FactorOps.LoraForward(x, segments, y);
+        FactorOps.LoraForward(_context, x, segments, y);
 
     public void LoraBypassBackward(
         TensorSlice x, TensorSlice dy, DeviceFactor a, DeviceFactor bTransposed, float scale, DeviceTensor gradA,

@@ -24,6 +24,7 @@ internal static class TorchScratch
         bytes = Math.Max(bytes, RowOps.RopeBytes(context, rows, widest));
         bytes = Math.Max(bytes, ColumnOps.ScratchBytes(context, rows, widest, trains));
         bytes = Math.Max(bytes, FactorOps.ScratchBytes(context, rows, limits.RankMax, widest, trains));
+        bytes = Math.Max(bytes, FactorOps.TogetherBytes(context, Math.Min(rows, limits.Segments), limits.RankMax, widest));
         bytes = Math.Max(bytes, AttentionOps.ScratchBytes(context, limits));
         bytes = Math.Max(bytes, LossOps.LogitsBytes(context, limits.SampledRows, limits.Vocabulary, hidden));
         bytes = Math.Max(bytes, LargestOps.ScratchBytes(limits.SampledRows, limits.Vocabulary));
