@@ -27,6 +27,8 @@ public static partial class torch
 
     public static void InitializeDeviceType(DeviceType deviceType) => throw Contract.NoCode();
 
+    public static void CheckForErrors() => throw Contract.NoCode();
+
     public static DisposeScope NewDisposeScope() => throw Contract.NoCode();
 
     public static Tensor empty(

@@ -40,6 +40,43 @@ internal sealed class OutOfMemoryTests
         await engine.TrainAsync(Jobs.Request("j"));
     }
 
+    // A GPU's allocator gives the room to whatever is allocated next.
+    [Test]
+    public async Task ReserveScratch_OfAnEngineAndAJob_ComesAfterWhatLivesLonger()
+    {
+        string[] lives = ["Allocate", "CreateKvCache", "CreateFactor"];
+        var calls = new List<string>();
+        await using CoServingEngine engine = await StartAsync(name =>
+        {
+            lock (calls)
+            {
+                calls.Add(name);
+            }
+
+            return false;
+        });
+        Assert.That(calls.FindLastIndex(lives.Contains), Is.InRange(0, calls.LastIndexOf("ReserveScratch")));
+        calls.Clear();
+        await engine.TrainAsync(Jobs.Request("j"));
+        string[] atStart = [.. calls.TakeWhile(name => name != "Gather")];
+        Assert.That(Array.FindLastIndex(atStart, lives.Contains), Is.InRange(0, Array.LastIndexOf(atStart, "ReserveScratch")));
+    }
+
+    [Test]
+    public async Task ReserveScratch_ThatFailsForAJob_RefusesItAndLeavesNothing()
+    {
+        int left = -1;
+        await using CoServingEngine engine =
+            await StartAsync(name => name == "ReserveScratch" && Interlocked.Decrement(ref left) == 0);
+        long before = (await engine.GetStatisticsAsync().Soon()).DeviceBytes;
+        Volatile.Write(ref left, 1);
+        Assert.That(
+            await engine.StartFinetuningAsync(Jobs.Request("j")).FaultAsync(),
+            Is.InstanceOf<OutOfMemoryException>().Or.InstanceOf<FlexLlmException>());
+        Assert.That((await engine.GetStatisticsAsync().Soon()).DeviceBytes, Is.EqualTo(before));
+        await engine.TrainAsync(Jobs.Request("j"));
+    }
+
     [Test]
     public async Task Operation_OfRequestsOnce_TakesAnExtentOfTheCacheAndNoAnswer()
     {

@@ -71,7 +71,8 @@ internal interface IComputeBackend : IDisposable
 
     /// <summary>
     /// Sizes scratch memory for calls within these limits, growing or shrinking it to exactly <see cref="ScratchBytes"/>. From
-    /// then on it stays so: a call beyond the limits is a broken invariant. A backend without a reservation grows on demand.
+    /// then on it stays so: a call beyond the limits is a broken invariant. A backend without a reservation grows on demand. Asked for
+    /// after what lives longer than a call: a device may leave the room to whoever allocates next.
     /// </summary>
     void ReserveScratch(in ScratchLimits limits);
 

@@ -65,9 +65,9 @@ internal sealed partial class EngineLoop : IDisposable
         _memory = EngineMemory.PlanOf(model.Whole, model.Program, model.Backend, options, model.PositionsMax, model.Shard);
         try
         {
-            model.Backend.ReserveScratch(_memory.Scratch(trains: false));
             _pool = _owned.Add(new KvPool(model.Backend, config, kvBlocks, options.PrefixCaching));
             _forward = _owned.Add(new ForwardPass(model, options.TokensPerStepMax, options.SequencesMax));
+            model.Backend.ReserveScratch(_memory.Scratch(trains: false));
         }
         catch
         {

@@ -175,12 +175,13 @@ internal sealed partial class JobTable(
                 "It stays paused; end other jobs or unload adapters, and resume it then.");
             try
             {
-                model.Backend.ReserveScratch(memory.Scratch(trains: true));
                 backward.Reserve(run.Program);
                 run.Unpark();
+                model.Backend.ReserveScratch(memory.Scratch(trains: true));
             }
             catch
             {
+                _ = run.Park();
                 backward.Release(run.Program);
                 FitScratch();
                 throw;
@@ -298,16 +299,19 @@ internal sealed partial class JobTable(
             return samplesThatFit + "Fewer target modules or a smaller rank need less.";
         });
         PeftAdapter? master = null;
+        TrainingRun? run = null;
         try
         {
-            model.Backend.ReserveScratch(memory.Scratch(trains: true));
             backward.Reserve(program);
             master = CreateMaster(request, method);
-            return new TrainingRun(model, master, PlanOf(request, samples), program);
+            run = new TrainingRun(model, master, PlanOf(request, samples), program);
+            model.Backend.ReserveScratch(memory.Scratch(trains: true));
+            return run;
         }
         catch
         {
-            master?.Dispose();
+            IDisposable? made = run is null ? master : run; // A run has the master for its own.
+            made?.Dispose();
             backward.Release(program);
             FitScratch();
             throw;

@@ -59,7 +59,8 @@ internal static unsafe class CudaDriver
 
     /// <summary>
     /// Pins host memory, so that a GPU reads it while host and stream go on; null where the driver does not, and copies from there are
-    /// then merely slower. To be disposed before the memory is freed.
+    /// then merely slower. To be disposed before the memory is freed. The primary context, which the pinning would end with, is held
+    /// meanwhile: libtorch may not have made it yet.
     /// </summary>
     public static IDisposable? Pin(int gpu, nint address, long bytes) =>
         Functions() is Func<string, nint> find ? Pin(gpu, address, bytes, find) : null;
@@ -69,12 +70,13 @@ internal static unsafe class CudaDriver
     {
         string? fault = InContext(
             gpu, find, "cuMemHostRegister_v2",
-            register => ((delegate* unmanaged<nint, nuint, uint, int>)register)(address, (nuint)bytes, ForAllContexts));
+            register => ((delegate* unmanaged<nint, nuint, uint, int>)register)(address, (nuint)bytes, ForAllContexts), Hold.Taken);
         return fault is null ? new Pinned(gpu, address, find) : null;
     }
 
-    // Makes a call in the primary context, which libtorch computes in and which is left as it was found. Tells what went wrong.
-    private static string? InContext(int gpu, Func<string, nint> find, string name, Func<nint, int> call)
+    // Makes a call in the primary context, which libtorch computes in and which is left as it was found, but for a hold on it that is
+    // taken, where the call succeeds, or given back. Tells what went wrong.
+    private static string? InContext(int gpu, Func<string, nint> find, string name, Func<nint, int> call, Hold hold = Hold.None)
     {
         string[] names =
         [
@@ -109,7 +111,11 @@ internal static unsafe class CudaDriver
             fault = Fault(pop(&context), names[5]) ?? Fault(status, name);
         }
 
-        _ = release(device);
+        for (int releases = hold == Hold.GivenBack ? 2 : hold == Hold.Taken && fault is null ? 0 : 1; releases > 0; releases--)
+        {
+            _ = release(device);
+        }
+
         return fault;
     }
 
@@ -126,6 +132,14 @@ internal static unsafe class CudaDriver
     private sealed class Pinned(int gpu, nint address, Func<string, nint> find) : IDisposable
     {
         public void Dispose() => _ = InContext(
-            gpu, find, "cuMemHostUnregister", unregister => ((delegate* unmanaged<nint, int>)unregister)(address));
+            gpu, find, "cuMemHostUnregister", unregister => ((delegate* unmanaged<nint, int>)unregister)(address),
+            Hold.GivenBack);
+    }
+
+    private enum Hold
+    {
+        None,
+        Taken,
+        GivenBack,
     }
 }

@@ -12,9 +12,19 @@ internal static class LargestOps
     // Integers that F32 holds exactly.
     private const int ColumnsMax = 1 << 24;
 
-    /// <summary>Temporaries in bytes: values, columns, and both as they go to the host.</summary>
-    public static long ScratchBytes(long rows, long columns) =>
-        rows * Math.Min(columns, ScratchLimits.LargestMax) * ((3 * sizeof(float)) + sizeof(long));
+    // libtorch's topk on a GPU sorts whole rows, in 48 bytes an element, where so few are so wide.
+    private const int SortedRowsMax = 10;
+    private const int SortedColumnsMin = 100_000;
+
+    /// <summary>
+    /// Temporaries in bytes: values, columns, and both as they go to the host; on a GPU also what rows of a large vocabulary are sorted
+    /// in. The latter was never measured.
+    /// </summary>
+    public static long ScratchBytes(TorchContext context, long rows, long columns)
+    {
+        long sorted = context.OnHost || columns < SortedColumnsMin ? 0 : 48 * Math.Min(rows, SortedRowsMax) * columns;
+        return sorted + (rows * Math.Min(columns, ScratchLimits.LargestMax) * ((3 * sizeof(float)) + sizeof(long)));
+    }
 
     /// <summary>libtorch's argmax takes the first of equals, and NaN where there is one.</summary>
     public static void ArgMax(TorchContext context, TensorSlice x, Span<int> columns)

@@ -9,7 +9,7 @@ namespace FlexLLM.Backends.Torch;
 /// </summary>
 /// <remarks>
 /// Temporaries come from libtorch's allocator and are returned at the end of the call that made them: <see cref="ScratchBytes"/> bounds
-/// them, and what is reserved is room that nobody else gets, counted in <see cref="AllocatedBytes"/> beside what outlives a call.
+/// them, and what is reserved is counted in <see cref="AllocatedBytes"/> beside what outlives a call.
 /// </remarks>
 /// <param name="device">Where tensors live.</param>
 /// <param name="elementsMax">See <see cref="TorchContext.ElementsMax"/>.</param>
@@ -66,7 +66,8 @@ internal sealed class TorchComputeBackend(
         long bytes = ScratchBytes(limits);
         if (bytes > _scratchBytes)
         {
-            // Taken once, so that a device without it says so here; libtorch keeps it for the temporaries to come.
+            // Taken once, so that a device without it says so here. libtorch keeps it for whoever allocates next: the temporaries to come,
+            // where all that lives longer was there before.
             OwnedMemory.Matrix(_context, 1, (bytes + sizeof(float) - 1) / sizeof(float), DType.F32).Dispose();
         }
 

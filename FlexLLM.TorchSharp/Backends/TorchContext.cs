@@ -81,8 +81,8 @@ internal sealed class TorchContext : IDisposable
     public string Name { get; }
 
     /// <summary>
-    /// Products with a BF16 weight are made of BF16 operands, as a GPU makes them fast: it sums in F32 and rounds the result once. On the
-    /// host, where libtorch's BF16 products are slow, the weight is widened for the call instead.
+    /// Products with a BF16 weight are made of BF16 operands, as a GPU makes them fast: it sums in F32 and rounds the result, and partial
+    /// sums where cuBLAS adds those in BF16, which libtorch lets it and TorchSharp has no switch against. On the host, where libtorch's BF16 products are slow, the weight is widened for the call instead.
     /// </summary>
     public bool MultipliesBf16 { get; }
 
@@ -271,6 +271,7 @@ internal sealed class TorchContext : IDisposable
         if (!OnHost)
         {
             torch.cuda.synchronize(Device);
+            torch.CheckForErrors(); // Which synchronize itself leaves to the next call.
         }
 
         _staging.Arrived();

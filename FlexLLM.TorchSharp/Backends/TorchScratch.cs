@@ -7,9 +7,10 @@ namespace FlexLLM.Backends.Torch;
 internal static class TorchScratch
 {
     // Rounding by libtorch's allocators, which take from the system by the 2 and 20 MiB on a GPU, and what its products work in: half a
-    // MiB on the host in libtorch 1.13 and 2 MiB in 2.6, and of cuBLAS 32 MiB on the GPUs where it takes most. Not measured on a GPU.
+    // MiB on the host in libtorch 1.13 and 2 MiB in 2.6, and of cuBLAS 32 MiB a thread on the GPUs where it takes most, of which two
+    // compute: the one that loads, and the engine's own. Not measured on a GPU.
     private const long HostLibraryBytes = 3L << 20;
-    private const long GpuLibraryBytes = 72L << 20;
+    private const long GpuLibraryBytes = 104L << 20;
 
     public static long BytesOf(TorchContext context, in ScratchLimits limits)
     {
@@ -27,7 +28,7 @@ internal static class TorchScratch
         bytes = Math.Max(bytes, FactorOps.TogetherBytes(context, Math.Min(rows, limits.Segments), limits.RankMax, widest));
         bytes = Math.Max(bytes, AttentionOps.ScratchBytes(context, limits));
         bytes = Math.Max(bytes, LossOps.LogitsBytes(context, limits.SampledRows, limits.Vocabulary, hidden));
-        bytes = Math.Max(bytes, LargestOps.ScratchBytes(limits.SampledRows, limits.Vocabulary));
+        bytes = Math.Max(bytes, LargestOps.ScratchBytes(context, limits.SampledRows, limits.Vocabulary));
         if (trains)
         {
             bytes = Math.Max(bytes, AttentionGradient.ScratchBytes(context, limits));

@@ -141,9 +141,8 @@ internal sealed class OwnedMemory : IDisposable
         {
             _tensor = allocate().DetachFromDisposeScope();
         }
-        catch (ExternalException e)
+        catch (ExternalException e) when (MemoryFault.Is(e))
         {
-            // libtorch tells a full device from other faults by its text alone; nothing else fails where shapes are sound.
             throw new InsufficientMemoryException($"{context.Name} could not allocate {bytes} bytes: {e.Message.Split('\n')[0]}", e);
         }
 
