@@ -17,6 +17,7 @@ internal sealed unsafe class CudaDriverTests
     private const int Gpu = 2;
     private static readonly List<string> Calls = [];
     private static string _failing = "";
+    private static int _major;
 
     [SetUp]
     public void Forget()
@@ -87,6 +88,26 @@ internal sealed unsafe class CudaDriverTests
     public void NameOf_DriverWithoutTheFunction_IsNull() =>
         Assert.That(CudaDriver.NameOf(Gpu, name => name == "cuDeviceGetName" ? 0 : Find(name)), Is.Null);
 
+    [TestCase(7, false)]
+    [TestCase(8, true)]
+    [TestCase(12, true)]
+    public void MultipliesBf16_OfADriver_IsThatOfItsCapability(int major, bool multiplies)
+    {
+        _major = major;
+        Assert.That(CudaDriver.MultipliesBf16(Gpu, Find), Is.EqualTo(multiplies));
+        Assert.That(Calls, Is.EqualTo(new[] { "init 0", "get 2", "attribute 75 12" }));
+    }
+
+    [TestCase("init")]
+    [TestCase("get")]
+    [TestCase("attribute")]
+    public void MultipliesBf16_CallThatFails_IsTrue(string failing)
+    {
+        (_major, _failing) = (7, failing);
+        Assert.That(CudaDriver.MultipliesBf16(Gpu, Find), Is.True);
+        Assert.That(CudaDriver.MultipliesBf16(Gpu, name => name == "cuDeviceGetAttribute" ? 0 : Find(name)), Is.True);
+    }
+
     [Test]
     public void Pin_OfADriver_LastsUntilItIsDisposedAndHoldsTheContext()
     {
@@ -120,6 +141,7 @@ internal sealed unsafe class CudaDriverTests
         "cuInit" => (nint)(delegate* unmanaged<uint, int>)&Initialize,
         "cuDeviceGet" => (nint)(delegate* unmanaged<int*, int, int>)&DeviceOf,
         "cuDeviceGetName" => (nint)(delegate* unmanaged<byte*, int, int, int>)&NameOfDevice,
+        "cuDeviceGetAttribute" => (nint)(delegate* unmanaged<int*, int, int, int>)&AttributeOf,
         "cuDevicePrimaryCtxRetain" => (nint)(delegate* unmanaged<nint*, int, int>)&Retain,
         "cuDevicePrimaryCtxRelease_v2" => (nint)(delegate* unmanaged<int, int>)&Release,
         "cuCtxPushCurrent_v2" => (nint)(delegate* unmanaged<nint, int>)&Push,
@@ -153,6 +175,13 @@ internal sealed unsafe class CudaDriverTests
         byte[] text = Encoding.UTF8.GetBytes($"Test GPU {device}\0");
         text.CopyTo(new Span<byte>(name, length));
         return Called($"name {device}");
+    }
+
+    [UnmanagedCallersOnly]
+    private static int AttributeOf(int* value, int attribute, int device)
+    {
+        *value = _major;
+        return Called($"attribute {attribute} {device}");
     }
 
     [UnmanagedCallersOnly]

@@ -34,6 +34,33 @@ internal sealed class KeptIndicesTests
         Assert.That(uploads, Is.EqualTo(new long[] { 1, 1, 2, 2, 3, 3, 4, 5, 6 }), "Who was not asked for longest goes first.");
     }
 
+    // The least recently used go: one fewer than a layer asks for in turn, and the next layer finds none of them.
+    [TestCase(64, 32768, 76, true)]
+    [TestCase(1, 200_000, 24, true)]
+    [TestCase(8, 4096, 26, false, Description = "control: more than a step within the limits asks for")]
+    public void Indices_WithinLimits_AreAllFoundByTheNextLayer(int segments, int positions, int lists, bool areFound)
+    {
+        var limits = new ScratchLimits
+        {
+            Rows = 512, Segments = segments, Positions = positions, SampledRows = 1, HiddenColumns = 1, Vocabulary = 1,
+            InputColumnsMax = 1, QueryHeads = 1, KvHeads = 1, HeadDim = 2, RankMax = 1, InnerMax = 1, Trains = true,
+        };
+        using var context = new TorchContext(new torch.Device(DeviceType.CPU), 1000);
+        context.Fit(limits);
+        long[] long1 = new long[positions];
+        for (int layer = 0; layer < 3; layer++)
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            context.Indices(long1);
+            for (long list = 1; list < lists; list++)
+            {
+                context.Indices([list]);
+            }
+        }
+
+        Assert.That(context.IndexUploads, Is.EqualTo(areFound ? lists : 3 * lists));
+    }
+
     [Test]
     public void Indices_OfSequences_AreMadeAgainWhenABlockOrALengthChanges()
     {
@@ -84,7 +111,7 @@ internal sealed class KeptIndicesTests
         for (int i = 0; i < 2; i++)
         {
             using DisposeScope scope = torch.NewDisposeScope();
-            context.Indices(new long[KeptIndices.LengthMax + 1]);
+            context.Indices(new long[KeptIndices.LengthDefault + 1]);
         }
 
         Assert.That((context.IndexUploads, torch.Tensor.TotalCount), Is.EqualTo((2L, before)));

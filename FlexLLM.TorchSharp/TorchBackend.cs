@@ -150,7 +150,7 @@ public static class TorchBackend
             return type == DeviceType.CUDA
                 ? new TorchComputeBackend(
                     new torch.Device(type, index), kvType: kvType, bytesFree: () => CudaDriver.BytesFree(index),
-                    gpu: CudaDriver.NameOf(index), activationType: activationType)
+                    gpu: CudaDriver.NameOf(index), multipliesBf16: CudaDriver.MultipliesBf16(index), activationType: activationType)
                 : new TorchComputeBackend(new torch.Device(type, index), kvType: kvType, activationType: activationType);
         }
     }

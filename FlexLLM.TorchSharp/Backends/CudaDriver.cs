@@ -3,14 +3,16 @@ using System.Runtime.InteropServices;
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// What TorchSharp's managed API does not tell about a GPU, how much of its memory is free and which one it is, and does not do for it:
-/// pin host memory. The driver's own library does, and where CUDA runs it is there under one name, whatever package brought libtorch.
+/// What TorchSharp's managed API does not tell about a GPU, how much of its memory is free, which one it is and what it can, and does not
+/// do for it: pin host memory. The driver's own library does, and where CUDA runs it is there under one name, whatever package brought libtorch.
 /// </summary>
 internal static unsafe class CudaDriver
 {
     private const int Success = 0;
     private const int NameBytesMax = 256; // Its end, a zero, included.
     private const uint ForAllContexts = 1; // CU_MEMHOSTREGISTER_PORTABLE
+    private const int CapabilityMajor = 75; // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+    private const int CapabilityWithBf16 = 8;
 
     private static string Library => OperatingSystem.IsWindows() ? "nvcuda.dll" : "libcuda.so.1";
 
@@ -32,14 +34,23 @@ internal static unsafe class CudaDriver
     /// <inheritdoc cref="BytesFree(int, Func{string, nint})"/>
     public static string? NameOf(int gpu, Func<string, nint> find)
     {
-        var initialize = (delegate* unmanaged<uint, int>)find("cuInit");
-        var deviceOf = (delegate* unmanaged<int*, int, int>)find("cuDeviceGet");
         var nameOf = (delegate* unmanaged<byte*, int, int, int>)find("cuDeviceGetName");
-        int device;
         byte* name = stackalloc byte[NameBytesMax];
-        bool isKnown = initialize != null && deviceOf != null && nameOf != null && initialize(0) == Success &&
-            deviceOf(&device, gpu) == Success && nameOf(name, NameBytesMax, device) == Success;
-        return isKnown ? Marshal.PtrToStringUTF8((nint)name) : null;
+        return nameOf != null && DeviceOf(gpu, find) is int device && nameOf(name, NameBytesMax, device) == Success
+            ? Marshal.PtrToStringUTF8((nint)name)
+            : null;
+    }
+
+    /// <summary>Whether a GPU multiplies BF16 in hardware, as those from Ampere on do; true where the driver does not tell.</summary>
+    public static bool MultipliesBf16(int gpu) => Functions() is not Func<string, nint> find || MultipliesBf16(gpu, find);
+
+    /// <inheritdoc cref="BytesFree(int, Func{string, nint})"/>
+    public static bool MultipliesBf16(int gpu, Func<string, nint> find)
+    {
+        var attributeOf = (delegate* unmanaged<int*, int, int, int>)find("cuDeviceGetAttribute");
+        int major;
+        return attributeOf == null || DeviceOf(gpu, find) is not int device || attributeOf(&major, CapabilityMajor, device) != Success
+            || major >= CapabilityWithBf16;
     }
 
     /// <param name="gpu">Number of the GPU.</param>
@@ -72,6 +83,16 @@ internal static unsafe class CudaDriver
             gpu, find, "cuMemHostRegister_v2",
             register => ((delegate* unmanaged<nint, nuint, uint, int>)register)(address, (nuint)bytes, ForAllContexts), Hold.Taken);
         return fault is null ? new Pinned(gpu, address, find) : null;
+    }
+
+    // The driver's own number of a GPU; null where it does not tell.
+    private static int? DeviceOf(int gpu, Func<string, nint> find)
+    {
+        var initialize = (delegate* unmanaged<uint, int>)find("cuInit");
+        var deviceOf = (delegate* unmanaged<int*, int, int>)find("cuDeviceGet");
+        int device;
+        bool isKnown = initialize != null && deviceOf != null && initialize(0) == Success && deviceOf(&device, gpu) == Success;
+        return isKnown ? device : null;
     }
 
     // Makes a call in the primary context, which libtorch computes in and which is left as it was found, but for a hold on it that is

@@ -7,7 +7,7 @@ namespace FlexLLM.Backends.Torch;
 /// and writes to the same slots: whoever asks for numbers that are still here gets the tensor that was made for them. What counts
 /// is the numbers, or fewer that they follow from (<see cref="SequenceIndices"/>), so nobody has to say when a step begins.
 /// </summary>
-/// <param name="count">Most tensors kept; 0 keeps none.</param>
+/// <param name="count">Most tensors kept, until limits of calls are known; 0 keeps none, whatever those are.</param>
 internal sealed class KeptIndices(int count) : IDisposable
 {
     /// <summary>
@@ -16,14 +16,30 @@ internal sealed class KeptIndices(int count) : IDisposable
     /// </summary>
     public const int CountDefault = 24;
 
-    /// <summary>Longer ones are not kept.</summary>
-    public const int LengthMax = 1 << 16;
+    /// <summary>Longer ones are not kept, until limits of calls are known.</summary>
+    public const int LengthDefault = 1 << 16;
 
     // The latest first.
     private readonly List<(long[] Key, int Length, Tensor Tensor)> _entries = new(count);
+    private int _count = count;
+    private long _lengthMax = LengthDefault;
 
-    /// <summary>Bytes that kept tensors hold on the device at most, where none is longer.</summary>
-    public static long BytesMax(long length) => CountDefault * sizeof(long) * Math.Min(length, LengthMax);
+    /// <summary>Bytes that kept tensors hold on the device at most.</summary>
+    public static long BytesMax(in ScratchLimits limits)
+    {
+        long longest = Math.Max(limits.Rows, (long)limits.Segments * limits.Positions);
+        return CountFor(limits) * sizeof(long) * Math.Min(longest, LengthFor(limits));
+    }
+
+    /// <summary>Keeps as many, and as long ones, as a step within these limits asks for in turn: one more layer then finds them all.</summary>
+    public void Fit(in ScratchLimits limits)
+    {
+        (_count, _lengthMax) = (_count == 0 ? 0 : (int)CountFor(limits), LengthFor(limits));
+        while (_entries.Count > _count)
+        {
+            DropLast();
+        }
+    }
 
     /// <summary>The tensor that is kept under these numbers, which stays this object's; null where there is none.</summary>
     public Tensor? Find(ReadOnlySpan<long> key)
@@ -61,17 +77,16 @@ internal sealed class KeptIndices(int count) : IDisposable
     /// </summary>
     public Tensor Keep(ReadOnlySpan<long> key, int length, Tensor tensor)
     {
-        if (count == 0 || length > LengthMax)
+        if (_count == 0 || length > _lengthMax)
         {
             return tensor;
         }
 
         long[] known = [];
-        if (_entries.Count == count)
+        if (_entries.Count == _count)
         {
             known = _entries[^1].Key;
-            _entries[^1].Tensor.Dispose();
-            _entries.RemoveAt(count - 1);
+            DropLast();
         }
 
         known = known.Length < key.Length ? new long[key.Length] : known;
@@ -88,5 +103,20 @@ internal sealed class KeptIndices(int count) : IDisposable
         }
 
         _entries.Clear();
+    }
+
+    // Runs of decode rows are cut at about so many positions, and ask for two each.
+    private static long CountFor(in ScratchLimits limits)
+    {
+        long runs = ((long)limits.Segments * limits.Positions) / LengthDefault;
+        return Math.Max(CountDefault, (CountDefault / 2) + (2 * (runs + 1)));
+    }
+
+    private static long LengthFor(in ScratchLimits limits) => Math.Max(LengthDefault, limits.Positions);
+
+    private void DropLast()
+    {
+        _entries[^1].Tensor.Dispose();
+        _entries.RemoveAt(_entries.Count - 1);
     }
 }

@@ -71,6 +71,7 @@ internal sealed class TorchComputeBackend(
             OwnedMemory.Matrix(_context, 1, (bytes + sizeof(float) - 1) / sizeof(float), DType.F32).Dispose();
         }
 
+        _context.Fit(limits);
         _context.Memory.Add(bytes - _scratchBytes);
         _scratchBytes = bytes;
     }

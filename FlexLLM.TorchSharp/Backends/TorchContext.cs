@@ -82,7 +82,8 @@ internal sealed class TorchContext : IDisposable
 
     /// <summary>
     /// Products with a BF16 weight are made of BF16 operands, as a GPU makes them fast: it sums in F32 and rounds the result, and partial
-    /// sums where cuBLAS adds those in BF16, which libtorch lets it and TorchSharp has no switch against. On the host, where libtorch's BF16 products are slow, the weight is widened for the call instead.
+    /// sums where cuBLAS adds those in BF16, which libtorch lets it and TorchSharp has no switch against. On the host, and on GPUs that do
+    /// not multiply BF16, where such products are slow, the weight is widened for the call instead.
     /// </summary>
     public bool MultipliesBf16 { get; }
 
@@ -264,6 +265,9 @@ internal sealed class TorchContext : IDisposable
         Tensor[] made = make(indices, kind, variant);
         return _kept.Has(indices) ? _results.Keep(indices, kind, variant, made) : made;
     }
+
+    /// <summary>What is kept from layer to layer is from now on what steps within these limits ask for.</summary>
+    public void Fit(in ScratchLimits limits) => _kept.Fit(limits);
 
     /// <summary>Waits until the device has done all that it was told to.</summary>
     public void Synchronize()

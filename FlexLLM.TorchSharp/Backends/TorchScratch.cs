@@ -37,7 +37,7 @@ internal static class TorchScratch
             bytes = Math.Max(bytes, OptimizerOps.ScratchBytes(limits.InnerMax * widest));
         }
 
-        long indices = KeptIndices.BytesMax(Math.Max(rows, (long)limits.Segments * limits.Positions));
+        long indices = KeptIndices.BytesMax(limits);
         long kept = RowOps.AnglesBytes(rows, limits.HeadDim) + LinearOps.RoundedBytes(context, rows, widest);
         return bytes + indices + kept + (context.OnHost ? HostLibraryBytes : GpuLibraryBytes);
     }
