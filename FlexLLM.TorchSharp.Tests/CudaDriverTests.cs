@@ -118,7 +118,8 @@ internal sealed unsafe class CudaDriverTests
             "The driver forgets what is pinned when nobody holds the context any more.");
         pin!.Dispose();
         Assert.That(
-            Calls.Skip(6), Is.EqualTo(new[] { "init 0", "get 2", "retain 12", "push 112", "unregister 4096", "pop", "release 12", "release 12" }));
+            Calls.Skip(6),
+            Is.EqualTo(new[] { "init 0", "get 2", "retain 12", "push 112", "unregister 4096", "pop", "release 12", "release 12" }));
     }
 
     // Copies are slower then, which is worth no failure.

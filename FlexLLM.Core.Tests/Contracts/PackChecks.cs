@@ -32,7 +32,8 @@ internal static class PackChecks
 
         backend.Copy(inside[0], inside[2]);
         Matrix kept = Kept(source, format);
-        foreach ((string how, DeviceTensor tensor) in new[] { "packed", "packed row by row", "copied", "a source" }.Zip([.. packed, packed[0]]))
+        string[] ways = ["packed", "packed row by row", "copied", "a source"];
+        foreach ((string how, DeviceTensor tensor) in ways.Zip([.. packed, packed[0]]))
         {
             (Operand first, Operand y, Operand last) = (bench.Output(1, columns), bench.Output(rows, columns), bench.Output(1, columns));
             backend.Unpack(tensor.Slice(0, 1), format, first);

@@ -3,8 +3,9 @@ using System.Runtime.InteropServices;
 namespace FlexLLM.Backends.Torch;
 
 /// <summary>
-/// What TorchSharp's managed API does not tell about a GPU, how much of its memory is free, which one it is and what it can, and does not
-/// do for it: pin host memory. The driver's own library does, and where CUDA runs it is there under one name, whatever package brought libtorch.
+/// What TorchSharp's managed API does not tell about a GPU, how much of its memory is free, which one it is and what it can, and does
+/// not do for it: pin host memory. The driver's own library does, and where CUDA runs it is there under one name, whatever package
+/// brought libtorch.
 /// </summary>
 internal static unsafe class CudaDriver
 {
@@ -90,7 +91,7 @@ internal static unsafe class CudaDriver
     {
         var initialize = (delegate* unmanaged<uint, int>)find("cuInit");
         var deviceOf = (delegate* unmanaged<int*, int, int>)find("cuDeviceGet");
-        int device;
+        int device = 0;
         bool isKnown = initialize != null && deviceOf != null && initialize(0) == Success && deviceOf(&device, gpu) == Success;
         return isKnown ? device : null;
     }

@@ -31,7 +31,7 @@ internal sealed class KeptIndices(int count) : IDisposable
         return CountFor(limits) * sizeof(long) * Math.Min(longest, LengthFor(limits));
     }
 
-    /// <summary>Keeps as many, and as long ones, as a step within these limits asks for in turn: one more layer then finds them all.</summary>
+    /// <summary>Keeps as many, and as long ones, as a step within these limits asks for: the next layer finds them all.</summary>
     public void Fit(in ScratchLimits limits)
     {
         (_count, _lengthMax) = (_count == 0 ? 0 : (int)CountFor(limits), LengthFor(limits));

@@ -85,8 +85,8 @@ internal static class LinearOps
 
     /// <summary>
     /// y (+)= x W, or x W^T where <paramref name="turned"/>. F32 where W is. On a GPU a BF16 matrix takes a BF16 copy of x: the GPU sums in
-    /// F32 and rounds the result to BF16 before it is widened or added (<see cref="TorchContext.MultipliesBf16"/>); the managed API has no product of BF16 operands with an
-    /// F32 result.
+    /// F32 and rounds the result to BF16 before it is widened or added (<see cref="TorchContext.MultipliesBf16"/>); the managed API has no
+    /// product of BF16 operands with an F32 result.
     /// </summary>
     /// <remarks>Each temporary is disposed by itself: a scope costs as much as a small operation, and a layer has seven of these.</remarks>
     private static void Multiply(TorchContext context, TensorSlice x, TorchWeight weight, bool turned, TensorSlice y, bool accumulate)

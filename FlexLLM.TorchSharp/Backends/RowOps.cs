@@ -33,8 +33,8 @@ internal static class RowOps
             return;
         }
 
-        // x / sqrt(mean(x^2) + e) = sqrt(n) x / hypot(|x|, sqrt(n e)): fewer calls than by squares, each of which costs a GPU's host several
-        // microseconds. Without a scope, which costs as much as a small operation.
+        // x / sqrt(mean(x^2) + e) = sqrt(n) x / hypot(|x|, sqrt(n e)): fewer calls than by squares, each of which costs a GPU's host
+        // several microseconds. Without a scope, which costs as much as a small operation.
         (Tensor groups, Tensor result) = (Groups(x, gain), Groups(y, gain));
         bool isNarrow = TorchContext.IsBf16(x) || TorchContext.IsBf16(y);
         using Tensor? copy = isNarrow ? groups.to_type(torch.ScalarType.Float32, copy: true) : null;
