@@ -49,7 +49,7 @@ internal static class RowOps
         }
         else if (TorchContext.IsSame(x, y))
         {
-            result.div_(lengths).mul_(scale).mul_(TorchContext.Of(gain));
+            result.mul_(scale).div_(lengths).mul_(TorchContext.Of(gain)); // Rounded as addcdiv does.
         }
         else
         {
