@@ -57,6 +57,16 @@ public static partial class torch
 
     public static Tensor cat(IList<Tensor> tensors, long dim = 0) => throw Contract.NoCode();
 
+    public static partial class nn
+    {
+        public static partial class functional
+        {
+            public static Tensor scaled_dot_product_attention(
+                Tensor query, Tensor key, Tensor value, Tensor? attn_mask = null, double p = 0.0, bool is_casual = false) =>
+                throw Contract.NoCode();
+        }
+    }
+
     public static partial class cuda
     {
         public static bool is_available() => throw Contract.NoCode();

@@ -51,11 +51,15 @@ internal abstract class TorchCpuContract : BackendContract
     }
 
     /// <summary>Compares with attention over keys and values rounded to a type.</summary>
-    protected void DecodeRows(int[] lengths, DType kvType)
+    protected void DecodeRows(int[] lengths, DType kvType) => DecodeRows(Backend, lengths, kvType);
+
+    /// <inheritdoc cref="DecodeRows(int[], DType)"/>
+    /// <returns>What attention made of them.</returns>
+    public static Matrix DecodeRows(IComputeBackend backend, int[] lengths, DType kvType, int bf16Roundings = 1)
     {
         const int layer = 1;
         HeadShape shape = new(KvHeads: 2, Group: 3, HeadDim: 8);
-        using var bench = new Workbench(Backend);
+        using var bench = new Workbench(backend);
         var cache = new PagedCache(bench, shape, lengths.Sum(length => PagedCache.BlocksFor(length) + 1));
         Matrix[] keys = [.. lengths.Select(length => bench.Random(length, shape.KvColumns))];
         Matrix[] values = [.. lengths.Select(length => bench.Random(length, shape.KvColumns))];
@@ -74,18 +78,19 @@ internal abstract class TorchCpuContract : BackendContract
         }
 
         Operand o = bench.Output(lengths.Length, shape.QueryColumns);
-        Backend.AppendKv(bench.Source(k), bench.Source(v), layer, segments);
-        Backend.Attention(bench.Source(q), o, layer, segments);
+        backend.AppendKv(bench.Source(k), bench.Source(v), layer, segments);
+        backend.Attention(bench.Source(q), o, layer, segments);
         for (int i = 0; i < lengths.Length; i++)
         {
             Matrix row = q.Slice(i, 1);
             (Matrix keysHeld, Matrix valuesHeld) = (keys[i].Rounded(kvType), values[i].Rounded(kvType));
             Matrix expected = Reference.Attention(row, keysHeld, valuesHeld, lengths[i] - 1, shape).O;
             Matrix magnitude = Reference.Attention(row, keysHeld, valuesHeld.Abs(), lengths[i] - 1, shape).O;
-            Expect.Close($"row {i}", o.Read().Slice(i, 1), expected, magnitude, 200);
+            Expect.Close($"row {i}", o.Read().Slice(i, 1), expected, magnitude, 200, bf16Roundings);
         }
 
         bench.Verify();
+        return o.Read();
     }
 
     private void AllOperations()

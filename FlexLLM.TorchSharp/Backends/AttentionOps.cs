@@ -6,7 +6,8 @@ namespace FlexLLM.Backends.Torch;
 
 /// <summary>
 /// Writing the KV cache, and causal attention over it: keys and values of a sequence are gathered by its block table, as F32 whatever
-/// the cache holds, and each KV head is one product with all rows of its query heads.
+/// the cache holds, and each KV head is one product with all rows of its query heads. Decode rows of a GPU that has all in BF16 go through
+/// libtorch's fused attention instead: see <see cref="TorchContext.AttendsInBf16"/>.
 /// </summary>
 internal static class AttentionOps
 {
@@ -27,6 +28,16 @@ internal static class AttentionOps
         {
             hidden[..length].Clear();
             hidden[length..].Fill(1);
+        },
+        isMask: true);
+
+    // The rest of it.
+    private static readonly SequenceIndices Seen = new(
+        marker: -3,
+        (in AttentionSegment _, int length, Span<long> seen) =>
+        {
+            seen[..length].Fill(1);
+            seen[length..].Clear();
         },
         isMask: true);
 
@@ -111,7 +122,7 @@ internal static class AttentionOps
             AttentionSegment segment = segments[i];
             HeadLayout heads = HeadLayout.Of(segment, q.Columns);
             next = i + DecodeRun(context, segments[i..]);
-            if (next - i > 1)
+            if (next - i > (context.AttendsInBf16 ? 0 : 1))
             {
                 TensorSlice rows = q.Slice(segment.RowStart, next - i);
                 Decode(context, rows, o.Slice(segment.RowStart, next - i), heads, layer, segments[i..next]);
@@ -236,6 +247,16 @@ internal static class AttentionOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
+        if (context.AttendsInBf16)
+        {
+            Tensor? seen = shortest < end ? context.Indices(Seen, segments, end).view(count, 1, 1, end) : null;
+            (Tensor k, Tensor v) = cache.ReadStored(layer, context.Indices(Slots, segments, end));
+            Tensor fused = torch.nn.functional.scaled_dot_product_attention(
+                TorchContext.Of(q, heads.RowByRow(q)), BySequence(k), BySequence(v), seen);
+            TorchContext.Of(o, heads.RowByRow(o)).copy_(fused);
+            return;
+        }
+
         (Tensor keys, Tensor values) = cache.Read(layer, context.Indices(Slots, segments, end));
         long batch = (long)heads.KvHeads * count;
         keys = keys.view(batch, end, heads.HeadDim);
@@ -250,6 +271,9 @@ internal static class AttentionOps
         }
 
         heads.Join(scores.softmax(-1).bmm(values), o);
+
+        // [KV heads, sequences * end, head dimension] as [sequences, KV heads, end, head dimension].
+        Tensor BySequence(Tensor gathered) => gathered.view(cache.KvHeads, count, end, cache.HeadDim).transpose(0, 1);
     }
 }
 
@@ -292,6 +316,10 @@ internal readonly record struct HeadLayout(int KvHeads, int Group, int HeadDim)
             TorchContext.Of(rows, Turned(rows)).copy_(split.view(KvHeads, rows.Rows, Group, HeadDim));
         }
     }
+
+    /// <summary>[rows, KV heads, group, head dimension]: the query heads of a KV head are as many queries.</summary>
+    public ViewShape RowByRow(TensorSlice rows) =>
+        new(rows.Rows, KvHeads, Group, HeadDim, rows.Columns, (long)Group * HeadDim, HeadDim);
 
     private ViewShape OneRow => ViewShape.Cube(KvHeads, Group, HeadDim, (long)Group * HeadDim, HeadDim);
 

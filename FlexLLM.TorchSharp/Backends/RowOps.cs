@@ -41,15 +41,25 @@ internal static class RowOps
         Tensor values = copy ?? groups;
         using Tensor norms = values.norm(1, keepdim: true);
         using Tensor lengths = norms.hypot(context.Number(Math.Sqrt((double)epsilon * gain.Columns)));
-        Scalar scale = context.Constant(Math.Sqrt(gain.Columns));
+        bool isInPlace = TorchContext.IsSame(x, y);
+
+        // The root goes where it costs no element a rounding: a power of two into the division, another one into the lengths before.
+        double root = Math.Sqrt(gain.Columns);
+        Scalar scale = context.Constant(root);
+        if (isInPlace || !double.IsPow2(root))
+        {
+            lengths.mul_(context.Constant(1 / root));
+            scale = TorchContext.One;
+        }
+
         if (isNarrow)
         {
             using Tensor normed = context.Number(0).addcdiv(values, lengths, scale);
             result.copy_(normed.mul_(TorchContext.Of(gain)));
         }
-        else if (TorchContext.IsSame(x, y))
+        else if (isInPlace)
         {
-            result.mul_(scale).div_(lengths).mul_(TorchContext.Of(gain)); // Rounded as addcdiv does.
+            result.div_(lengths).mul_(TorchContext.Of(gain));
         }
         else
         {

@@ -87,6 +87,13 @@ internal sealed class TorchContext : IDisposable
     /// </summary>
     public bool MultipliesBf16 { get; }
 
+    /// <summary>
+    /// Decode rows attend in BF16, where queries, keys and values are that and BF16 operands are multiplied as they are: a GPU's fused
+    /// attention reads what was gathered once, where F32 products would have it widened and read twice. It sums in F32, and rounds
+    /// probabilities before they meet the values.
+    /// </summary>
+    public bool AttendsInBf16 => MultipliesBf16 && KvType == DType.BF16 && ActivationType == DType.BF16;
+
     /// <summary>The rows that were rounded for a product last.</summary>
     public SharedRounding Rounding { get; } = new();
 

@@ -296,6 +296,10 @@ internal sealed class TorchKvCache : DeviceKvCache
     /// </summary>
     public (Tensor Keys, Tensor Values) Read(int layer, Tensor slots) => (Read(_keys, layer, slots), Read(_values, layer, slots));
 
+    /// <summary>The same as they are stored.</summary>
+    public (Tensor Keys, Tensor Values) ReadStored(int layer, Tensor slots) =>
+        (Of(_keys, layer).index_select(1, slots), Of(_values, layer).index_select(1, slots));
+
     /// <summary>
     /// Writes keys and values of a type, each [KV heads, slots, head dimension]; what becomes BF16 is rounded to nearest even.
     /// </summary>
