@@ -17,7 +17,8 @@
 #              SHAPE    name of a model's shape, see make-model
 #              MINUTES  when to give up                     QUICK    1: small numbers everywhere, to try the script
 #              RATES    requests a second, such as 1,5      SECONDS_EACH  length of each serving window
-#              KV       f32 or bf16: what the KV cache holds ACTIVATIONS  f32 or bf16, the same of activations
+#              KV       f32 or bf16: what the KV cache holds ACTIVATIONS  f32 or bf16, the same of activations;
+#                       without them bf16 on GPUs, f32 elsewhere
 #              DEVICE_BYTES  most bytes of an engine; empty leaves that to the engine
 #
 # A trial without a GPU: DEVICE=cpu BACKEND=cpu SHAPE=tiny QUICK=1 PROGRAM=... ./gpu.sh
@@ -32,8 +33,16 @@ minutes=${MINUTES:-8}
 rates=${RATES:-1,5}
 seconds_each=${SECONDS_EACH:-20}
 
+# A KV cache that shrinks gives back memory in pieces, which CUDA's allocator joins only so.
+export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+
 read -r -a command <<<"$program"
-where=(--backend "$backend" --device "$device" --kv "${KV:-f32}" --activations "${ACTIVATIONS:-f32}")
+numbers=f32
+if [[ $device == cuda* ]]; then
+    numbers=bf16
+fi
+
+where=(--backend "$backend" --device "$device" --kv "${KV:-$numbers}" --activations "${ACTIVATIONS:-$numbers}")
 model=("${where[@]}" --shape "$shape")
 
 if [[ ${QUICK:-0} == 1 ]]; then

@@ -6,8 +6,8 @@ namespace FlexLLM.Backends.Torch;
 
 /// <summary>
 /// Writing the KV cache, and causal attention over it: keys and values of a sequence are gathered by its block table, as F32 whatever
-/// the cache holds, and each KV head is one product with all rows of its query heads. Decode rows of a GPU that has all in BF16 go through
-/// libtorch's fused attention instead: see <see cref="TorchContext.AttendsInBf16"/>.
+/// the cache holds, and each KV head is one product with all rows of its query heads. Requests on a GPU that has all in BF16 go through
+/// libtorch's fused attention instead: see <see cref="TorchContext.AttendsInBf16"/>. It keeps no log-sum-exp, so windows do not.
 /// </summary>
 internal static class AttentionOps
 {
@@ -194,6 +194,12 @@ internal static class AttentionOps
             return;
         }
 
+        if (context.AttendsInBf16 && logSumExp is null)
+        {
+            Fused(context, q, o.Slice(segment.RowStart, count), heads, layer, segment);
+            return;
+        }
+
         using DisposeScope scope = torch.NewDisposeScope();
         (Tensor keys, Tensor values) = Gather(context, segment, layer, start + count);
         Tensor keysTurned = keys.transpose(1, 2);
@@ -216,6 +222,41 @@ internal static class AttentionOps
             }
         }
     }
+
+    // Rows of one sequence: the query heads of a KV head are so many queries more, each with the mask of its row.
+    private static void Fused(
+        TorchContext context, TensorSlice q, TensorSlice o, in HeadLayout heads, int layer, in AttentionSegment segment)
+    {
+        using DisposeScope scope = torch.NewDisposeScope();
+        (int start, int count) = (segment.PositionStart, segment.RowCount);
+        var one = new ReadOnlySpan<AttentionSegment>(in segment);
+        (Tensor keys, Tensor values) = ((TorchKvCache)segment.Cache).ReadStored(layer, context.Indices(Slots, one, start + count));
+        int chunk = context.RowsPerPiece((long)heads.QueryHeads * (start + count));
+        for (int first = 0; first < count; first += chunk)
+        {
+            using DisposeScope inner = torch.NewDisposeScope();
+            int rows = Math.Min(chunk, count - first);
+            int end = start + first + rows;
+            long queries = (long)rows * heads.Group;
+            Span<long> rowOf = context.IndexBuffer((int)queries);
+            for (int i = 0; i < rowOf.Length; i++)
+            {
+                rowOf[i] = i / heads.Group;
+            }
+
+            Tensor seen = torch.ones((long)rows, (long)end, torch.ScalarType.Float32, context.Device).triu(end - rows + 1)
+                .le(TorchContext.Zero).index_select(0, context.Indices(rowOf)).view(1, 1, queries, end);
+            Tensor result = torch.nn.functional.scaled_dot_product_attention(
+                heads.SplitStored(q.Slice(first, rows)).view(1, heads.KvHeads, queries, heads.HeadDim), Prefix(keys, heads, end),
+                Prefix(values, heads, end), seen);
+            heads.Join(result.reshape(heads.KvHeads, queries, heads.HeadDim), o.Slice(first, rows));
+
+        }
+    }
+
+    // Of what was gathered, [KV heads, positions, head dimension], the first positions, as [1, KV heads, end, head dimension].
+    private static Tensor Prefix(Tensor gathered, in HeadLayout heads, int end) =>
+        gathered.narrow(1, 0, end).reshape(1, heads.KvHeads, end, heads.HeadDim);
 
     // How many decode rows from the first on follow each other in the batch and go in one call.
     private static int DecodeRun(TorchContext context, ReadOnlySpan<AttentionSegment> segments)
@@ -298,11 +339,14 @@ internal readonly record struct HeadLayout(int KvHeads, int Group, int HeadDim)
     /// </summary>
     public Tensor Split(TensorSlice rows)
     {
-        Tensor split = rows.Rows == 1
-            ? TorchContext.Of(rows, OneRow)
-            : TorchContext.Of(rows, Turned(rows)).reshape(KvHeads, (long)rows.Rows * Group, HeadDim);
+        Tensor split = SplitStored(rows);
         return TorchContext.IsBf16(rows) ? split.to_type(torch.ScalarType.Float32) : split;
     }
+
+    /// <summary>The same as it is stored.</summary>
+    public Tensor SplitStored(TensorSlice rows) => rows.Rows == 1
+        ? TorchContext.Of(rows, OneRow)
+        : TorchContext.Of(rows, Turned(rows)).reshape(KvHeads, (long)rows.Rows * Group, HeadDim);
 
     /// <summary>Writes what <see cref="Split"/> makes back to rows.</summary>
     public void Join(Tensor split, TensorSlice rows)

@@ -88,7 +88,7 @@ internal sealed class TorchContext : IDisposable
     public bool MultipliesBf16 { get; }
 
     /// <summary>
-    /// Decode rows attend in BF16, where queries, keys and values are that and BF16 operands are multiplied as they are: a GPU's fused
+    /// Requests attend in BF16, where queries, keys and values are that and BF16 operands are multiplied as they are: a GPU's fused
     /// attention reads what was gathered once, where F32 products would have it widened and read twice. It sums in F32, and rounds
     /// probabilities before they meet the values.
     /// </summary>
