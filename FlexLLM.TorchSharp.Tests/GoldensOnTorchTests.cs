@@ -38,7 +38,8 @@ internal sealed partial class GoldensOnTorchTests
 
     // The managed backend, given rounded keys and values, is off by as much but for 20 % in the losses of optimizers, on another
     // maker's CPU for 44 %: a rounding that falls the other way is one of 8 bits.
-    private const double ManagedPercent = 80;
+    private const double ManagedPercent = 40;
+    private const double ManagedLossesPercent = 80;
 
     // The sum of all logits of a text, tens of thousands of both signs, is off by what does not cancel: with 1 and 2 threads and with three
     // instruction sets, on one machine, by 0.2 to 1.9 times the bound.
@@ -120,7 +121,8 @@ internal sealed partial class GoldensOnTorchTests
             {
                 TestContext.Out.WriteLine($"{kind}: {error:0.00e+00}, managed with rounded keys and values {expected[kind]:0.00e+00}");
                 Assert.That(error, Is.LessThanOrEqualTo(Bf16CacheBounds[kind]), kind);
-                Assert.That(error, Is.EqualTo(expected[kind]).Within(ManagedPercent).Percent, kind);
+                double percent = kind.EndsWith("losses", StringComparison.Ordinal) ? ManagedLossesPercent : ManagedPercent;
+                Assert.That(error, Is.EqualTo(expected[kind]).Within(percent).Percent, kind);
             }
         });
         TestContext.Out.WriteLine($"tokens lost: {TokensLost(checks)}, managed {TokensLost(managed)}");

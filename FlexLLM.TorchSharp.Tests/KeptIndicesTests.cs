@@ -35,10 +35,10 @@ internal sealed class KeptIndicesTests
     }
 
     // The least recently used go: one fewer than a layer asks for in turn, and the next layer finds none of them.
-    [TestCase(64, 32768, 76, true)]
-    [TestCase(1, 200_000, 24, true)]
-    [TestCase(8, 4096, 26, false, Description = "control: more than a step within the limits asks for")]
-    public void Indices_WithinLimits_AreAllFoundByTheNextLayer(int segments, int positions, int lists, bool areFound)
+    [TestCase(40, 4096, true)]
+    [TestCase(1, 200_000, true)]
+    [TestCase(8, 4096, false, Description = "control: limits of fewer sequences")]
+    public void Indices_OfAllSequencesOfAStep_AreFoundByTheNextLayer(int segments, int positions, bool areFound)
     {
         var limits = new ScratchLimits
         {
@@ -47,18 +47,34 @@ internal sealed class KeptIndicesTests
         };
         using var context = new TorchContext(new torch.Device(DeviceType.CPU), 1000);
         context.Fit(limits);
-        long[] long1 = new long[positions];
+        int sequences = areFound ? segments : 40;
+        long[] slots = new long[positions];
         for (int layer = 0; layer < 3; layer++)
         {
             using DisposeScope scope = torch.NewDisposeScope();
-            context.Indices(long1);
-            for (long list = 1; list < lists; list++)
+            for (long sequence = 0; sequence < sequences; sequence++)
             {
-                context.Indices([list]);
+                slots[0] = sequence;
+                context.Indices(slots);
+                context.Indices([sequence]);
             }
         }
 
-        Assert.That(context.IndexUploads, Is.EqualTo(areFound ? lists : 3 * lists));
+        Assert.That(context.IndexUploads, Is.EqualTo(2 * sequences * (areFound ? 1 : 3)));
+    }
+
+    [Test]
+    public void Indices_MoreBytesThanTheLimit_PushTheOldestOut()
+    {
+        using var context = new TorchContext(new torch.Device(DeviceType.CPU), 1000);
+        long[] values = new long[KeptIndices.BytesDefault / sizeof(long) / 2];
+        foreach ((int first, int uploads) in new[] { (1, 1), (2, 2), (1, 2), (3, 3), (1, 3), (2, 4) })
+        {
+            using DisposeScope scope = torch.NewDisposeScope();
+            values[0] = first;
+            context.Indices(values);
+            Assert.That(context.IndexUploads, Is.EqualTo(uploads));
+        }
     }
 
     [Test]
@@ -111,7 +127,7 @@ internal sealed class KeptIndicesTests
         for (int i = 0; i < 2; i++)
         {
             using DisposeScope scope = torch.NewDisposeScope();
-            context.Indices(new long[KeptIndices.LengthDefault + 1]);
+            context.Indices(new long[(KeptIndices.BytesDefault / sizeof(long)) + 1]);
         }
 
         Assert.That((context.IndexUploads, torch.Tensor.TotalCount), Is.EqualTo((2L, before)));

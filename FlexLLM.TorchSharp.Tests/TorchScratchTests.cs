@@ -81,6 +81,19 @@ internal sealed class TorchScratchTests
         StayWithin(operation);
     }
 
+    // Upper bounds alone: what fused attention takes is libtorch's business, and differs between its versions.
+    [Test]
+    public void CallsOfFusedAttention_OfTheLargestShapes_StayWithinTheirFormula([Values("Decode", "Prompt")] string operation)
+    {
+        TearDown();
+        Open(DType.BF16, DType.BF16, multipliesBf16: true);
+        (long formula, Action call) = CallOf(operation);
+        long measured = MallocPeak.Of(call);
+        TestContext.Out.WriteLine($"{operation}: {measured >> 10} KiB of {formula >> 10} KiB");
+        Assert.That(measured, Is.LessThanOrEqualTo(formula + LibraryBytes));
+        Assert.That(formula, Is.LessThan(_backend.ScratchBytes(Limits)), "The plan has room for each.");
+    }
+
     [Test]
     public void ReserveScratch_Again_CountsWhatItTold()
     {
@@ -97,11 +110,12 @@ internal sealed class TorchScratchTests
         Assert.That(_backend.AllocatedBytes - before, Is.EqualTo(_backend.ScratchBytes(Limits with { Rows = 1 })));
     }
 
-    private void Open(DType kvType, DType activations)
+    private void Open(DType kvType, DType activations, bool multipliesBf16 = false)
     {
         var device = new torch.Device(DeviceType.CPU);
-        _backend = new TorchComputeBackend(device, kvType: kvType, activationType: activations);
-        _context = new TorchContext(device, TorchContext.ElementsMaxDefault, kvType: kvType, activationType: activations);
+        _backend = new TorchComputeBackend(device, kvType: kvType, multipliesBf16: multipliesBf16, activationType: activations);
+        _context = new TorchContext(
+            device, TorchContext.ElementsMaxDefault, kvType: kvType, multipliesBf16: multipliesBf16, activationType: activations);
         _bench = new Workbench(_backend);
     }
 
@@ -212,12 +226,14 @@ internal sealed class TorchScratchTests
         int rows = decodes ? limits.Segments : limits.Rows;
         DeviceTensor[] q = Activations(3, rows, limits.QueryHeads * limits.HeadDim);
         DeviceTensor logSumExp = Tensors(1, limits.Positions, limits.QueryHeads)[0];
-        AttentionSegment window = new(0, rows, limits.Positions - rows, cache, table, logSumExp);
+        AttentionSegment window = new(
+            0, rows, limits.Positions - rows, cache, table, operation == "Prompt" ? null : logSumExp);
         AttentionSegment[] segments = !decodes ? [window]
             : [.. Enumerable.Range(0, rows).Select(i => new AttentionSegment(i, 1, limits.Positions - 1 - i, cache, table))];
         if (operation != "AttentionBackward")
         {
-            long formula = decodes ? AttentionOps.DecodeBytes(_context, limits) : AttentionOps.ScratchBytes(_context, limits);
+            long formula = decodes ? AttentionOps.DecodeBytes(_context, limits)
+                : operation == "Prompt" ? AttentionOps.FusedBytes(_context, limits) : AttentionOps.ScratchBytes(_context, limits);
             return (formula, () => _backend.Attention(q[0], q[1], 0, segments));
         }
 

@@ -18,7 +18,7 @@ public sealed record TorchOptions
     /// <summary>
     /// Whether keys and values are kept in BF16: rounded to 8 bits of mantissa, to nearest even, they take half the bytes, so that twice
     /// the tokens fit into the same memory. Holds for requests and for the samples of finetuning jobs alike; scores, softmax, sums and
-    /// all gradients stay F32. The last bits of libtorch's sums depend on the shape of a batch, and a key near a tie then rounds the other
+    /// all gradients stay F32, but see <see cref="Bf16Activations"/>. The last bits of libtorch's sums depend on the shape of a batch, and a key near a tie then rounds the other
     /// way: answers change with what runs beside a request more often than in F32.
     /// </summary>
     /// <value>False: F32.</value>
@@ -28,8 +28,9 @@ public sealed record TorchOptions
     /// Whether rows of a model's values and of their gradients are kept in BF16: rounded to 8 bits of mantissa, to nearest even, whenever
     /// an operation writes them. They take half the bytes, saved ones of finetuning jobs included, and a GPU multiplies them with BF16
     /// weights as they are. Norms, attention, softmax, losses, logits, adapters, their gradients and optimizers compute in F32. Answers
-    /// change with what runs beside a request more often than in F32. <see cref="Bf16KvCache"/> beside it rounds nothing more: keys and
-    /// values are BF16 when they come there.
+    /// change with what runs beside a request more often than in F32. <see cref="Bf16KvCache"/> beside it rounds keys and values no more:
+    /// they are BF16 when they come there. On a GPU from Ampere on requests then attend in BF16 as well, in libtorch's fused attention:
+    /// sums are F32, probabilities are rounded. Windows of finetuning jobs whose gradients pass through attention stay F32.
     /// </summary>
     /// <value>False: F32.</value>
     public bool Bf16Activations { get; init; }

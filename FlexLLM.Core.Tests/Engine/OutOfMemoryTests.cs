@@ -58,7 +58,7 @@ internal sealed class OutOfMemoryTests
         Assert.That(calls.FindLastIndex(lives.Contains), Is.InRange(0, calls.LastIndexOf("ReserveScratch")));
         calls.Clear();
         await engine.TrainAsync(Jobs.Request("j"));
-        string[] atStart = [.. calls.TakeWhile(name => name != "Gather")];
+        string[] atStart = [.. calls.TakeWhile(name => name != "Attention")];
         Assert.That(Array.FindLastIndex(atStart, lives.Contains), Is.InRange(0, Array.LastIndexOf(atStart, "ReserveScratch")));
     }
 
@@ -75,6 +75,35 @@ internal sealed class OutOfMemoryTests
             Is.InstanceOf<OutOfMemoryException>().Or.InstanceOf<FlexLlmException>());
         Assert.That((await engine.GetStatisticsAsync().Soon()).DeviceBytes, Is.EqualTo(before));
         await engine.TrainAsync(Jobs.Request("j"));
+    }
+
+    [Test]
+    public async Task ReserveScratch_ThatFailsForAPausedJob_LeavesItPaused()
+    {
+        int left = -1;
+        await using CoServingEngine engine =
+            await StartAsync(name => name == "ReserveScratch" && Interlocked.Decrement(ref left) == 0);
+        FinetuningJob job = await engine.StartFinetuningAsync(Jobs.Request("j") with { Epochs = 400 }).Soon();
+        long before;
+        do
+        {
+            // Only in the forward phase a pause gives something back.
+            await job.PauseAsync().Soon();
+            before = (await engine.GetStatisticsAsync().Soon()).DeviceBytes;
+            Volatile.Write(ref left, 1);
+            if (await job.ResumeAsync().FaultAsync() is Exception fault)
+            {
+                Assert.That(fault, Is.InstanceOf<OutOfMemoryException>().Or.InstanceOf<FlexLlmException>());
+                break;
+            }
+
+            Volatile.Write(ref left, -1);
+        }
+        while (job.Latest.Status == FinetuningStatus.Running);
+        Assert.That(job.Latest.Status, Is.EqualTo(FinetuningStatus.Paused));
+        Assert.That((await engine.GetStatisticsAsync().Soon()).DeviceBytes, Is.EqualTo(before));
+        await job.ResumeAsync().Soon();
+        await job.Completion.Soon();
     }
 
     [Test]

@@ -72,7 +72,8 @@ internal interface IComputeBackend : IDisposable
     /// <summary>
     /// Sizes scratch memory for calls within these limits, growing or shrinking it to exactly <see cref="ScratchBytes"/>. From
     /// then on it stays so: a call beyond the limits is a broken invariant. A backend without a reservation grows on demand. Asked for
-    /// after what lives longer than a call: a device may leave the room to whoever allocates next.
+    /// after what lives longer than a call: a device may leave the room to whoever allocates next. Asked for again, for the same limits,
+    /// after more of that, it takes the room anew where there is any, and fails of nothing.
     /// </summary>
     void ReserveScratch(in ScratchLimits limits);
 

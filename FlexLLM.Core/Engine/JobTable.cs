@@ -80,6 +80,7 @@ internal sealed partial class JobTable(
         entry.Handle = job;
         _jobs.Add(id.Value, entry);
         StartAhead(entry);
+        FitScratch(); // Its first version came after what was reserved.
         logger.LogInformation(
             "Finetuning of '{Adapter}' started: {Samples} samples, {Steps} steps.", request.Adapter, job.Samples, run.Cursor.Steps);
         if (run.Cursor.Phase == TrainingPhase.Done)
@@ -350,6 +351,7 @@ internal sealed partial class JobTable(
             try
             {
                 run.StartAhead();
+                FitScratch();
             }
             catch (OutOfMemoryException)
             {

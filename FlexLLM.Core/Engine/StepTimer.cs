@@ -156,9 +156,9 @@ internal sealed class StepTimer(ProfiledEngine engine)
         }
 
         PeftAdapter? adapter = null;
+        TrainingRun? run = null;
         try
         {
-            model.Backend.ReserveScratch(engine.Memory.Scratch(trains: true));
             engine.Backward.Reserve(program);
             adapter = PeftAdapter.CreateRandom(model.Backend, model.Whole, method, seed: 1, model.Shard);
             int[] ids = new int[fitting];
@@ -168,11 +168,14 @@ internal sealed class StepTimer(ProfiledEngine engine)
                 Epochs = 1 << 20,
                 Optimizer = optimizer,
             };
-            return new TrainingRun(model, adapter, plan, program);
+            run = new TrainingRun(model, adapter, plan, program);
+            model.Backend.ReserveScratch(engine.Memory.Scratch(trains: true));
+            return run;
         }
         catch (Exception e)
         {
-            adapter?.Dispose();
+            IDisposable? made = run is null ? adapter : run; // A run has the adapter for its own.
+            made?.Dispose();
             Release(program);
             if (model.Backend.IsOutOfMemory(e)) // The machine has less than its budget says: a profile is not worth a refusal.
             {

@@ -68,7 +68,7 @@ internal sealed class BackwardPass(LoadedModel model, int rowsMax) : IDisposable
         if (PoisonsFreed)
         {
             foreach (int saved in program.Layers[layer].SelectMany(i => i.Inputs)
-                .Where(i => i.Kind == BufferKind.Saved).Select(i => i.Index))
+                .Where(i => i.Kind == BufferKind.Saved && program.Saved[i.Index].Packed is null).Select(i => i.Index))
             {
                 Workspace.Poison(model.Backend, store.Saved(saved).Slice(start, count), ref _poison);
             }

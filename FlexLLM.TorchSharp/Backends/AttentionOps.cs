@@ -7,7 +7,7 @@ namespace FlexLLM.Backends.Torch;
 /// <summary>
 /// Writing the KV cache, and causal attention over it: keys and values of a sequence are gathered by its block table, as F32 whatever
 /// the cache holds, and each KV head is one product with all rows of its query heads. Requests on a GPU that has all in BF16 go through
-/// libtorch's fused attention instead: see <see cref="TorchContext.AttendsInBf16"/>. It keeps no log-sum-exp, so windows do not.
+/// libtorch's fused attention instead: see <see cref="TorchContext.AttendsInBf16"/>. It keeps no log-sum-exp: windows that need one do not.
 /// </summary>
 internal static class AttentionOps
 {
@@ -21,25 +21,12 @@ internal static class AttentionOps
         slots[length..].Fill(slots[length - 1]);
     });
 
-    // What lies behind a sequence.
-    private static readonly SequenceIndices Hidden = new(
-        marker: -2,
-        (in AttentionSegment _, int length, Span<long> hidden) =>
-        {
-            hidden[..length].Clear();
-            hidden[length..].Fill(1);
-        },
-        isMask: true);
+    // What lies behind a sequence that is filled up, and what does not.
+    private static readonly SequenceIndices Hidden = MaskOf(marker: -2, inside: 0, behind: 1);
+    private static readonly SequenceIndices Seen = MaskOf(marker: -3, inside: 1, behind: 0);
 
-    // The rest of it.
-    private static readonly SequenceIndices Seen = new(
-        marker: -3,
-        (in AttentionSegment _, int length, Span<long> seen) =>
-        {
-            seen[..length].Fill(1);
-            seen[length..].Clear();
-        },
-        isMask: true);
+    // The masks of rows of a prompt.
+    private const long CausalMarker = -4;
 
     /// <summary>
     /// Temporaries of a call in bytes: of the segment or the run of decode rows that needs most, or of an append.
@@ -54,7 +41,29 @@ internal static class AttentionOps
         long scores = sizeof(float) * (limits.Trains ? 3 : 2) * rows * limits.QueryHeads * positions;
         long products = scores + (3 * sizeof(float) * rows * queryColumns) + NarrowBytes(context, limits, rows) + MaskBytes(rows);
         long window = (GatheredBytes(limits) * positions) + Math.Max(StoredBytes(context, limits, positions), products);
-        return Math.Max(AppendBytes(context, limits), Math.Max(window, DecodeBytes(context, limits)));
+        long own = Math.Max(window, FusedBytes(context, limits));
+        return Math.Max(AppendBytes(context, limits), Math.Max(own, DecodeBytes(context, limits)));
+    }
+
+    /// <summary>
+    /// Of rows of a prompt in fused attention: keys and values as they are stored, queries turned, the result as it comes and turned, and
+    /// the mask: of rows in F32, twice, and as what it says; of query heads as such, which may stay, and in BF16. On the host, whose libtorch
+    /// may have no fused kernel, scores and probabilities too.
+    /// </summary>
+    public static long FusedBytes(TorchContext context, in ScratchLimits limits)
+    {
+        if (!context.AttendsInBf16)
+        {
+            return 0;
+        }
+
+        long group = limits.QueryHeads / limits.KvHeads;
+        long rows = Math.Min(limits.Rows, context.RowsPerPiece(group * limits.Positions));
+        long stored = DTypes.BytesOf(DType.BF16);
+        long scores = context.OnHost ? 2 * stored * rows * limits.QueryHeads * limits.Positions : 0;
+        return scores + (limits.Positions * (sizeof(long) + (2 * stored * limits.KvHeads * limits.HeadDim)))
+            + (rows * limits.Positions * ((2 * sizeof(float)) + 1 + (group * (1 + stored))))
+            + (3 * stored * rows * limits.QueryHeads * limits.HeadDim);
     }
 
     /// <summary>Of all decode rows: beside what is gathered, indices of what is hidden, which is a byte at last, and scores.</summary>
@@ -122,7 +131,7 @@ internal static class AttentionOps
             AttentionSegment segment = segments[i];
             HeadLayout heads = HeadLayout.Of(segment, q.Columns);
             next = i + DecodeRun(context, segments[i..]);
-            if (next - i > (context.AttendsInBf16 ? 0 : 1))
+            if (next - i > (IsFused(context, q) ? 0 : 1))
             {
                 TensorSlice rows = q.Slice(segment.RowStart, next - i);
                 Decode(context, rows, o.Slice(segment.RowStart, next - i), heads, layer, segments[i..next]);
@@ -156,6 +165,17 @@ internal static class AttentionOps
             last.masked_fill_(above.view(rows, 1, rows), value);
         }
     }
+
+    private static SequenceIndices MaskOf(int marker, long inside, long behind) => new(
+        marker,
+        (in AttentionSegment _, int length, Span<long> mask) =>
+        {
+            mask[..length].Fill(inside);
+            mask[length..].Fill(behind);
+        },
+        isMask: true);
+
+    private static bool IsFused(TorchContext context, TensorSlice q) => context.AttendsInBf16 && TorchContext.IsBf16(q);
 
     // A position's keys and values as F32, and its index.
     private static long GatheredBytes(in ScratchLimits limits) =>
@@ -194,7 +214,7 @@ internal static class AttentionOps
             return;
         }
 
-        if (context.AttendsInBf16 && logSumExp is null)
+        if (IsFused(context, q) && logSumExp is null)
         {
             Fused(context, q, o.Slice(segment.RowStart, count), heads, layer, segment);
             return;
@@ -231,27 +251,28 @@ internal static class AttentionOps
         (int start, int count) = (segment.PositionStart, segment.RowCount);
         var one = new ReadOnlySpan<AttentionSegment>(in segment);
         (Tensor keys, Tensor values) = ((TorchKvCache)segment.Cache).ReadStored(layer, context.Indices(Slots, one, start + count));
-        int chunk = context.RowsPerPiece((long)heads.QueryHeads * (start + count));
+        int chunk = context.RowsPerPiece((long)heads.Group * (start + count));
         for (int first = 0; first < count; first += chunk)
         {
             using DisposeScope inner = torch.NewDisposeScope();
             int rows = Math.Min(chunk, count - first);
             int end = start + first + rows;
             long queries = (long)rows * heads.Group;
-            Span<long> rowOf = context.IndexBuffer((int)queries);
-            for (int i = 0; i < rowOf.Length; i++)
-            {
-                rowOf[i] = i / heads.Group;
-            }
-
-            Tensor seen = torch.ones((long)rows, (long)end, torch.ScalarType.Float32, context.Device).triu(end - rows + 1)
-                .le(TorchContext.Zero).index_select(0, context.Indices(rowOf)).view(1, 1, queries, end);
+            int group = heads.Group;
+            Tensor seen = context.Kept([CausalMarker, rows, group, end], queries * end, () => Causal(context, rows, group, end));
             Tensor result = torch.nn.functional.scaled_dot_product_attention(
                 heads.SplitStored(q.Slice(first, rows)).view(1, heads.KvHeads, queries, heads.HeadDim), Prefix(keys, heads, end),
                 Prefix(values, heads, end), seen);
             heads.Join(result.reshape(heads.KvHeads, queries, heads.HeadDim), o.Slice(first, rows));
-
         }
+    }
+
+    // What each query head of the last rows before a position sees, [rows * group, end].
+    private static Tensor Causal(TorchContext context, long rows, long group, long end)
+    {
+        Tensor seen = torch.ones(rows, end, torch.ScalarType.Float32, context.Device).triu(end - rows + 1).le(TorchContext.Zero);
+        Tensor each = torch.ones(group, 1, torch.ScalarType.Bool, context.Device);
+        return seen.view(rows, 1, end).mul(each).view(rows * group, end);
     }
 
     // Of what was gathered, [KV heads, positions, head dimension], the first positions, as [1, KV heads, end, head dimension].
@@ -288,7 +309,7 @@ internal static class AttentionOps
         }
 
         using DisposeScope scope = torch.NewDisposeScope();
-        if (context.AttendsInBf16)
+        if (IsFused(context, q))
         {
             Tensor? seen = shortest < end ? context.Indices(Seen, segments, end).view(count, 1, 1, end) : null;
             (Tensor k, Tensor v) = cache.ReadStored(layer, context.Indices(Slots, segments, end));

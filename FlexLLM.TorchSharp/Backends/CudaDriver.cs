@@ -129,8 +129,11 @@ internal static unsafe class CudaDriver
         fault = Fault(push(context), names[4]);
         if (fault is null)
         {
-            int status = call(functions[6]);
-            fault = Fault(pop(&context), names[5]) ?? Fault(status, name);
+            fault = Fault(call(functions[6]), name);
+            string? unpopped = Fault(pop(&context), names[5]);
+
+            // What was taken is taken, whoever the thread's context is.
+            fault ??= hold == Hold.Taken ? null : unpopped;
         }
 
         for (int releases = hold == Hold.GivenBack ? 2 : hold == Hold.Taken && fault is null ? 0 : 1; releases > 0; releases--)

@@ -16,29 +16,33 @@ internal sealed class KeptIndices(int count) : IDisposable
     /// </summary>
     public const int CountDefault = 24;
 
-    /// <summary>Longer ones are not kept, until limits of calls are known.</summary>
-    public const int LengthDefault = 1 << 16;
+    /// <summary>Most bytes on the device, beside lists as long as a batch.</summary>
+    public const long BytesDefault = 32L << 20;
+
+    private const int ListsOfRows = 16;
 
     // The latest first.
-    private readonly List<(long[] Key, int Length, Tensor Tensor)> _entries = new(count);
+    private readonly List<(long[] Key, int Length, Tensor Tensor, long Bytes)> _entries = new(count);
     private int _count = count;
-    private long _lengthMax = LengthDefault;
+    private long _bytesMax = BytesDefault;
+    private long _bytes;
 
-    /// <summary>Bytes that kept tensors hold on the device at most.</summary>
+    /// <summary>Bytes that kept tensors hold on the device at most: an index and a mask for each position, and lists of rows.</summary>
     public static long BytesMax(in ScratchLimits limits)
     {
-        long longest = Math.Max(limits.Rows, (long)limits.Segments * limits.Positions);
-        return CountFor(limits) * sizeof(long) * Math.Min(longest, LengthFor(limits));
+        long positions = limits.Segments * (long)limits.Positions * (sizeof(long) + 1);
+        return Math.Min(BytesDefault, positions) + (ListsOfRows * sizeof(long) * (long)limits.Rows);
     }
 
-    /// <summary>Keeps as many, and as long ones, as a step within these limits asks for: the next layer finds them all.</summary>
+    /// <summary>
+    /// Keeps as many as a step within these limits asks for, two for each sequence at worst, so that the next layer finds them all, unless
+    /// they are more than <see cref="BytesDefault"/>.
+    /// </summary>
     public void Fit(in ScratchLimits limits)
     {
-        (_count, _lengthMax) = (_count == 0 ? 0 : (int)CountFor(limits), LengthFor(limits));
-        while (_entries.Count > _count)
-        {
-            DropLast();
-        }
+        _count = _count == 0 ? 0 : (CountDefault / 2) + Math.Max(CountDefault / 2, 2 * limits.Segments);
+        _bytesMax = BytesMax(limits);
+        MakeRoom(0);
     }
 
     /// <summary>The tensor that is kept under these numbers, which stays this object's; null where there is none.</summary>
@@ -46,11 +50,11 @@ internal sealed class KeptIndices(int count) : IDisposable
     {
         for (int i = 0; i < _entries.Count; i++)
         {
-            (long[] known, int length, Tensor tensor) = _entries[i];
+            (long[] known, int length, Tensor tensor, long bytes) = _entries[i];
             if (length == key.Length && key.SequenceEqual(known.AsSpan(0, length)))
             {
                 _entries.RemoveAt(i);
-                _entries.Insert(0, (known, length, tensor));
+                _entries.Insert(0, (known, length, tensor, bytes));
                 return tensor;
             }
         }
@@ -61,7 +65,7 @@ internal sealed class KeptIndices(int count) : IDisposable
     /// <summary>Whether that tensor is one of the kept ones.</summary>
     public bool Has(Tensor tensor)
     {
-        foreach ((_, _, Tensor kept) in _entries)
+        foreach ((_, _, Tensor kept, _) in _entries)
         {
             if (ReferenceEquals(kept, tensor))
             {
@@ -73,50 +77,46 @@ internal sealed class KeptIndices(int count) : IDisposable
     }
 
     /// <summary>
-    /// Keeps a tensor of the open scope, of so many numbers, in place of the one that was not asked for longest, if it is short enough.
+    /// Keeps a tensor of the open scope, of so many bytes, in place of those that were not asked for longest, if it is not too large.
     /// </summary>
-    public Tensor Keep(ReadOnlySpan<long> key, int length, Tensor tensor)
+    public Tensor Keep(ReadOnlySpan<long> key, long bytes, Tensor tensor)
     {
-        if (_count == 0 || length > _lengthMax)
+        if (_count == 0 || bytes > _bytesMax)
         {
             return tensor;
         }
 
-        long[] known = [];
-        if (_entries.Count == _count)
-        {
-            known = _entries[^1].Key;
-            DropLast();
-        }
-
+        long[] known = MakeRoom(bytes, 1);
         known = known.Length < key.Length ? new long[key.Length] : known;
         key.CopyTo(known);
-        _entries.Insert(0, (known, key.Length, tensor.DetachFromDisposeScope()));
+        _entries.Insert(0, (known, key.Length, tensor.DetachFromDisposeScope(), bytes));
+        _bytes += bytes;
         return tensor;
     }
 
     public void Dispose()
     {
-        foreach ((_, _, Tensor tensor) in _entries)
+        foreach ((_, _, Tensor tensor, _) in _entries)
         {
             tensor.Dispose();
         }
 
         _entries.Clear();
+        _bytes = 0;
     }
 
-    // Runs of decode rows are cut at about so many positions, and ask for two each.
-    private static long CountFor(in ScratchLimits limits)
+    // Drops the last ones until there is room for so many more. The key of one of them, for the next.
+    private long[] MakeRoom(long bytes, int entries = 0)
     {
-        long runs = ((long)limits.Segments * limits.Positions) / LengthDefault;
-        return Math.Max(CountDefault, (CountDefault / 2) + (2 * (runs + 1)));
-    }
+        long[] key = [];
+        while (_entries.Count > 0 && (_entries.Count + entries > _count || _bytes + bytes > _bytesMax))
+        {
+            (key, _, Tensor tensor, long held) = _entries[^1];
+            tensor.Dispose();
+            _bytes -= held;
+            _entries.RemoveAt(_entries.Count - 1);
+        }
 
-    private static long LengthFor(in ScratchLimits limits) => Math.Max(LengthDefault, limits.Positions);
-
-    private void DropLast()
-    {
-        _entries[^1].Tensor.Dispose();
-        _entries.RemoveAt(_entries.Count - 1);
+        return key;
     }
 }

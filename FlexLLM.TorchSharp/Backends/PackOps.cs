@@ -25,10 +25,14 @@ internal static class PackOps
     public static void Pack(TorchContext context, TensorSlice source, PackedFormat format, TensorSlice packed)
     {
         TorchPacked rows = Of(source, format, packed);
-        if (format == PackedFormat.BF16 && source.Rows > 0)
+        if (format == PackedFormat.BF16)
         {
-            using DisposeScope scope = torch.NewDisposeScope();
-            rows.Part(packed.Start, packed.Rows).narrow(1, 0, source.Columns).copy_(TorchContext.Of(source));
+            if (source.Rows > 0)
+            {
+                using DisposeScope all = torch.NewDisposeScope();
+                rows.Part(packed.Start, packed.Rows).narrow(1, 0, source.Columns).copy_(TorchContext.Of(source));
+            }
+
             return;
         }
 
@@ -51,10 +55,14 @@ internal static class PackOps
     public static void Unpack(TorchContext context, TensorSlice packed, PackedFormat format, TensorSlice destination)
     {
         TorchPacked rows = Of(destination, format, packed);
-        if (format == PackedFormat.BF16 && destination.Rows > 0)
+        if (format == PackedFormat.BF16)
         {
-            using DisposeScope scope = torch.NewDisposeScope();
-            TorchContext.Of(destination).copy_(rows.Part(packed.Start, packed.Rows).narrow(1, 0, destination.Columns));
+            if (destination.Rows > 0)
+            {
+                using DisposeScope all = torch.NewDisposeScope();
+                TorchContext.Of(destination).copy_(rows.Part(packed.Start, packed.Rows).narrow(1, 0, destination.Columns));
+            }
+
             return;
         }
 

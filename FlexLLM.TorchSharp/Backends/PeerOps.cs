@@ -12,8 +12,8 @@ namespace FlexLLM.Backends.Torch;
 /// </summary>
 /// <remarks>
 /// A sum brings its operand over first: a temporary of a rank's share of some rows or of a gradient, less than what operations element
-/// by element, or an optimizer, have room for. Copies go to their place at once; those of
-/// columns between GPUs that cannot read each other's memory by way of one more such share on either.
+/// by element, or an optimizer, have room for. Copies go to their place at once, but for those of
+/// columns between GPUs that cannot read each other's memory, which libtorch makes by way of one more such share on either.
 /// </remarks>
 internal static class PeerOps
 {

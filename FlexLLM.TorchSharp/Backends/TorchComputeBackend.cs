@@ -64,11 +64,18 @@ internal sealed class TorchComputeBackend(
     public void ReserveScratch(in ScratchLimits limits)
     {
         long bytes = ScratchBytes(limits);
-        if (bytes > _scratchBytes)
+        if (bytes >= _scratchBytes)
         {
             // Taken once, so that a device without it says so here. libtorch keeps it for whoever allocates next: the temporaries to come,
             // where all that lives longer was there before.
-            OwnedMemory.Matrix(_context, 1, (bytes + sizeof(float) - 1) / sizeof(float), DType.F32).Dispose();
+            try
+            {
+                OwnedMemory.Matrix(_context, 1, (bytes + sizeof(float) - 1) / sizeof(float), DType.F32).Dispose();
+            }
+            catch (OutOfMemoryException) when (bytes == _scratchBytes)
+            {
+                // It was promised before; temporaries take what there is.
+            }
         }
 
         _context.Fit(limits);

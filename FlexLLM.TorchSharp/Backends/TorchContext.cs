@@ -65,7 +65,7 @@ internal sealed class TorchContext : IDisposable
     /// </summary>
     public long ElementsMax { get; }
 
-    /// <summary>What KV caches hold, F32 or BF16; products with it are F32 either way.</summary>
+    /// <summary>What KV caches hold, F32 or BF16; products with it are F32 either way, but see <see cref="AttendsInBf16"/>.</summary>
     public DType KvType { get; }
 
     /// <summary>
@@ -218,7 +218,7 @@ internal sealed class TorchContext : IDisposable
     /// Indices on the device, only to be read. The layers of a step ask for the same ones: they are copied once.
     /// </summary>
     public Tensor Indices(ReadOnlySpan<long> values) =>
-        _kept.Find(values) ?? _kept.Keep(values, values.Length, ToDevice(values));
+        _kept.Find(values) ?? _kept.Keep(values, sizeof(long) * (long)values.Length, ToDevice(values));
 
     /// <summary>
     /// Indices of some kind, or a mask, for all positions of sequences, [sequences * end]. They are told apart by the block tables, a
@@ -237,8 +237,14 @@ internal sealed class TorchContext : IDisposable
         Span<long> values = both.Slice(key.Length, count);
         kind.Write(segments, end, values);
         Tensor made = ToDevice(values);
-        return _kept.Keep(key, count, kind.IsMask ? made.gt(Zero) : made);
+        return kind.IsMask ? _kept.Keep(key, count, made.gt(Zero)) : _kept.Keep(key, sizeof(long) * (long)count, made);
     }
+
+    /// <summary>
+    /// A tensor of so many bytes that follows from a few numbers, only to be read; the first of them is negative and the caller's own. The
+    /// layers of a step ask for the same ones: it is made once.
+    /// </summary>
+    public Tensor Kept(ReadOnlySpan<long> key, long bytes, Func<Tensor> make) => _kept.Find(key) ?? _kept.Keep(key, bytes, make());
 
     /// <summary>Indices on the device, each from 0 to less than <paramref name="end"/>.</summary>
     public Tensor Indices(ReadOnlySpan<int> values, int end)

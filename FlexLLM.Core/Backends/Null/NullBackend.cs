@@ -95,7 +95,7 @@ internal partial class NullBackend(NullMachine machine, ManualClock clock, ulong
         destination.Clear();
         if (source.Columns == 1)
         {
-            destination.Fill(1f); // A loss of one each.
+            destination.Fill(1f); // A loss of one each, of rows without a target too: nobody learns in a simulation.
         }
         else if (!destination.IsEmpty)
         {
