@@ -42,8 +42,19 @@ internal sealed class KeptIndicesTests
     {
         var limits = new ScratchLimits
         {
-            Rows = 512, Segments = segments, Positions = positions, SampledRows = 1, HiddenColumns = 1, Vocabulary = 1,
-            InputColumnsMax = 1, QueryHeads = 1, KvHeads = 1, HeadDim = 2, RankMax = 1, InnerMax = 1, Trains = true,
+            Rows = 512,
+            Segments = segments,
+            Positions = positions,
+            SampledRows = 1,
+            HiddenColumns = 1,
+            Vocabulary = 1,
+            InputColumnsMax = 1,
+            QueryHeads = 1,
+            KvHeads = 1,
+            HeadDim = 2,
+            RankMax = 1,
+            InnerMax = 1,
+            Trains = true,
         };
         using var context = new TorchContext(new torch.Device(DeviceType.CPU), 1000);
         context.Fit(limits);
