@@ -18,8 +18,8 @@ public sealed record TorchOptions
     /// <summary>
     /// Whether keys and values are kept in BF16: rounded to 8 bits of mantissa, to nearest even, they take half the bytes, so that twice
     /// the tokens fit into the same memory. Holds for requests and for the samples of finetuning jobs alike; scores, softmax, sums and
-    /// all gradients stay F32, but see <see cref="Bf16Activations"/>. The last bits of libtorch's sums depend on the shape of a batch, and a key near a tie then rounds the other
-    /// way: answers change with what runs beside a request more often than in F32.
+    /// all gradients stay F32, but see <see cref="Bf16Activations"/>. The last bits of libtorch's sums depend on the shape of a batch, and
+    /// a key near a tie then rounds the other way: answers change with what runs beside a request more often than in F32.
     /// </summary>
     /// <value>False: F32.</value>
     public bool Bf16KvCache { get; init; }

@@ -47,8 +47,8 @@ internal static class AttentionOps
 
     /// <summary>
     /// Of rows of a prompt in fused attention: keys and values as they are stored, queries turned, the result as it comes and turned, and
-    /// the mask: of rows in F32, twice, and as what it says; of query heads as such, which may stay, and in BF16. On the host, whose libtorch
-    /// may have no fused kernel, scores and probabilities too.
+    /// the mask: of rows in F32, twice, and as what it says; of query heads as such, which may stay, and in BF16. On the host, whose
+    /// libtorch may have no fused kernel, scores and probabilities too.
     /// </summary>
     public static long FusedBytes(TorchContext context, in ScratchLimits limits)
     {
