@@ -40,24 +40,8 @@ internal sealed class KeptIndicesTests
     [TestCase(8, 4096, false, Description = "control: limits of fewer sequences")]
     public void Indices_OfAllSequencesOfAStep_AreFoundByTheNextLayer(int segments, int positions, bool areFound)
     {
-        var limits = new ScratchLimits
-        {
-            Rows = 512,
-            Segments = segments,
-            Positions = positions,
-            SampledRows = 1,
-            HiddenColumns = 1,
-            Vocabulary = 1,
-            InputColumnsMax = 1,
-            QueryHeads = 1,
-            KvHeads = 1,
-            HeadDim = 2,
-            RankMax = 1,
-            InnerMax = 1,
-            Trains = true,
-        };
         using var context = new TorchContext(new torch.Device(DeviceType.CPU), 1000);
-        context.Fit(limits);
+        context.Fit(TorchScratchTests.Limits with { Segments = segments, Positions = positions });
         int sequences = areFound ? segments : 40;
         long[] slots = new long[positions];
         for (int layer = 0; layer < 3; layer++)

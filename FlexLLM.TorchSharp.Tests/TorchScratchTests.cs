@@ -18,7 +18,8 @@ internal sealed class TorchScratchTests
     // The plan adds as much, once, to the largest of the formulas.
     private const long LibraryBytes = 3L << 20;
 
-    private static readonly ScratchLimits Limits = new()
+    /// <summary>The largest calls that are measured.</summary>
+    public static readonly ScratchLimits Limits = new()
     {
         Rows = 512,
         Segments = 32,

@@ -64,11 +64,8 @@ internal sealed class Workbench(IComputeBackend backend) : IDisposable
     }
 
     /// <summary>What rows of so many columns are packed into.</summary>
-    public DeviceTensor Packed(int rows, int columns, PackedFormat format)
-    {
-        TensorUse use = format == PackedFormat.BF16 ? TensorUse.PackedBF16 : TensorUse.PackedSignBits;
-        return Own(Backend.Allocate(rows, PackedFormats.PackedColumns(columns, format), use));
-    }
+    public DeviceTensor Packed(int rows, int columns, PackedFormat format) =>
+        Own(Backend.Allocate(rows, PackedFormats.PackedColumns(columns, format), TensorUses.Of(format)));
 
     public T Own<T>(T resource)
         where T : IDisposable

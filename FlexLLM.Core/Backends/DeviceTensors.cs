@@ -18,6 +18,12 @@ internal enum TensorUse
     PackedSignBits,
 }
 
+/// <summary>What other things are allocated as.</summary>
+internal static class TensorUses
+{
+    public static TensorUse Of(PackedFormat format) => format == PackedFormat.BF16 ? TensorUse.PackedBF16 : TensorUse.PackedSignBits;
+}
+
 /// <summary>A row-major matrix [Rows, Columns] in device memory. Owned by whoever asked the backend for it.</summary>
 internal abstract class DeviceTensor(int rows, int columns) : IDisposable
 {

@@ -299,20 +299,17 @@ internal sealed partial class JobTable(
                 : $"Samples of at most {fitting} tokens (SampleTokensMax; the longest has {tokensMax}) would fit. ";
             return samplesThatFit + "Fewer target modules or a smaller rank need less.";
         });
-        PeftAdapter? master = null;
         TrainingRun? run = null;
         try
         {
             backward.Reserve(program);
-            master = CreateMaster(request, method);
-            run = new TrainingRun(model, master, PlanOf(request, samples), program);
+            run = new TrainingRun(model, CreateMaster(request, method), PlanOf(request, samples), program);
             model.Backend.ReserveScratch(memory.Scratch(trains: true));
             return run;
         }
         catch
         {
-            IDisposable? made = run is null ? master : run; // A run has the master for its own.
-            made?.Dispose();
+            run?.Dispose();
             backward.Release(program);
             FitScratch();
             throw;

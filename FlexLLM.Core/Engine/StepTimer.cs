@@ -155,12 +155,11 @@ internal sealed class StepTimer(ProfiledEngine engine)
             return null;
         }
 
-        PeftAdapter? adapter = null;
         TrainingRun? run = null;
         try
         {
             engine.Backward.Reserve(program);
-            adapter = PeftAdapter.CreateRandom(model.Backend, model.Whole, method, seed: 1, model.Shard);
+            PeftAdapter adapter = PeftAdapter.CreateRandom(model.Backend, model.Whole, method, seed: 1, model.Shard);
             int[] ids = new int[fitting];
             var plan = new TrainingPlan
             {
@@ -174,8 +173,7 @@ internal sealed class StepTimer(ProfiledEngine engine)
         }
         catch (Exception e)
         {
-            IDisposable? made = run is null ? adapter : run; // A run has the adapter for its own.
-            made?.Dispose();
+            run?.Dispose();
             Release(program);
             if (model.Backend.IsOutOfMemory(e)) // The machine has less than its budget says: a profile is not worth a refusal.
             {

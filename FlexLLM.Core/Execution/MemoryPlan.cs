@@ -167,12 +167,8 @@ internal sealed class MemoryPlan
     public long SavedBytes(SavedValue value, int tokens) => _backend.TensorBytes(tokens, value.Columns, UseOf(value));
 
     /// <summary>What a saved value is allocated for: sums of exponentials are F32.</summary>
-    public static TensorUse UseOf(SavedValue value) => value.Packed switch
-    {
-        PackedFormat.BF16 => TensorUse.PackedBF16,
-        PackedFormat.SignBits => TensorUse.PackedSignBits,
-        _ => value.ByAttention ? TensorUse.Exact : TensorUse.Activation,
-    };
+    public static TensorUse UseOf(SavedValue value) => value.Packed is PackedFormat format ? TensorUses.Of(format)
+        : value.ByAttention ? TensorUse.Exact : TensorUse.Activation;
 
     private long ArenaBytes(int columns) => ActivationBytes(Limits.Rows, columns);
 }

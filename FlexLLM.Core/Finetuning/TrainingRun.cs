@@ -29,7 +29,7 @@ internal sealed class TrainingRun : IDisposable
 {
     private readonly LoadedModel _model;
     private readonly AdapterGradients _gradients;
-    private readonly float[] _losses;
+    private readonly float[] _losses; // Where those of a sample are read to.
     private readonly ResourceSet _owned = new();
     private ActivationStore? _store;
     private ActivationStore? _ahead;
@@ -38,19 +38,17 @@ internal sealed class TrainingRun : IDisposable
     private double _aheadLoss;
 
     /// <summary>
-    /// Allocates everything the job will need. The adapter (its master weights) becomes this run's; it stays the caller's when
-    /// this fails.
+    /// Allocates everything the job will need. The adapter (its master weights) becomes this run's, and is gone when this fails.
     /// </summary>
     public TrainingRun(LoadedModel model, PeftAdapter adapter, TrainingPlan plan, TrainingProgram? program = null)
     {
-        _model = model;
-        Adapter = adapter;
-        Program = program ?? model.CompileTraining(adapter.Networks);
-        Cursor = new TrainingCursor(
-            plan.Samples, plan.Epochs, plan.GradientAccumulation, plan.ShuffleSeed, model.Config.LayerCount, Program.LowestLayer);
-        _losses = new float[plan.Samples.Max(s => s.Ids.Length)];
+        (_model, Adapter, _ownsAdapter) = (model, adapter, true);
         try
         {
+            Program = program ?? model.CompileTraining(adapter.Networks);
+            Cursor = new TrainingCursor(
+                plan.Samples, plan.Epochs, plan.GradientAccumulation, plan.ShuffleSeed, model.Config.LayerCount, Program.LowestLayer);
+            _losses = new float[plan.Samples.Max(s => s.Ids.Length)];
             Unpark();
             _gradients = _owned.Add(new AdapterGradients(model.Backend, adapter));
             Optimizer = _owned.Add(new AdapterOptimizer(model.Backend, plan.Optimizer, adapter, _gradients));
@@ -60,8 +58,6 @@ internal sealed class TrainingRun : IDisposable
             Dispose();
             throw;
         }
-
-        _ownsAdapter = true;
     }
 
     public PeftAdapter Adapter { get; }

@@ -311,11 +311,7 @@ internal static class AttentionOps
         using DisposeScope scope = torch.NewDisposeScope();
         if (IsFused(context, q))
         {
-            Tensor? seen = shortest < end ? context.Indices(Seen, segments, end).view(count, 1, 1, end) : null;
-            (Tensor k, Tensor v) = cache.ReadStored(layer, context.Indices(Slots, segments, end));
-            Tensor fused = torch.nn.functional.scaled_dot_product_attention(
-                TorchContext.Of(q, heads.RowByRow(q)), BySequence(k), BySequence(v), seen);
-            TorchContext.Of(o, heads.RowByRow(o)).copy_(fused);
+            DecodeFused(context, q, o, heads, layer, segments, end, isRagged: shortest < end);
             return;
         }
 
@@ -333,9 +329,22 @@ internal static class AttentionOps
         }
 
         heads.Join(scores.softmax(-1).bmm(values), o);
+    }
+
+    // The same, in the scope that is open: the query heads of a KV head are as many queries.
+    private static void DecodeFused(
+        TorchContext context, TensorSlice q, TensorSlice o, HeadLayout heads, int layer, ReadOnlySpan<AttentionSegment> segments, int end,
+        bool isRagged)
+    {
+        int count = segments.Length;
+        Tensor? seen = isRagged ? context.Indices(Seen, segments, end).view(count, 1, 1, end) : null;
+        (Tensor keys, Tensor values) = ((TorchKvCache)segments[0].Cache).ReadStored(layer, context.Indices(Slots, segments, end));
+        Tensor result = torch.nn.functional.scaled_dot_product_attention(
+            TorchContext.Of(q, heads.RowByRow(q)), BySequence(keys), BySequence(values), seen);
+        TorchContext.Of(o, heads.RowByRow(o)).copy_(result);
 
         // [KV heads, sequences * end, head dimension] as [sequences, KV heads, end, head dimension].
-        Tensor BySequence(Tensor gathered) => gathered.view(cache.KvHeads, count, end, cache.HeadDim).transpose(0, 1);
+        Tensor BySequence(Tensor gathered) => gathered.view(heads.KvHeads, count, end, heads.HeadDim).transpose(0, 1);
     }
 }
 

@@ -35,9 +35,9 @@ internal static class FactorOps
             LoraSegment segment = segments[i];
             Check.That(x.Columns == segment.A.Wide && y.Columns == segment.BTransposed.Wide);
             Check.That(segment.A.Inner == segment.BTransposed.Inner);
-            int alike = AlikeFrom(context, segments[i..]);
-            next = i + (alike < TogetherMin ? 1 : alike);
-            int rows = alike < TogetherMin ? segment.RowCount : alike;
+            int count = CountTogether(context, segments[i..]);
+            next = i + count;
+            int rows = count * segment.RowCount;
             (TensorSlice from, TensorSlice to) = (x.Slice(segment.RowStart, rows), y.Slice(segment.RowStart, rows));
             if (rows == 0)
             {
@@ -45,7 +45,7 @@ internal static class FactorOps
             }
 
             using DisposeScope scope = torch.NewDisposeScope();
-            if (next - i > 1)
+            if (count > 1)
             {
                 Together(context, from, segments[i..next], to);
                 continue;
@@ -120,24 +120,24 @@ internal static class FactorOps
         TorchContext.Of(gradient).addmm_(TorchContext.Wide(u).t(), TorchContext.Wide(x), 1, scale);
     }
 
-    // How many segments from the first on are one row each, one below the other, with adapters of one shape and scale.
-    private static int AlikeFrom(TorchContext context, ReadOnlySpan<LoraSegment> segments)
+    // How many segments from the first on are multiplied together: those of one row each, one below the other, with adapters of one shape
+    // and scale. One where they are too few.
+    private static int CountTogether(TorchContext context, ReadOnlySpan<LoraSegment> segments)
     {
         LoraSegment first = segments[0];
         long elements = first.A.Inner * (long)Math.Max(first.A.Wide, first.BTransposed.Wide);
-        int most = first.RowCount == 1 ? (int)Math.Min(segments.Length, context.ElementsMax / elements) : 1;
-        for (int i = 1; i < most; i++)
+        long most = first.RowCount == 1 ? Math.Min(segments.Length, context.ElementsMax / elements) : 1;
+        int count = 1;
+        while (count < most && IsLike(segments[count], count))
         {
-            LoraSegment next = segments[i];
-            if (next.RowStart != first.RowStart + i || next.RowCount != 1 || next.Scale != first.Scale
-                || next.A.Inner != first.A.Inner || next.A.Wide != first.A.Wide
-                || next.BTransposed.Inner != first.A.Inner || next.BTransposed.Wide != first.BTransposed.Wide)
-            {
-                return i;
-            }
+            count++;
         }
 
-        return most;
+        return count < TogetherMin ? 1 : count;
+
+        bool IsLike(in LoraSegment next, int row) => next.RowStart == first.RowStart + row && next.RowCount == 1
+            && next.Scale == first.Scale && next.A.Inner == first.A.Inner && next.A.Wide == first.A.Wide
+            && next.BTransposed.Inner == first.A.Inner && next.BTransposed.Wide == first.BTransposed.Wide;
     }
 
     // One product for all of them, of copies of their factors: on a GPU two calls an adapter and projection would take the host longer than
@@ -145,14 +145,8 @@ internal static class FactorOps
     private static void Together(TorchContext context, TensorSlice x, ReadOnlySpan<LoraSegment> segments, TensorSlice y)
     {
         (long count, long inner) = (segments.Length, segments[0].A.Inner);
-        Tensor[] factors = new Tensor[segments.Length];
-        for (int i = 0; i < factors.Length; i++)
-        {
-            factors[i] = TorchContext.Of(segments[i].A.Values);
-        }
-
         Tensor u;
-        using (Tensor down = torch.cat(factors))
+        using (Tensor down = Below(segments, segment => segment.A))
         using (Tensor each = down.view(count, inner, x.Columns))
         {
             // A times the row as a column: libtorch copies what it is given turned, on the host.
@@ -160,13 +154,20 @@ internal static class FactorOps
             u = column.view(count, 1, inner).mul_(context.Constant(segments[0].Scale));
         }
 
+        Tensor up = Below(segments, segment => segment.BTransposed).view(count, inner, y.Columns);
+        TorchContext.Store(u.bmm(up).view(y.Rows, y.Columns), TorchContext.Of(y), accumulate: true);
+    }
+
+    // A factor of each, one below the other.
+    private static Tensor Below(ReadOnlySpan<LoraSegment> segments, Func<LoraSegment, DeviceFactor> factorOf)
+    {
+        Tensor[] factors = new Tensor[segments.Length];
         for (int i = 0; i < factors.Length; i++)
         {
-            factors[i] = TorchContext.Of(segments[i].BTransposed.Values);
+            factors[i] = TorchContext.Of(factorOf(segments[i]).Values);
         }
 
-        Tensor up = torch.cat(factors).view(count, inner, y.Columns);
-        TorchContext.Store(u.bmm(up).view(y.Rows, y.Columns), TorchContext.Of(y), accumulate: true);
+        return torch.cat(factors);
     }
 
     private static Tensor WideToRead(TensorSlice slice) => TorchContext.IsBf16(slice)

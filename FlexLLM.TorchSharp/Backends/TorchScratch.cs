@@ -33,7 +33,7 @@ internal static class TorchScratch
         {
             bytes = Math.Max(bytes, AttentionGradient.ScratchBytes(context, limits));
             bytes = Math.Max(bytes, LossOps.CrossEntropyBytes(context, rows, limits.Vocabulary, hidden));
-            bytes = Math.Max(bytes, PackOps.ScratchBytes(context, rows, Math.Max(limits.InnerMax, widest)));
+            bytes = Math.Max(bytes, PackOps.ScratchBytes(context, rows, checked((int)Math.Max(limits.InnerMax, widest))));
             bytes = Math.Max(bytes, OptimizerOps.ScratchBytes(limits.InnerMax * widest));
         }
 
